@@ -1,0 +1,1 @@
+//! The vocabulary of the upper floors: messages, sampling, and the traits a language model fulfils.

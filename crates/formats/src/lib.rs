@@ -1,0 +1,1 @@
+//! Files models live in: safetensors, Hugging Face directories, atomic writes, memory maps.

@@ -1,0 +1,1 @@
+//! Generation: sampler, decoding loop, streaming text.

@@ -1,0 +1,1 @@
+//! Model families as data: Spec, the stacks, weight maps, registry, footprint.

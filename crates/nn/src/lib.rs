@@ -1,0 +1,1 @@
+//! Parts of networks: modules, linear, embedding, norms, attention, feed-forward, positions, KV cache, initialisation.

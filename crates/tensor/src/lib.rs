@@ -1,0 +1,1 @@
+//! Tensor, device, the closed list of operations and their gradients.

@@ -1,0 +1,1 @@
+//! Tiny random models, golden files and tolerances for the other crates' tests.

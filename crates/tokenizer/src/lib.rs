@@ -1,0 +1,1 @@
+//! Train, load, save and run tokenizers and chat templates.

@@ -1,0 +1,1 @@
+//! One trainer: objectives, optimizers, schedules, run directory, checkpoints, metrics.
