@@ -1,0 +1,290 @@
+"""Writes the golden files that Loam's tests compare themselves with.
+
+    python3 -m venv .venv && .venv/bin/pip install torch transformers safetensors
+    .venv/bin/python scripts/goldens.py            # or: cargo run -p loam-xtask -- goldens
+
+Everything goes to crates/testkit/goldens/ (see the README there) and is committed, so that no test needs Python.
+Seeds are fixed: a second run with the same versions writes the same bytes. Each reference is PyTorch in f32 with eager
+attention; the script recomputes it in f64 and refuses to write a case whose own rounding noise would eat a noticeable
+part of the tolerance that the tests allow.
+"""
+import argparse
+import json
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.utils.logging import disable_progress_bar
+
+import goldens_ops
+
+ROOT = Path(__file__).resolve().parent.parent / "crates" / "testkit" / "goldens"
+BATCH, TIME, IGNORED = 2, 17, -100
+# A quarter of what testkit allows (LOGITS_TOLERANCE, GRADIENT_TOLERANCE): our own rounding needs the rest.
+LOGITS_NOISE, GRADIENT_NOISE = 5e-6, 2.5e-5
+
+GPT2 = dict(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+LLAMA = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=4, max_position_embeddings=64, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2)
+# Narrower, to keep the files small: 2 heads of 8 still give four rotation frequencies.
+NARROW = LLAMA | dict(hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1)
+LINEAR = dict(rope_type="linear", rope_theta=10000.0, factor=4.0)
+# With theta 50 the four wavelengths (6, 17, 44, 118) fall into all three zones of the llama3 rule: kept, blended, divided.
+LLAMA3 = dict(rope_type="llama3", rope_theta=50.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=32)
+YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16)
+YARN_EXPLICIT = dict(rope_type="yarn", rope_theta=100.0, factor=2.0, original_max_position_embeddings=32,
+                     beta_fast=4.0, beta_slow=0.5, attention_factor=1.25)
+
+CASES = {
+    "gpt2-plain": GPT2Config(**GPT2),
+    "gpt2-untied": GPT2Config(**GPT2 | dict(n_head=4, tie_word_embeddings=False)),
+    "gpt2-odd": GPT2Config(**GPT2 | dict(vocab_size=61, n_embd=15, n_head=3, n_inner=37, n_positions=19,
+                                         layer_norm_epsilon=1e-3)),
+    "gpt2-unprefixed": GPT2Config(**GPT2 | dict(n_embd=12, n_head=3, n_positions=20)),
+    "llama-plain": LlamaConfig(**NARROW | dict(num_attention_heads=4, num_key_value_heads=4, intermediate_size=48)),
+    "llama-gqa": LlamaConfig(**LLAMA | dict(num_key_value_heads=2, rope_parameters=dict(
+        rope_type="default", rope_theta=500.0))),
+    "llama-tied": LlamaConfig(**NARROW | dict(tie_word_embeddings=True, num_key_value_heads=2)),
+    "llama-biases": LlamaConfig(**NARROW | dict(attention_bias=True, mlp_bias=True)),
+    "llama-head-dim": LlamaConfig(**NARROW | dict(head_dim=12)),
+    "llama-odd": LlamaConfig(**NARROW | dict(vocab_size=61, hidden_size=15, intermediate_size=37, num_attention_heads=3,
+                                           num_key_value_heads=1, head_dim=6)),
+    "llama-rope-linear": LlamaConfig(**NARROW | dict(rope_parameters=LINEAR)),
+    "llama-rope-llama3": LlamaConfig(**NARROW | dict(rope_parameters=LLAMA3)),
+    "llama-rope-yarn": LlamaConfig(**NARROW | dict(rope_parameters=YARN)),
+    "llama-rope-yarn-explicit": LlamaConfig(**NARROW | dict(rope_parameters=YARN_EXPLICIT)),
+    "llama-bf16": LlamaConfig(**NARROW),
+    "llama-sharded": LlamaConfig(**NARROW),
+}
+# The same model a second time, described as transformers 4 wrote it.
+OLD_LAYOUT = {
+    "llama-rope-llama3-v4": "llama-rope-llama3",
+    "llama-rope-linear-v4": "llama-rope-linear",
+}
+PACKED = ("gpt2-plain", "llama-gqa")
+TRAJECTORIES = ("gpt2-plain", "llama-gqa")
+ADAMW = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, max_grad_norm=1.0)
+STEPS, STEP_BATCH, STEP_TIME = 20, 4, 16
+
+
+def seeded(name):
+    """A generator whose stream depends on the name alone, so that adding a case changes no other."""
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()))
+
+
+def build(name, config):
+    """A model whose every parameter is random and matters: norm weights and biases included."""
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    generator = seeded(name)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1:
+                centre = 1.0 if key.endswith("weight") else 0.0
+                parameter.copy_(centre + 0.3 * noise)
+            else:
+                embedding = key.endswith(("wte.weight", "wpe.weight", "embed_tokens.weight"))
+                parameter.copy_((0.4 if embedding else 0.2) * noise)
+    if name == "llama-bf16":
+        # The checkpoint holds bf16; the reference computes in f32 with exactly those rounded values. (Rounding the
+        # whole module would also round its rope frequencies, which no checkpoint holds.)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.bfloat16().float())
+    return model
+
+
+def forward_backward(model, tokens, targets, **inputs):
+    model.zero_grad(set_to_none=True)
+    logits = model(input_ids=tokens, use_cache=False, **inputs).logits
+    loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=IGNORED)
+    loss.backward()
+    gradients = {key: parameter.grad.detach().clone() for key, parameter in model.named_parameters()}
+    return logits.detach(), loss.detach(), gradients
+
+
+def double_norm(self, x):
+    """Llama's norm as it is, except that transformers forces f32 inside and this keeps the input's type."""
+    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+def check_noise(name, model, tokens, targets, golden, **inputs):
+    """Compares the f32 reference with the same computation in f64."""
+    logits, _, gradients = golden
+    single_norm, LlamaRMSNorm.forward = LlamaRMSNorm.forward, double_norm
+    model.double().set_attn_implementation("sdpa")  # the eager path also forces an f32 softmax
+    wide = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
+    exact_logits, _, exact = forward_backward(model, tokens, targets, **wide)
+    LlamaRMSNorm.forward = single_norm
+    model.float().set_attn_implementation("eager")
+    model.zero_grad(set_to_none=True)
+    noise = (logits - exact_logits).abs().max().item()
+    worst = max(((gradients[key] - exact[key]).abs().max() / exact[key].abs().max()).item() for key in exact)
+    print(f"{name:26} logits |max| {logits.abs().max():6.2f}  noise {noise:.1e}  gradient noise {worst:.1e}")
+    if noise > LOGITS_NOISE or worst > GRADIENT_NOISE:
+        sys.exit(f"{name}: f32 noise is too near to the tolerances; choose smaller weights")
+
+
+def pack_golden(golden, **arrays):
+    logits, loss, gradients = golden
+    return {**arrays, "logits": logits.contiguous(), "loss": loss.reshape(1)} | {
+        f"gradient.{key}": value.contiguous() for key, value in gradients.items()}
+
+
+def sample_tokens(name, vocab):
+    generator = seeded(name + " tokens")
+    tokens = torch.randint(0, vocab, (BATCH, TIME), generator=generator)
+    targets = torch.cat([tokens[:, 1:], torch.randint(0, vocab, (BATCH, 1), generator=generator)], dim=1)
+    targets[0, 3] = targets[1, 0] = targets[1, 9] = IGNORED
+    return tokens, targets
+
+
+def write_case(name, model):
+    directory = ROOT / name
+    if name == "llama-bf16":
+        stored = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
+        stored.load_state_dict(model.state_dict())
+        stored.save_pretrained(directory)
+    else:
+        model.save_pretrained(directory, max_shard_size="10KB" if name == "llama-sharded" else "1GB")
+    tokens, targets = sample_tokens(name, model.config.vocab_size)
+    golden = forward_backward(model, tokens, targets)
+    check_noise(name, model, tokens, targets, golden)
+    save_file(pack_golden(golden, tokens=tokens, targets=targets), directory / "golden.safetensors")
+
+
+def write_packed(name, model):
+    """Two documents in one row: positions start again, and nobody looks across the border."""
+    first = 10
+    generator = seeded(name + " packed")
+    tokens = torch.randint(0, model.config.vocab_size, (1, TIME), generator=generator)
+    documents = torch.tensor([[0] * first + [1] * (TIME - first)])
+    positions = torch.tensor([list(range(first)) + list(range(TIME - first))])
+    targets = torch.cat([tokens[:, 1:], torch.full((1, 1), IGNORED)], dim=1)
+    targets[0, first - 1] = IGNORED
+    visible = torch.ones(TIME, TIME).tril().bool() & (documents[0][:, None] == documents[0][None, :])
+    mask = torch.zeros(1, 1, TIME, TIME).masked_fill(~visible, torch.finfo(torch.float32).min)
+    inputs = dict(attention_mask=mask, position_ids=positions)
+    golden = forward_backward(model, tokens, targets, **inputs)
+    with torch.no_grad():
+        apart = torch.cat([model(part).logits for part in (tokens[:, :first], tokens[:, first:])], dim=1)
+    if (apart - golden[0]).abs().max() > LOGITS_NOISE:
+        sys.exit(f"{name}: packed documents see each other")
+    check_noise(name + " packed", model, tokens, targets, golden, **inputs)
+    arrays = dict(tokens=tokens, targets=targets, positions=positions, documents=documents)
+    save_file(pack_golden(golden, **arrays), ROOT / name / "packed.safetensors")
+
+
+def trajectory_losses(name, tokens, targets, bf16):
+    model = AutoModelForCausalLM.from_pretrained(ROOT / name, dtype=torch.float32, attn_implementation="eager")
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": ADAMW["weight_decay"]},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=ADAMW["lr"], betas=(ADAMW["beta1"], ADAMW["beta2"]), eps=ADAMW["eps"])
+    losses, norms = [], []
+    for x, y in zip(tokens, targets):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            logits = model(x, use_cache=False).logits
+        loss = F.cross_entropy(logits.float().reshape(-1, logits.shape[-1]), y.reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), ADAMW["max_grad_norm"]).item())
+        optimizer.step()
+        losses.append(loss.item())
+    return torch.tensor(losses), torch.tensor(norms)
+
+
+def write_trajectory(name, vocab):
+    """Twenty steps on sequences that can be learnt (each token is a fixed function of the one before)."""
+    generator = seeded(name + " trajectory")
+    rows = [torch.randint(0, vocab, (STEPS, STEP_BATCH), generator=generator)]
+    for _ in range(STEP_TIME):
+        rows.append((rows[-1] * 5 + 3) % vocab)
+    sequence = torch.stack(rows, dim=-1)
+    tokens, targets = sequence[..., :-1].contiguous(), sequence[..., 1:].contiguous()
+    losses, norms = trajectory_losses(name, tokens, targets, bf16=False)
+    bf16_losses, _ = trajectory_losses(name, tokens, targets, bf16=True)
+    print(f"{name:26} 20 steps: f32 {losses[0]:.4f} -> {losses[-1]:.4f}, bf16 differs by at most "
+          f"{(losses - bf16_losses).abs().max():.4f}, gradient norms {norms.min():.2f} to {norms.max():.2f}")
+    arrays = dict(tokens=tokens, targets=targets, losses=losses, losses_bf16=bf16_losses, grad_norms=norms)
+    save_file(arrays, ROOT / name / "trajectory.safetensors", {"adamw": json.dumps(ADAMW)})
+
+
+def strip_prefix(directory):
+    """The layout of the original gpt2 checkpoint: no `transformer.` prefix, and the causal mask stored as a buffer."""
+    path = directory / "model.safetensors"
+    config = json.loads((directory / "config.json").read_text())
+    size = config["n_positions"]
+    tensors = {key.removeprefix("transformer."): value for key, value in load_file(path).items()}
+    for layer in range(config["n_layer"]):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(size, size).tril().reshape(1, 1, size, size)
+    save_file(tensors, path, {"format": "pt"})
+    config["torch_dtype"] = config.pop("dtype")
+    config["n_ctx"] = size
+    config["transformers_version"] = "4.40.0"
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_old_layout(name, source):
+    """Copies a case and rewrites its config.json as transformers 4 would have written it."""
+    directory = ROOT / name
+    shutil.copytree(ROOT / source, directory)
+    config = json.loads((directory / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    if rope["rope_type"] == "linear":
+        rope["type"] = rope.pop("rope_type")  # the oldest spelling of the key
+    config["rope_scaling"] = rope
+    config["torch_dtype"] = config.pop("dtype")
+    config["transformers_version"] = "4.45.0"
+    del config["head_dim"]  # absent in most old files: hidden_size / num_attention_heads
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def check_directory(name):
+    """What lies on disk, opened by transformers, gives the golden logits."""
+    model = AutoModelForCausalLM.from_pretrained(ROOT / name, dtype=torch.float32, attn_implementation="eager").eval()
+    golden = load_file(ROOT / name / "golden.safetensors")
+    with torch.no_grad():
+        logits = model(golden["tokens"]).logits
+    if not torch.equal(logits, golden["logits"]):
+        sys.exit(f"{name}: the directory does not give its own golden logits")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    disable_progress_bar()
+    torch.set_num_threads(1)
+    for old in ROOT.glob("*/"):
+        shutil.rmtree(old)
+    ROOT.mkdir(parents=True, exist_ok=True)
+    for name, config in CASES.items():
+        model = build(name, config)
+        write_case(name, model)
+        if name in PACKED:
+            write_packed(name, model)
+        if name in TRAJECTORIES:
+            write_trajectory(name, config.vocab_size)
+    strip_prefix(ROOT / "gpt2-unprefixed")
+    for name, source in OLD_LAYOUT.items():
+        write_old_layout(name, source)
+    for name in [*CASES, *OLD_LAYOUT]:
+        check_directory(name)
+    goldens_ops.write(ROOT)
+    total = sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file())
+    print(f"{len(CASES) + len(OLD_LAYOUT)} cases, {total / 1e6:.2f} MB in {ROOT}")
+
+
+if __name__ == "__main__":
+    main()

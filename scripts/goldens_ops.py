@@ -1,0 +1,183 @@
+"""Golden values of single operations, samplers and schedules; called by goldens.py.
+
+ops.safetensors holds the arrays, ops.json says for each case which operation it is, its parameters, and the names of its
+inputs, its output and the gradients. The gradients are those of sum(output * weight), where `weight` is a stored array:
+an upstream gradient that is different everywhere.
+"""
+import json
+import zlib
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from transformers import optimization
+from transformers.generation import logits_process
+
+
+def attention(q, k, v, causal):
+    """[batch, time, heads, head_dim] in and out; fewer key heads than query heads are shared in groups."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
+
+
+def rope(x, positions, theta):
+    """Rotates the pairs (i, i + head_dim/2) of x [batch, time, heads, head_dim]."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-torch.arange(half, dtype=torch.float32) / half)
+    angles = positions[:, None].float() * frequencies
+    cos, sin = angles.cos()[None, :, None, :], angles.sin()[None, :, None, :]
+    low, high = x[..., :half], x[..., half:]
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
+
+
+def op_cases(normal):
+    """(case, operation, parameters, inputs that get gradients, index inputs, function)"""
+    wide = normal(3, 37) * 3
+    targets = torch.tensor([4, -100, 0, 30, 12, -100, 30])
+    ids = torch.tensor([[0, 5, 5], [9, 2, 0]])
+    positions = torch.tensor([0, 1, 2, 7, 31])
+    qkv = dict(q=normal(2, 7, 4, 5), k=normal(2, 7, 2, 5), v=normal(2, 7, 2, 5))
+    longer = dict(q=normal(1, 4, 2, 8), k=normal(1, 9, 2, 8), v=normal(1, 9, 2, 8))
+    norm = dict(x=normal(5, 19) * 2 + 0.5, scale=1 + 0.3 * normal(19))
+    return [
+        ("gelu", "gelu", {}, dict(x=wide), {}, lambda x: F.gelu(x)),
+        ("gelu-tanh", "gelu_tanh", {}, dict(x=wide), {}, lambda x: F.gelu(x, approximate="tanh")),
+        ("silu", "silu", {}, dict(x=wide), {}, lambda x: F.silu(x)),
+        ("silu-gated", "silu_gated", {}, dict(gate=wide, up=normal(3, 37)), {}, lambda gate, up: F.silu(gate) * up),
+        ("softmax", "softmax", {}, dict(x=wide), {}, lambda x: F.softmax(x, dim=-1)),
+        ("layer-norm", "layer_norm", {"eps": 1e-5}, norm | dict(bias=normal(19)), {},
+         lambda x, scale, bias: F.layer_norm(x, (19,), scale, bias, 1e-5)),
+        ("rms-norm", "rms_norm", {"eps": 1e-6}, norm, {},
+         lambda x, scale: F.rms_norm(x, (19,), scale, 1e-6)),
+        ("linear", "linear", {}, dict(x=normal(5, 13), matrix=normal(7, 13), bias=normal(7)), {},
+         lambda x, matrix, bias: F.linear(x, matrix, bias)),
+        ("embedding", "embedding", {}, dict(table=normal(11, 6)), dict(ids=ids), lambda table, ids: F.embedding(ids, table)),
+        ("rope", "rope", {"theta": 100.0}, dict(x=normal(2, 5, 3, 8)), dict(positions=positions),
+         lambda x, positions: rope(x, positions, 100.0)),
+        ("cross-entropy", "cross_entropy", {"ignore_index": -100}, dict(logits=normal(7, 31) * 4), dict(targets=targets),
+         lambda logits, targets: F.cross_entropy(logits, targets, ignore_index=-100).reshape(1)),
+        ("attention-causal-gqa", "attention", {"causal": True}, qkv, {}, lambda q, k, v: attention(q, k, v, True)),
+        ("attention-bidirectional", "attention", {"causal": False}, longer, {},
+         lambda q, k, v: attention(q, k, v, False)),
+    ]
+
+
+def write_ops(root):
+    generator = torch.Generator().manual_seed(zlib.crc32(b"ops"))
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    arrays, index = {}, []
+    for case, operation, parameters, inputs, indices, function in op_cases(normal):
+        leaves = {key: value.clone().requires_grad_() for key, value in inputs.items()}
+        output = function(**leaves, **indices)
+        weight = normal(*output.shape) if operation != "cross_entropy" else torch.ones(1)
+        (output * weight).sum().backward()
+        stored = {**inputs, **indices, "output": output.detach(), "weight": weight} | {
+            f"gradient.{key}": leaf.grad for key, leaf in leaves.items()}
+        arrays |= {f"{case}.{key}": value.clone().contiguous() for key, value in stored.items()}
+        index.append(dict(case=case, operation=operation, parameters=parameters,
+                          inputs=[*inputs, *indices], gradients=[*inputs]))
+    save_file(arrays, root / "ops.safetensors")
+    write_json(root / "ops.json", {"cases": index})
+
+
+SAMPLERS = [  # name, logits, temperature, top_k, top_p, min_p, repetition_penalty
+    ("plain", "smooth", None, None, None, None, None),
+    ("temperature cold", "smooth", 0.5, None, None, None, None),
+    ("temperature hot", "peaked", 1.7, None, None, None, None),
+    ("top-k 1", "smooth", None, 1, None, None, None),
+    ("top-k 5", "smooth", None, 5, None, None, None),
+    ("top-k larger than the vocabulary", "smooth", None, 1000, None, None, None),
+    ("top-p 0.9", "smooth", None, None, 0.9, None, None),
+    ("top-p 0.3 of a peaked vector", "peaked", None, None, 0.3, None, None),
+    ("top-p tiny keeps one", "smooth", None, None, 0.001, None, None),
+    ("min-p 0.1", "smooth", None, None, None, 0.1, None),
+    ("min-p 1 keeps the largest", "peaked", None, None, None, 1.0, None),
+    ("repetition penalty", "smooth", None, None, None, None, 1.3),
+    ("repetition reward", "smooth", None, None, None, None, 0.8),
+    ("temperature before top-p", "smooth", 0.7, None, 0.8, None, None),
+    ("top-k before top-p", "smooth", None, 8, 0.7, None, None),
+    ("everything", "smooth", 0.8, 12, 0.95, 0.05, 1.2),
+]
+
+
+def write_samplers(root):
+    generator = torch.Generator().manual_seed(zlib.crc32(b"samplers"))
+    vectors = {name: torch.randn(1, 24, generator=generator) * scale for name, scale in (("smooth", 1.5), ("peaked", 5.0))}
+    prompt = torch.tensor([[3, 7, 7, 0, 19]])
+    cases = []
+    for name, vector, temperature, top_k, top_p, min_p, penalty in SAMPLERS:
+        chain = [  # the order in which transformers applies them
+            penalty and logits_process.RepetitionPenaltyLogitsProcessor(penalty),
+            temperature and logits_process.TemperatureLogitsWarper(temperature),
+            top_k and logits_process.TopKLogitsWarper(top_k),
+            top_p and logits_process.TopPLogitsWarper(top_p),
+            min_p and logits_process.MinPLogitsWarper(min_p),
+        ]
+        scores = vectors[vector].clone()
+        for processor in filter(None, chain):
+            scores = processor(prompt, scores)
+        cases.append(dict(name=name, logits=vector, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                          repetition_penalty=penalty, probabilities=scores.softmax(-1)[0].tolist()))
+    write_json(root / "samplers.json", dict(
+        prompt=prompt[0].tolist(), logits={key: value[0].tolist() for key, value in vectors.items()}, cases=cases))
+
+
+SCHEDULES = [  # name, steps, warmup, decay steps (wsd), smallest multiplier, decay shape (wsd)
+    ("constant", 10, 0, None, None, None),
+    ("constant", 10, 4, None, None, None),
+    ("linear", 20, 5, None, None, None),
+    ("linear", 10, 0, None, None, None),
+    ("cosine", 20, 5, None, None, None),
+    ("cosine", 12, 0, None, None, None),
+    ("cosine", 20, 4, None, 0.1, None),
+    ("wsd", 20, 4, 6, 0.0, "linear"),
+    ("wsd", 20, 4, 6, 0.1, "linear"),
+    ("wsd", 20, 4, 6, 0.0, "cosine"),
+    ("wsd", 20, 0, 8, 0.0, "1-sqrt"),
+]
+
+
+def scheduler(optimizer, name, steps, warmup, decay, minimum, shape):
+    if name == "constant":
+        return optimization.get_constant_schedule_with_warmup(optimizer, warmup)
+    if name == "linear":
+        return optimization.get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    if name == "cosine" and minimum is None:
+        return optimization.get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+    if name == "cosine":
+        return optimization.get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, steps, min_lr_rate=minimum)
+    return optimization.get_wsd_schedule(optimizer, warmup, decay, steps, decay_type=shape, min_lr_ratio=minimum)
+
+
+def write_schedules(root):
+    """multipliers[i] is the factor on the learning rate in step i (counted from 0), one more than there are steps."""
+    cases = []
+    for name, steps, warmup, decay, minimum, shape in SCHEDULES:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = scheduler(optimizer, name, steps, warmup, decay, minimum, shape)
+        multipliers = []
+        for _ in range(steps + 1):
+            multipliers.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        cases.append(dict(schedule=name, steps=steps, warmup_steps=warmup, decay_steps=decay, minimum=minimum or 0.0,
+                          decay=shape, multipliers=multipliers))
+    write_json(root / "schedules.json", {"cases": cases})
+
+
+def write_json(path, value):
+    """One case per line: small, and a change shows as one line of the diff."""
+    text = json.dumps({key: item for key, item in value.items() if key != "cases"})[:-1]
+    lines = ",\n".join("  " + json.dumps(case) for case in value["cases"])
+    path.write_text(f'{text}{", " if len(value) > 1 else ""}"cases": [\n{lines}\n]}}\n')
+
+
+def write(root):
+    write_ops(root)
+    write_samplers(root)
+    write_schedules(root)
