@@ -1,0 +1,162 @@
+//! What can go wrong with a file, said once and clearly.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Shorthand for this crate's results.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything a file or a disk can do wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused an operation on a path.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted, as a verb: "open", "write", …
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// No room left for a file; nothing of it remains on disk.
+    #[error("the disk is full: {} was not written", path.display())]
+    DiskFull {
+        /// The file that did not fit.
+        path: PathBuf,
+    },
+    /// A file or directory that must exist does not.
+    #[error("{} does not exist", path.display())]
+    Missing {
+        /// The missing path.
+        path: PathBuf,
+        /// What the user can do about it.
+        hint: String,
+    },
+    /// A safetensors file is damaged or inconsistent.
+    #[error("{}: not a valid safetensors file: {reason}", path.display())]
+    SafeTensors {
+        /// The damaged file.
+        path: PathBuf,
+        /// What is wrong, with what was expected and found.
+        reason: String,
+    },
+    /// A JSON file is damaged.
+    #[error("{}: invalid JSON: {reason}", path.display())]
+    Json {
+        /// The damaged file.
+        path: PathBuf,
+        /// Where and what.
+        reason: String,
+    },
+    /// A file of a model directory contradicts another one.
+    #[error("{}: {reason}", path.display())]
+    Inconsistent {
+        /// The file that makes the claim.
+        path: PathBuf,
+        /// The contradiction.
+        reason: String,
+    },
+    /// A tensor was asked for by a name that is not there.
+    #[error("{}: no tensor named '{name}'", path.display())]
+    NoSuchTensor {
+        /// The file or directory searched.
+        path: PathBuf,
+        /// The name asked for.
+        name: String,
+        /// The most similar name that is there.
+        nearest: Option<String>,
+    },
+    /// A tensor's dtype cannot be turned into f32.
+    #[error("tensor of dtype {found} cannot be read as f32 (expected F32, F16, BF16 or F64)")]
+    NotFloat {
+        /// The dtype found.
+        found: &'static str,
+    },
+    /// The data given for a tensor does not have the size that its dtype and shape say.
+    #[error("tensor '{name}': dtype and shape need {expected} bytes, but {found} were given")]
+    WrongLength {
+        /// The tensor.
+        name: String,
+        /// Bytes needed.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// Two tensors of one file share a name.
+    #[error("{}: two tensors are named '{name}'", path.display())]
+    DuplicateTensor {
+        /// The file to be written.
+        path: PathBuf,
+        /// The name given twice.
+        name: String,
+    },
+}
+
+impl Error {
+    /// A way out, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::DiskFull { path } => Some(format!(
+                "free some space on the disk of {} or write elsewhere; what was there before is untouched",
+                path.parent().unwrap_or(path).display()
+            )),
+            Self::Missing { hint, .. } if !hint.is_empty() => Some(hint.clone()),
+            Self::SafeTensors { .. } => Some("the file is damaged or incomplete: copy or download it again".into()),
+            Self::NoSuchTensor { nearest: Some(name), .. } => Some(format!("the nearest name there is '{name}'")),
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("check the owner and the permissions of the path".into())
+            }
+            _ => None,
+        }
+    }
+
+    /// Names the operation and the path of an [`io::Error`]; a full disk becomes [`Error::DiskFull`] and a path that
+    /// does not exist [`Error::Missing`].
+    pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::WriteZero => {
+                Self::DiskFull { path }
+            }
+            io::ErrorKind::NotFound => Self::Missing { path, hint: String::new() },
+            _ => Self::Io { action, path, source },
+        }
+    }
+}
+
+/// The candidate most similar to `name`, if any is similar at all (edit distance at most a third of its length).
+pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
+    let limit = name.chars().count() / 3;
+    candidates.map(|c| (edit_distance(name, c), c)).filter(|(d, _)| *d <= limit).min().map(|(_, c)| c.to_owned())
+}
+
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_found_and_a_far_one_is_not_offered() {
+        let names = ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"];
+        assert_eq!(
+            nearest("model.layers.0.mlp.up_prj.weight", names.into_iter()).as_deref(),
+            Some("model.layers.0.mlp.up_proj.weight")
+        );
+        assert_eq!(nearest("zzz", names.into_iter()), None);
+    }
+}

@@ -1,0 +1,64 @@
+//! The one place that memory-maps files.
+//!
+//! A map shares the page cache between processes and costs no copy, which is what makes opening a checkpoint or a
+//! token shard larger than memory instant. Its one danger is stated at [`Mapped::open`].
+
+use crate::{Error, Result};
+use std::fs::File;
+use std::ops::Deref;
+use std::path::Path;
+
+/// A file's bytes, read-only, loaded by the operating system as they are touched.
+#[derive(Debug)]
+pub struct Mapped(memmap2::Mmap);
+
+impl Mapped {
+    /// Maps a whole file. An empty file gives an empty slice.
+    ///
+    /// The file must not be shortened by another process while it is mapped (the system would kill the reader);
+    /// Loam's own writers never do that: they replace files by renaming, see [`crate::atomic`].
+    #[allow(unsafe_code, reason = "a memory map is unsafe by nature; this is the only one outside of kernels/tensor")]
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let is_dir = file.metadata().map_err(|e| Error::io("open", path, e))?.is_dir();
+        if is_dir {
+            return Err(Error::io("open", path, std::io::ErrorKind::IsADirectory.into()));
+        }
+        // SAFETY: the map is private to this process and read-only. That no other process truncates the file is the
+        // documented condition above; all files that Loam maps are written by renaming a finished file into place.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("memory-map", path, e))?;
+        Ok(Self(map))
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_shows_the_bytes_of_the_file_and_an_empty_file_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.bin");
+        std::fs::write(&path, [1, 2, 3]).unwrap();
+        assert_eq!(&Mapped::open(&path).unwrap()[..], [1, 2, 3]);
+        std::fs::write(&path, []).unwrap();
+        assert!(Mapped::open(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_missing_file_and_a_directory_are_errors_that_name_the_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("nope.bin");
+        assert!(Mapped::open(&missing).unwrap_err().to_string().contains("nope.bin does not exist"));
+        assert!(Mapped::open(dir.path()).unwrap_err().to_string().contains("directory"));
+    }
+}
