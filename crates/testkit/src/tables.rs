@@ -1,0 +1,202 @@
+//! The golden tables: single operations, samplers and learning-rate schedules.
+
+use crate::golden::{Array, Golden, root};
+use serde::{Deserialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+use std::fs;
+
+/// One operation with its inputs, its output, and the gradients of `sum(output * weight)`.
+#[derive(Debug)]
+pub struct Operation {
+    /// Name of the case, such as `attention-causal-gqa`.
+    pub case: String,
+    /// What is computed, such as `attention` or `layer_norm`.
+    pub operation: String,
+    /// Settings that are not arrays, such as `eps` (true is 1, false is 0).
+    pub parameters: BTreeMap<String, f64>,
+    /// Inputs that have gradients, by name.
+    pub inputs: BTreeMap<String, Array<f32>>,
+    /// Inputs that have none: ids, targets, positions.
+    pub indices: BTreeMap<String, Array<i64>>,
+    /// The result.
+    pub output: Array<f32>,
+    /// The upstream gradient, of the output's shape.
+    pub weight: Array<f32>,
+    /// The gradient of each entry of `inputs`.
+    pub gradients: BTreeMap<String, Array<f32>>,
+}
+
+/// The sampler table: fixed logits, a prompt for the repetition penalty, and what each setting makes of them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplerTable {
+    /// Tokens already seen.
+    pub prompt: Vec<u32>,
+    /// Logit vectors by name.
+    pub logits: BTreeMap<String, Vec<f32>>,
+    /// The settings and their results.
+    pub cases: Vec<Sampler>,
+}
+
+/// One sampler setting. `None` is off. transformers applies them in the order: repetition penalty, temperature, top-k,
+/// top-p, min-p.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sampler {
+    /// What the case shows.
+    pub name: String,
+    /// Which vector of the table it filters.
+    pub logits: String,
+    /// Divides the logits.
+    pub temperature: Option<f32>,
+    /// Keeps this many.
+    pub top_k: Option<usize>,
+    /// Keeps the smallest set with at least this mass.
+    pub top_p: Option<f32>,
+    /// Keeps what has at least this fraction of the largest probability.
+    pub min_p: Option<f32>,
+    /// Divides positive and multiplies negative logits of tokens already seen.
+    pub repetition_penalty: Option<f32>,
+    /// Probabilities after all of it; what was filtered out is exactly zero.
+    pub probabilities: Vec<f32>,
+}
+
+/// One learning-rate schedule.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    /// `constant`, `linear`, `cosine` or `wsd`.
+    pub schedule: String,
+    /// Steps of the run.
+    pub steps: usize,
+    /// Steps of the linear rise at the start, from 0 (or from `minimum` in `wsd`).
+    pub warmup_steps: usize,
+    /// Steps of the fall at the end; `wsd` only.
+    pub decay_steps: Option<usize>,
+    /// Multiplier at the very end.
+    pub minimum: f64,
+    /// Shape of the fall: `linear`, `cosine` or `1-sqrt`; `wsd` only.
+    pub decay: Option<String>,
+    /// Factor on the learning rate in step 0, 1, 2, ..., with one entry more than there are steps.
+    pub multipliers: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Cases<T> {
+    cases: Vec<T>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OperationEntry {
+    case: String,
+    operation: String,
+    parameters: BTreeMap<String, serde_json::Value>,
+    inputs: Vec<String>,
+    gradients: Vec<String>,
+}
+
+/// All golden operations.
+pub fn operations() -> Vec<Operation> {
+    let arrays = Golden::read(&root().join("ops.safetensors"));
+    let entries: Cases<OperationEntry> = read_json("ops.json");
+    entries.cases.into_iter().map(|entry| operation(&arrays, entry)).collect()
+}
+
+fn operation(arrays: &Golden, entry: OperationEntry) -> Operation {
+    let key = |name: &str| format!("{}.{name}", entry.case);
+    let floats = |name: &str| arrays.floats(&key(name)).clone();
+    let number = |name: &String, value: &serde_json::Value| {
+        let value = value.as_f64().or(value.as_bool().map(f64::from));
+        value.unwrap_or_else(|| panic!("ops.json: {} of {} is not a number", name, entry.case))
+    };
+    let (inputs, indices) = entry.inputs.iter().partition::<Vec<_>, _>(|name| entry.gradients.contains(name));
+    Operation {
+        parameters: entry.parameters.iter().map(|(name, value)| (name.clone(), number(name, value))).collect(),
+        inputs: inputs.iter().map(|name| ((*name).clone(), floats(name))).collect(),
+        indices: indices.iter().map(|name| ((*name).clone(), arrays.integers(&key(name)).clone())).collect(),
+        output: floats("output"),
+        weight: floats("weight"),
+        gradients: inputs.iter().map(|name| ((*name).clone(), floats(&format!("gradient.{name}")))).collect(),
+        operation: entry.operation,
+        case: entry.case,
+    }
+}
+
+/// Probabilities after transformers' logits processors.
+pub fn samplers() -> SamplerTable {
+    read_json("samplers.json")
+}
+
+/// Learning-rate multipliers of transformers' schedules.
+pub fn schedules() -> Vec<Schedule> {
+    read_json::<Cases<Schedule>>("schedules.json").cases
+}
+
+fn read_json<T: DeserializeOwned>(name: &str) -> T {
+    let path = root().join(name);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assert_close;
+
+    #[test]
+    fn operations_have_a_gradient_for_every_input_and_a_weight_for_every_output() {
+        let operations = operations();
+        assert!(operations.len() >= 13);
+        for operation in operations {
+            assert_eq!(operation.output.shape, operation.weight.shape, "{}", operation.case);
+            for (name, input) in &operation.inputs {
+                assert_eq!(operation.gradients[name].shape, input.shape, "{} {name}", operation.case);
+            }
+        }
+    }
+
+    #[test]
+    fn the_silu_case_is_silu() {
+        let operations = operations();
+        let silu = operations.iter().find(|operation| operation.case == "silu").expect("there");
+        let expected: Vec<f32> = silu.inputs["x"].values.iter().map(|x| x / (1.0 + (-x).exp())).collect();
+        assert_close("silu", &silu.output.values, &expected, 1e-6);
+    }
+
+    #[test]
+    fn attention_and_cross_entropy_carry_their_settings_and_indices() {
+        let operations = operations();
+        let find = |case: &str| operations.iter().find(|operation| operation.case == case).expect("there");
+        assert_eq!(find("attention-causal-gqa").parameters["causal"], 1.0);
+        assert_eq!(find("attention-causal-gqa").inputs["k"].shape, [2, 7, 2, 5]);
+        assert_eq!(find("cross-entropy").indices["targets"].values[1], -100);
+        assert!(!find("cross-entropy").gradients.contains_key("targets"));
+    }
+
+    #[test]
+    fn sampler_probabilities_sum_to_one_and_the_filters_leave_zeros() {
+        let table = samplers();
+        assert!(table.cases.len() >= 16);
+        for case in &table.cases {
+            assert_eq!(case.probabilities.len(), table.logits[&case.logits].len(), "{}", case.name);
+            assert!((case.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{}", case.name);
+            if let Some(k) = case.top_k {
+                let kept = case.probabilities.iter().filter(|p| **p > 0.0).count();
+                assert!(kept <= k, "{}: {kept} kept", case.name);
+            }
+        }
+    }
+
+    #[test]
+    fn schedules_have_one_multiplier_per_step_and_the_final_one() {
+        let schedules = schedules();
+        for kind in ["constant", "linear", "cosine", "wsd"] {
+            assert!(schedules.iter().any(|schedule| schedule.schedule == kind), "no {kind}");
+        }
+        for schedule in schedules {
+            assert_eq!(schedule.multipliers.len(), schedule.steps + 1, "{}", schedule.schedule);
+            assert_eq!(schedule.multipliers[schedule.warmup_steps], 1.0, "{}", schedule.schedule);
+        }
+    }
+}
