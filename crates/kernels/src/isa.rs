@@ -1,0 +1,140 @@
+//! Which instruction set the kernels run on.
+//!
+//! One binary serves every machine: the choice is made once, at first use, and every kernel then goes through the same
+//! [`Isa`]. Kernels that are tested per instruction set take it as an argument, everything else asks [`isa`].
+
+use std::sync::OnceLock;
+
+/// An instruction set that the kernels are compiled for, in ascending order: a machine that has one has all before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Isa {
+    /// Plain Rust, eight lanes in an array. Runs everywhere.
+    Scalar,
+    /// AVX2 and FMA, eight lanes.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL, sixteen lanes.
+    Avx512,
+}
+
+impl Isa {
+    /// The name that [`force`] accepts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// Every instruction set, whether or not this machine has it.
+    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+
+    /// Whether this machine can run it.
+    pub fn is_supported(self) -> bool {
+        self <= best()
+    }
+}
+
+static CHOSEN: OnceLock<Isa> = OnceLock::new();
+
+/// The instruction set in use: the forced one, else the best one that the machine has.
+#[inline]
+pub fn isa() -> Isa {
+    *CHOSEN.get_or_init(best)
+}
+
+/// Chooses the instruction set by name (`scalar`, `avx2`, `avx512`) and pins the GEMM library to the same one.
+///
+/// Call it at process start, before any other thread exists and before any kernel ran: it writes the environment
+/// variable that the GEMM library reads at its first product. It fails where the machine lacks the instruction set,
+/// and where another one is already in use.
+pub fn force(name: &str) -> Result<Isa, String> {
+    let wanted = Isa::ALL
+        .into_iter()
+        .find(|i| i.name() == name)
+        .ok_or_else(|| format!("unknown instruction set `{name}`: expected scalar, avx2 or avx512"))?;
+    if !wanted.is_supported() {
+        return Err(format!("this machine has no {name}: its best instruction set is {}", best().name()));
+    }
+    let chosen = *CHOSEN.get_or_init(|| wanted);
+    if chosen != wanted {
+        return Err(format!("instruction set {name} asked for, but {} is already in use", chosen.name()));
+    }
+    // SAFETY: documented contract: called at process start, while no other thread can read the environment.
+    unsafe { std::env::set_var("GEMMKIT_REQUIRE_ISA", gemm_library_name(wanted)) };
+    Ok(wanted)
+}
+
+/// Whether the GEMM library multiplies bf16 operands with the machine's own dot instruction.
+pub fn has_bf16_dot() -> bool {
+    isa() == Isa::Avx512 && cpu_has_bf16_dot()
+}
+
+fn gemm_library_name(isa: Isa) -> &'static str {
+    match isa {
+        Isa::Scalar => "scalar",
+        Isa::Avx2 => "fma",
+        Isa::Avx512 if cpu_has_bf16_dot() => "avx512bf16",
+        Isa::Avx512 => "avx512f",
+    }
+}
+
+fn best() -> Isa {
+    static BEST: OnceLock<Isa> = OnceLock::new();
+    *BEST.get_or_init(detect)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Isa {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    match (avx2, avx512) {
+        (true, true) => Isa::Avx512,
+        (true, false) => Isa::Avx2,
+        _ => Isa::Scalar,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Isa {
+    Isa::Scalar
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_has_bf16_dot() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_has_bf16_dot() -> bool {
+    false
+}
+
+/// The instruction sets to test on this machine. What is missing is said, so that a skipped path is visible.
+#[cfg(test)]
+pub(crate) fn testable() -> Vec<Isa> {
+    let (yes, no): (Vec<Isa>, Vec<Isa>) = Isa::ALL.into_iter().partition(|i| i.is_supported());
+    for i in no {
+        println!("SKIPPED: this machine has no {}", i.name());
+    }
+    yes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chosen_instruction_set_is_supported() {
+        assert!(isa().is_supported());
+        assert!(testable().contains(&Isa::Scalar));
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused() {
+        assert!(force("sse9").unwrap_err().contains("unknown instruction set `sse9`"));
+    }
+}

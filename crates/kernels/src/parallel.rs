@@ -1,0 +1,160 @@
+//! Splitting work into pieces whose borders depend on the size of the problem alone.
+//!
+//! The number of threads must never change a result. So every helper here cuts at multiples of a fixed chunk, each
+//! piece is computed by one thread, and partial results are combined in index order. Where one piece is all there is,
+//! the caller's thread does it and rayon is not touched.
+//!
+//! The rayon pool in force is the caller's: run a whole computation inside `ThreadPool::install`, since entering the
+//! pool from outside costs a hand-over per call.
+
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Elements per piece for element-wise work: 64 KiB of f32, a few microseconds of memory traffic.
+pub const CHUNK: usize = 16 * 1024;
+
+/// Upper bound of the pieces of a reduction, so that partial results fit on the stack.
+const MAX_PARTIALS: usize = 64;
+
+/// Calls `work` for each piece of `0..len`.
+pub fn for_ranges(len: usize, chunk: usize, work: impl Fn(Range<usize>) + Sync) {
+    let pieces = len.div_ceil(chunk.max(1));
+    if pieces <= 1 {
+        if len > 0 {
+            work(0..len);
+        }
+        return;
+    }
+    (0..pieces).into_par_iter().for_each(|i| work(i * chunk..((i + 1) * chunk).min(len)));
+}
+
+/// Calls `work(offset, piece)` for each piece of `out`.
+pub fn for_chunks<T: Send>(out: &mut [T], chunk: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+    let chunk = chunk.max(1);
+    if out.len() <= chunk {
+        if !out.is_empty() {
+            work(0, out);
+        }
+        return;
+    }
+    out.par_chunks_mut(chunk).enumerate().for_each(|(i, piece)| work(i * chunk, piece));
+}
+
+/// Calls `work(index, piece of a, piece of b)`: the i-th piece of each, cut by its own chunk size.
+///
+/// Both must have the same number of pieces.
+pub fn for_chunks2<A: Send, B: Send>(
+    (a, chunk_a): (&mut [A], usize),
+    (b, chunk_b): (&mut [B], usize),
+    work: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+) {
+    let (chunk_a, chunk_b) = (chunk_a.max(1), chunk_b.max(1));
+    let pieces = a.len().div_ceil(chunk_a);
+    assert_eq!(pieces, b.len().div_ceil(chunk_b), "for_chunks2: both slices must have the same number of pieces");
+    if pieces <= 1 {
+        if pieces == 1 {
+            work(0, a, b);
+        }
+        return;
+    }
+    a.par_chunks_mut(chunk_a).zip(b.par_chunks_mut(chunk_b)).enumerate().for_each(|(i, (a, b))| work(i, a, b));
+}
+
+/// Like [`for_chunks2`] for three slices.
+pub fn for_chunks3<A: Send, B: Send, C: Send>(
+    (a, chunk_a): (&mut [A], usize),
+    (b, chunk_b): (&mut [B], usize),
+    (c, chunk_c): (&mut [C], usize),
+    work: impl Fn(usize, &mut [A], &mut [B], &mut [C]) + Sync,
+) {
+    let (chunk_a, chunk_b, chunk_c) = (chunk_a.max(1), chunk_b.max(1), chunk_c.max(1));
+    let pieces = a.len().div_ceil(chunk_a);
+    assert_eq!(pieces, b.len().div_ceil(chunk_b), "for_chunks3: all slices must have the same number of pieces");
+    assert_eq!(pieces, c.len().div_ceil(chunk_c), "for_chunks3: all slices must have the same number of pieces");
+    if pieces <= 1 {
+        if pieces == 1 {
+            work(0, a, b, c);
+        }
+        return;
+    }
+    a.par_chunks_mut(chunk_a)
+        .zip(b.par_chunks_mut(chunk_b))
+        .zip(c.par_chunks_mut(chunk_c))
+        .enumerate()
+        .for_each(|(i, ((a, b), c))| work(i, a, b, c));
+}
+
+/// Maps each piece of `0..len` to a number and folds the numbers in index order.
+///
+/// There are at most 64 pieces, each at least `chunk` long and a multiple of it (but for the last).
+pub fn reduce(
+    len: usize,
+    chunk: usize,
+    map: impl Fn(Range<usize>) -> f64 + Sync,
+    fold: impl Fn(f64, f64) -> f64,
+) -> Option<f64> {
+    let chunk = chunk.max(1);
+    let chunk = len.div_ceil(MAX_PARTIALS).next_multiple_of(chunk).max(chunk);
+    let pieces = len.div_ceil(chunk);
+    let mut partials = [0.0_f64; MAX_PARTIALS];
+    let partials = &mut partials[..pieces];
+    for_chunks(partials, 1, |i, p| p[0] = map(i * chunk..((i + 1) * chunk).min(len)));
+    partials.iter().copied().reduce(fold)
+}
+
+/// Runs `work` in a pool of `threads`, for tests of thread-count independence.
+#[cfg(test)]
+pub(crate) fn with_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn pieces_cover_the_whole_range_once_and_do_not_depend_on_the_thread_count() {
+        for len in [0, 1, 7, 8, 9, 100] {
+            let seen = |threads| {
+                let ranges = Mutex::new(Vec::new());
+                with_threads(threads, || for_ranges(len, 8, |r| ranges.lock().unwrap().push((r.start, r.end))));
+                let mut ranges = ranges.into_inner().unwrap();
+                ranges.sort_unstable();
+                ranges
+            };
+            let ranges = seen(1);
+            assert_eq!(ranges, seen(2));
+            assert_eq!(ranges.iter().map(|(a, b)| b - a).sum::<usize>(), len);
+            assert!(ranges.windows(2).all(|w| w[0].1 == w[1].0));
+        }
+    }
+
+    #[test]
+    fn several_slices_are_cut_in_step() {
+        let (mut a, mut b, mut c) = (vec![0_usize; 10], vec![0_usize; 20], vec![0_usize; 5]);
+        for_chunks3((&mut a, 4), (&mut b, 8), (&mut c, 2), |i, a, b, c| {
+            a.fill(i);
+            b.fill(i);
+            c.fill(i);
+        });
+        assert_eq!(a, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]);
+        assert_eq!(b[7..17], [0, 1, 1, 1, 1, 1, 1, 1, 1, 2]);
+        assert_eq!(c, [0, 0, 1, 1, 2]);
+        for_chunks2((&mut a, 5), (&mut b, 10), |i, a, b| {
+            a.fill(i + 7);
+            b.fill(i + 7);
+        });
+        assert_eq!((a[4], a[5], b[9], b[10]), (7, 8, 7, 8));
+    }
+
+    #[test]
+    fn a_reduction_has_one_order() {
+        let x: Vec<f64> = (0..100_003).map(|i| 1.0 / (i as f64 + 0.3)).collect();
+        let sum = |threads| with_threads(threads, || reduce(x.len(), 16, |r| x[r].iter().sum(), |a, b| a + b));
+        let one = sum(1).unwrap();
+        assert_eq!(one.to_bits(), sum(2).unwrap().to_bits());
+        assert!((one - x.iter().sum::<f64>()).abs() < 1e-9);
+        assert_eq!(reduce(0, 16, |_| 1.0, |a, b| a + b), None);
+    }
+}
