@@ -1,4 +1,5 @@
 //! Model directories: written, opened, and each way of being broken.
+#![allow(clippy::unwrap_used, reason = "a failing helper of a test may panic")]
 
 use loam_formats::safetensors::TensorOut;
 use loam_formats::{Dtype, HfDir, HfWriter};

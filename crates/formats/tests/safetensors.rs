@@ -1,4 +1,5 @@
 //! The safetensors reader and writer, against the format library and against damaged files.
+#![allow(clippy::unwrap_used, reason = "a failing helper of a test may panic")]
 
 use loam_formats::safetensors::{self as st, pt_metadata};
 use loam_formats::{Dtype, Error, SafeTensors, TensorOut};
