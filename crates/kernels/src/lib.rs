@@ -1,18 +1,24 @@
-//! Arithmetic on slices: GEMM, attention, norms, activations, cross-entropy, optimizer steps, counter-based random
 //! numbers.
 #![allow(unsafe_code, reason = "vector intrinsics and raw loads and stores live here and nowhere above")]
 
+pub mod convert;
+pub mod gemm;
+mod gemv;
 pub mod isa;
 pub mod math;
 pub mod naive;
 pub mod parallel;
 pub mod rng;
+mod scratch;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
 mod simd_avx2;
 #[cfg(target_arch = "x86_64")]
 mod simd_avx512;
 #[cfg(test)]
+mod gemm_tests;
+#[cfg(test)]
 mod simd_tests;
 
+pub use gemm::{Mat, MatMut, gemm_bf16, gemm_f32};
 pub use isa::{Isa, isa};

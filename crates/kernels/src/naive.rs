@@ -20,3 +20,16 @@ pub fn erf(x: f64) -> f64 {
     let erfc = (-t * t).exp() / (fraction * std::f64::consts::PI.sqrt());
     (1.0 - erfc).copysign(x)
 }
+
+/// `c[i][j] = sum over p of a(i, p) b(p, j)`, for operands given as functions of their indices.
+pub fn gemm(m: usize, k: usize, n: usize, a: impl Fn(usize, usize) -> f64, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+    let mut c = vec![0.0; m * n];
+    for i in 0..m {
+        for j in 0..n {
+            for p in 0..k {
+                c[i * n + j] += a(i, p) * b(p, j);
+            }
+        }
+    }
+    c
+}

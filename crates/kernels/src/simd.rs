@@ -143,6 +143,20 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn scale_pow2(self, v: Self::V, n: Self::V) -> Self::V;
     /// `(m, e)` with `v = m * 2^e` and `m` in [0.75, 1.5), for finite, positive, normal `v`.
     fn split_pow2(self, v: Self::V) -> (Self::V, Self::V);
+
+    /// Writes the transpose of an 8 by 8 block: `dst[c * dst_stride + r] = src[r * src_stride + c]`.
+    ///
+    /// # Safety
+    /// All 64 places must be valid, for reading in `src` and for writing in `dst`.
+    #[inline(always)]
+    unsafe fn transpose_8x8(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+        for r in 0..8 {
+            for c in 0..8 {
+                // SAFETY: the caller vouches for all places of the block.
+                unsafe { *dst.add(c * dst_stride + r) = *src.add(r * src_stride + c) };
+            }
+        }
+    }
 }
 
 /// Work that runs on one instruction set, with its arguments as fields.

@@ -229,4 +229,38 @@ impl Simd for Avx2 {
             (_mm256_castsi256_ps(mantissa), _mm256_cvtepi32_ps(exponent))
         }
     }
+    #[inline(always)]
+    unsafe fn transpose_8x8(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+        // SAFETY: AVX2 is available; the caller vouches for the block.
+        unsafe { transpose_8x8(src, src_stride, dst, dst_stride) }
+    }
+}
+
+/// See [`Simd::transpose_8x8`]; shared with AVX-512, where wider shuffles would gain nothing over four such blocks.
+///
+/// # Safety
+/// The machine must have AVX2 and all 64 places of both blocks must be valid.
+#[inline(always)]
+pub(crate) unsafe fn transpose_8x8(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let row = |r: usize| _mm_loadu_ps(src.add(r * src_stride));
+        let right = |r: usize| _mm_loadu_ps(src.add(r * src_stride + 4));
+        // Rows r and r + 4 share a register from the load on: no shuffle across halves is needed afterwards.
+        let left: [__m256; 4] = std::array::from_fn(|r| _mm256_set_m128(row(r + 4), row(r)));
+        let right: [__m256; 4] = std::array::from_fn(|r| _mm256_set_m128(right(r + 4), right(r)));
+        for (side, x) in [left, right].into_iter().enumerate() {
+            let (a, b) = (_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
+            let (c, d) = (_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
+            let columns = [
+                _mm256_shuffle_ps::<0x44>(a, c),
+                _mm256_shuffle_ps::<0xee>(a, c),
+                _mm256_shuffle_ps::<0x44>(b, d),
+                _mm256_shuffle_ps::<0xee>(b, d),
+            ];
+            for (i, column) in columns.into_iter().enumerate() {
+                _mm256_storeu_ps(dst.add((4 * side + i) * dst_stride), column);
+            }
+        }
+    }
 }

@@ -221,4 +221,9 @@ impl Simd for Avx512 {
             (_mm512_castsi512_ps(mantissa), _mm512_cvtepi32_ps(exponent))
         }
     }
+    #[inline(always)]
+    unsafe fn transpose_8x8(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+        // SAFETY: AVX2 is available; the caller vouches for the block.
+        unsafe { crate::simd_avx2::transpose_8x8(src, src_stride, dst, dst_stride) }
+    }
 }

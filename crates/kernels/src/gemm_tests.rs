@@ -1,0 +1,197 @@
+//! Matrix products against f64, and their contract: one chain per element, whatever surrounds it.
+
+use crate::gemm::{Mat, MatMut, gemm_bf16, gemm_f32};
+use crate::gemv::gemv_on;
+use crate::isa::{has_bf16_dot, testable};
+use crate::parallel::with_threads;
+use crate::rng::Rng;
+use crate::{Isa, isa, naive};
+use half::bf16;
+
+const SIZES: [usize; 12] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 100];
+
+fn normal(n: usize, purpose: &str) -> Vec<f32> {
+    let mut x = vec![0.0; n];
+    Rng::new(1, purpose, n as u64).fill_normal(&mut x, 0.0, 1.0);
+    x
+}
+
+fn narrow(x: &[f32]) -> Vec<bf16> {
+    x.iter().map(|&x| bf16::from_f32(x)).collect()
+}
+
+/// The chain that the contract promises.
+fn chain(isa: Isa, a: impl Iterator<Item = (f32, f32)>) -> f32 {
+    let fused = isa != Isa::Scalar || cfg!(target_arch = "aarch64");
+    a.fold(0.0, |acc, (a, b)| if fused { a.mul_add(b, acc) } else { a * b + acc })
+}
+
+fn close(got: &[f32], exact: &[f64], k: usize, what: &str) {
+    // k roundings, each relative to a partial sum that seldom exceeds 3 sqrt(k).
+    let tolerance = 1e-6 * (k as f64 + 1.0).sqrt() * 3.0;
+    for (i, (&g, &e)) in got.iter().zip(exact).enumerate() {
+        assert!((f64::from(g) - e).abs() <= tolerance, "{what} [{i}]: {g} != {e}");
+    }
+}
+
+#[test]
+fn products_of_odd_sizes_equal_the_naive_ones_in_all_four_layouts() {
+    for (round, &m) in SIZES.iter().enumerate() {
+        for &n in &SIZES {
+            let k = SIZES[(round * 5 + n) % SIZES.len()];
+            let (a, b) = (normal(m * k, "a"), normal(k * n, "b"));
+            for layout in 0..4 {
+                let mat_a = if layout & 1 == 0 { Mat::rows(&a, m, k) } else { Mat::rows(&a, k, m).t() };
+                let mat_b = if layout & 2 == 0 { Mat::rows(&b, k, n) } else { Mat::rows(&b, n, k).t() };
+                let at = |m: Mat<'_, f32>, i, j| f64::from(m.data[i * m.row_stride + j * m.col_stride]);
+                let exact = naive::gemm(m, k, n, |i, p| at(mat_a, i, p), |p, j| at(mat_b, p, j));
+                let mut c = vec![f32::NAN; m * n];
+                gemm_f32(MatMut::rows(&mut c, m, n), mat_a, mat_b, 0.0);
+                close(&c, &exact, k, &format!("{m}x{k}x{n} layout {layout}"));
+                let before: Vec<f32> = (0..m * n).map(|i| i as f32 * 0.01).collect();
+                let mut added = before.clone();
+                gemm_f32(MatMut::rows(&mut added, m, n), mat_a, mat_b, 0.5);
+                let exact: Vec<f64> = exact.iter().zip(&before).map(|(e, b)| e + 0.5 * f64::from(*b)).collect();
+                close(&added, &exact, k + 1000, "with beta 0.5");
+                let mut transposed = vec![f32::NAN; m * n];
+                gemm_f32(MatMut::rows(&mut transposed, n, m).t(), mat_a, mat_b, 0.0);
+                assert!((0..m * n).all(|i| transposed[i % n * m + i / n] == c[i]), "a transposed result is the same");
+            }
+        }
+    }
+}
+
+#[test]
+fn strided_views_leave_the_gaps_alone() {
+    let (m, k, n) = (5, 9, 11);
+    let (a, b) = (normal(m * 20, "a"), normal(n * 30, "b"));
+    let (mat_a, mat_b) = (Mat::strided(&a, m, k, 20, 1), Mat::strided(&b, n, k, 30, 1).t());
+    let exact = naive::gemm(m, k, n, |i, p| f64::from(a[i * 20 + p]), |p, j| f64::from(b[j * 30 + p]));
+    for m_used in [m, 1] {
+        let mut c = vec![7.0_f32; m * 13];
+        let mat_a = Mat { rows: m_used, ..mat_a };
+        gemm_f32(MatMut::strided(&mut c, m_used, n, 13, 1), mat_a, mat_b, 0.0);
+        for i in 0..m {
+            let (row, gap) = c[i * 13..][..13].split_at(n);
+            if i < m_used {
+                close(row, &exact[i * n..][..n], k, "strided");
+            }
+            assert!(gap.iter().all(|&x| x == 7.0));
+        }
+    }
+}
+
+#[test]
+fn every_element_is_one_chain_whatever_the_rows_and_threads() {
+    // 300 needs several of the library's default panels of k; 1100 x 70 several of its blocks of n.
+    for (k, n) in [(1, 33), (9, 70), (300, 70), (1100, 70), (64, 1100)] {
+        let (w, all) = (normal(n * k, "w"), normal(97 * k, "x"));
+        let expected =
+            |i: usize, j: usize| chain(isa(), all[i * k..][..k].iter().copied().zip(w[j * k..][..k].iter().copied()));
+        let transposed: Vec<f32> = (0..k * n).map(|i| w[i % n * k + i / n]).collect();
+        for m in [1, 2, 3, 5, 7, 8, 9, 16, 17, 33, 97] {
+            for threads in [1, 2] {
+                for weights in [Mat::rows(&w, n, k).t(), Mat::rows(&transposed, k, n)] {
+                    let mut c = vec![f32::NAN; m * n];
+                    let x = Mat::rows(&all[..m * k], m, k);
+                    with_threads(threads, || gemm_f32(MatMut::rows(&mut c, m, n), x, weights, 0.0));
+                    for i in [0, m / 2, m - 1] {
+                        for j in 0..n {
+                            assert_eq!(c[i * n + j].to_bits(), expected(i, j).to_bits(), "m {m} k {k} n {n} [{i}, {j}]");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_thin_product_keeps_the_chain_on_every_instruction_set() {
+    for isa in testable() {
+        for k in SIZES {
+            for n in SIZES {
+                for m in 1..=8 {
+                    let (x, w) = (normal(m * k, "x"), normal(n * k, "w"));
+                    let (w16, x16) = (narrow(&w), narrow(&x));
+                    let wide: Vec<f32> = x16.iter().map(|x| x.to_f32()).collect();
+                    let (mut c, mut c16) = (vec![f32::NAN; m * n], vec![1.0; m * n]);
+                    gemv_on(isa, MatMut::rows(&mut c, m, n), Mat::rows(&x, m, k), Mat::rows(&w, n, k).t(), 0.0);
+                    gemv_on(isa, MatMut::rows(&mut c16, m, n), Mat::rows(&wide, m, k), Mat::rows(&w16, n, k).t(), 1.0);
+                    for i in 0..m * n {
+                        let (x, wide, w, w16) =
+                            (&x[i / n * k..][..k], &wide[i / n * k..][..k], &w[i % n * k..][..k], &w16[i % n * k..][..k]);
+                        assert_eq!(c[i], chain(isa, x.iter().copied().zip(w.iter().copied())), "{isa:?} {m}x{k}x{n}");
+                        let product = chain(isa, wide.iter().copied().zip(w16.iter().map(|w| w.to_f32())));
+                        assert_eq!(c16[i], product + 1.0, "{isa:?} bf16 {m}x{k}x{n}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_products_are_those_of_the_widened_operands() {
+    for (m, k, n) in [(1, 100, 33), (8, 17, 100), (9, 33, 31), (100, 16, 17), (33, 100, 9)] {
+        let (x, w) = (narrow(&normal(m * k, "x")), narrow(&normal(n * k, "w")));
+        let exact = naive::gemm(m, k, n, |i, p| x[i * k + p].to_f64(), |p, j| w[j * k + p].to_f64());
+        let wide = |x: &[bf16]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
+        let (wide_x, wide_w) = (wide(&x), wide(&w));
+        for beta in [0.0, 1.0] {
+            let (mut c, mut reference) = (vec![0.25; m * n], vec![0.25; m * n]);
+            gemm_bf16(MatMut::rows(&mut c, m, n), Mat::rows(&x, m, k), Mat::rows(&w, n, k).t(), beta);
+            let (a, b) = (Mat::rows(&wide_x, m, k), Mat::rows(&wide_w, n, k).t());
+            gemm_f32(MatMut::rows(&mut reference, m, n), a, b, beta);
+            for i in 0..m * n {
+                let exact = exact[i] + f64::from(beta) * 0.25;
+                if has_bf16_dot() {
+                    // One rounding to bf16 (2^-9 relative) of a sum of products of order one.
+                    assert!((f64::from(c[i]) - exact).abs() <= exact.abs() * 0.004 + 0.02);
+                } else {
+                    assert_eq!(c[i], reference[i], "{m}x{k}x{n}");
+                }
+            }
+            let mut transposed = vec![0.25; m * n];
+            let (a, b) = (Mat::rows(&x, m, k), Mat::rows(&w, n, k).t());
+            gemm_bf16(MatMut::rows(&mut transposed, n, m).t(), a, b, beta);
+            assert!((0..m * n).all(|i| transposed[i % n * m + i / n] == c[i]), "a transposed result is the same");
+        }
+    }
+}
+
+#[test]
+fn bf16_operands_with_gaps_are_read_right() {
+    let (m, k, n) = (19, 12, 21);
+    let (x, w) = (narrow(&normal(m * 15, "x")), narrow(&normal(k * 30, "w")));
+    let exact = naive::gemm(m, k, n, |i, p| x[i * 15 + p].to_f64(), |p, j| w[p * 30 + j].to_f64());
+    let mut c = vec![f32::NAN; m * n];
+    let (a, b) = (Mat::strided(&x, m, k, 15, 1), Mat::strided(&w, k, n, 30, 1));
+    gemm_bf16(MatMut::rows(&mut c, m, n), a, b, 0.0);
+    for (c, e) in c.iter().zip(&exact) {
+        assert!((f64::from(*c) - e).abs() <= if has_bf16_dot() { e.abs() * 0.004 + 0.02 } else { 1e-5 });
+    }
+}
+
+#[test]
+fn an_empty_contraction_gives_zero_or_what_was_there() {
+    let mut c = vec![3.0; 6];
+    gemm_f32(MatMut::rows(&mut c, 2, 3), Mat::rows(&[], 2, 0), Mat::rows(&[], 0, 3), 1.0);
+    assert_eq!(c, [3.0; 6]);
+    gemm_f32(MatMut::rows(&mut c, 2, 3), Mat::rows(&[], 2, 0), Mat::rows(&[], 0, 3), 0.0);
+    assert_eq!(c, [0.0; 6]);
+    gemm_f32(MatMut::rows(&mut [], 0, 3), Mat::rows(&[], 0, 2), Mat::rows(&[1.0; 6], 2, 3), 0.0);
+    gemm_bf16(MatMut::rows(&mut [], 0, 3), Mat::rows(&[], 0, 2), Mat::rows(&[bf16::ONE; 6], 2, 3), 0.0);
+}
+
+#[test]
+#[should_panic(expected = "gemm_f32: [2, 3] = [2, 2] * [1, 3] does not fit")]
+fn shapes_that_do_not_fit_panic() {
+    gemm_f32(MatMut::rows(&mut [0.0; 6], 2, 3), Mat::rows(&[0.0; 4], 2, 2), Mat::rows(&[0.0; 3], 1, 3), 0.0);
+}
+
+#[test]
+#[should_panic(expected = "needs 6 of 5")]
+fn a_matrix_larger_than_its_slice_panics() {
+    Mat::rows(&[0.0; 5], 2, 3);
+}

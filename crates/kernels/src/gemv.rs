@@ -1,0 +1,404 @@
+//! Products with at most eight rows: one token, or a few, against a weight matrix.
+//!
+//! `c[i][j] = sum over k of a[i][k] w[j][k]`, with `w` row-major, is bound by reading `w` once. The obvious way, a dot
+//! product per row of `w` with the lanes along k, adds in another order than the GEMM library and would break its
+//! contract (see [`crate::gemm`]). So the lanes run along j: eight rows of `w` are loaded eight columns at a time and
+//! transposed in registers, and every lane then continues its own chain over ascending k.
+
+use crate::gemm::{Mat, MatMut};
+use crate::isa::{Isa, isa};
+use crate::parallel::for_ranges;
+use half::bf16;
+use std::ops::Range;
+
+/// Most rows of `a` this path takes.
+pub(crate) const MAX_ROWS: usize = 8;
+
+/// Bytes of weights per piece of parallel work.
+const PIECE_BYTES: usize = 128 * 1024;
+
+/// What a weight may be stored as.
+pub(crate) trait Weight: Copy + Send + Sync + 'static {
+    fn to_f32(self) -> f32;
+    /// Loads an 8x8 block, rows `stride` apart, transposed: vector p holds column p.
+    ///
+    /// # Safety
+    /// AVX2 must be available and the block readable.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load_transposed(block: *const Self, stride: usize) -> [std::arch::x86_64::__m256; 8];
+}
+
+/// Whether a product is one for this path: few rows, both operands contiguous along k, rows of `c` contiguous.
+pub(crate) fn suits<T>(c: &MatMut<'_, f32>, a: &Mat<'_, T>, b: &Mat<'_, T>) -> bool {
+    let contiguous = (a.col_stride == 1 || a.cols == 1) && b.row_stride == 1 && c.col_stride == 1;
+    (1..=MAX_ROWS).contains(&a.rows) && contiguous && b.col_stride >= b.rows && a.cols > 0
+}
+
+/// `c = a b + beta c` for a product that [`suits`].
+pub(crate) fn gemv<W: Weight>(c: MatMut<'_, f32>, a: Mat<'_, f32>, b: Mat<'_, W>, beta: f32) {
+    gemv_on(isa(), c, a, b, beta);
+}
+
+/// Like [`gemv`], on a given instruction set.
+pub(crate) fn gemv_on<W: Weight>(isa: Isa, c: MatMut<'_, f32>, a: Mat<'_, f32>, b: Mat<'_, W>, beta: f32) {
+    assert!(isa.is_supported());
+    let (k, n) = (b.rows, b.cols);
+    let job = Job {
+        c: Pointer(c.data.as_mut_ptr()),
+        c_stride: c.row_stride,
+        a: a.data,
+        a_stride: a.row_stride,
+        rows: a.rows,
+        w: b.data,
+        w_stride: b.col_stride,
+        k,
+        beta,
+    };
+    let rows_per_piece = (PIECE_BYTES / (k * size_of::<W>())).next_multiple_of(2 * BLOCK).max(2 * BLOCK);
+    for_ranges(n, rows_per_piece, |columns| {
+        // SAFETY: `suits` and the matrices' own checks put all elements inside the slices; pieces write disjoint columns.
+        unsafe { job.run(isa, columns) }
+    });
+}
+
+/// Rows of `w` that are transposed together.
+const BLOCK: usize = 8;
+
+struct Pointer(*mut f32);
+// SAFETY: every piece writes its own columns.
+unsafe impl Send for Pointer {}
+// SAFETY: as above.
+unsafe impl Sync for Pointer {}
+
+struct Job<'a, W> {
+    c: Pointer,
+    c_stride: usize,
+    a: &'a [f32],
+    a_stride: usize,
+    rows: usize,
+    w: &'a [W],
+    w_stride: usize,
+    k: usize,
+    beta: f32,
+}
+
+impl<W: Weight> Job<'_, W> {
+    /// # Safety
+    /// `columns` must be inside the matrix, and no other thread may write them.
+    unsafe fn run(&self, isa: Isa, columns: Range<usize>) {
+        // SAFETY: passed on from the caller; the instruction set was checked.
+        unsafe {
+            match isa {
+                Isa::Scalar => self.scalar(columns),
+                #[cfg(target_arch = "x86_64")]
+                // Sixteen lanes would not help: this is bound by memory.
+                Isa::Avx2 | Isa::Avx512 => avx2::run(self, columns),
+                #[cfg(not(target_arch = "x86_64"))]
+                _ => unreachable!("only scalar is supported on this architecture"),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Job::run`].
+    unsafe fn scalar(&self, columns: Range<usize>) {
+        for first in columns.clone().step_by(BLOCK) {
+            let width = BLOCK.min(columns.end - first);
+            for i in 0..self.rows {
+                let a = &self.a[i * self.a_stride..][..self.k];
+                // Eight chains side by side, so that they do not wait for each other.
+                let mut acc = [0.0_f32; BLOCK];
+                for (p, &a) in a.iter().enumerate() {
+                    for (j, acc) in acc[..width].iter_mut().enumerate() {
+                        *acc = step(a, self.w[(first + j) * self.w_stride + p].to_f32(), *acc);
+                    }
+                }
+                for (j, &acc) in acc[..width].iter().enumerate() {
+                    // SAFETY: passed on from the caller.
+                    unsafe { self.put(i, first + j, acc) }
+                }
+            }
+        }
+    }
+
+    /// Writes one element, adding `beta` times what was there.
+    ///
+    /// # Safety
+    /// As [`Job::run`], for column `j`.
+    #[inline(always)]
+    unsafe fn put(&self, i: usize, j: usize, product: f32) {
+        // SAFETY: the element is inside `c` and no other thread touches it.
+        unsafe {
+            let place = self.c.0.add(i * self.c_stride + j);
+            *place = if self.beta == 0.0 { product } else { step(self.beta, *place, product) };
+        }
+    }
+}
+
+/// One link of the chain, as the GEMM library's kernel for this architecture makes it: its scalar kernel on x86 rounds
+/// twice, its NEON kernel, which is the one in use wherever this runs on ARM, once.
+#[inline(always)]
+fn step(a: f32, b: f32, acc: f32) -> f32 {
+    if cfg!(target_arch = "aarch64") { a.mul_add(b, acc) } else { a * b + acc }
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load_transposed(block: *const f32, stride: usize) -> [std::arch::x86_64::__m256; 8] {
+        // SAFETY: passed on from the caller.
+        unsafe { avx2::load_transposed_f32(block, stride) }
+    }
+}
+
+impl Weight for bf16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load_transposed(block: *const bf16, stride: usize) -> [std::arch::x86_64::__m256; 8] {
+        // SAFETY: passed on from the caller.
+        unsafe { avx2::load_transposed_bf16(block, stride) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{BLOCK, Job, Weight};
+    use half::bf16;
+    use std::arch::x86_64::*;
+    use std::ops::Range;
+
+    /// How far ahead a row of `w` is fetched, in bytes.
+    const AHEAD: usize = 512;
+
+    /// # Safety
+    /// As [`Job::run`]; AVX2 and FMA must be available.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn run<W: Weight>(job: &Job<'_, W>, columns: Range<usize>) {
+        // SAFETY: passed on from the caller. Two blocks at a time hide the latency of the chains where one row of `a`
+        // gives each block a single chain; with more rows the registers are needed for these.
+        unsafe {
+            match job.rows {
+                1 => blocks::<W, 1, 2>(job, columns),
+                2 => blocks::<W, 2, 2>(job, columns),
+                3 => blocks::<W, 3, 1>(job, columns),
+                4 => blocks::<W, 4, 1>(job, columns),
+                5 => blocks::<W, 5, 1>(job, columns),
+                6 => blocks::<W, 6, 1>(job, columns),
+                7 => blocks::<W, 7, 1>(job, columns),
+                _ => blocks::<W, 8, 1>(job, columns),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn blocks<W: Weight, const M: usize, const G: usize>(job: &Job<'_, W>, columns: Range<usize>) {
+        let mut j = columns.start;
+        // SAFETY: passed on from the caller; every range of columns below stays inside `columns`.
+        unsafe {
+            while j + G * BLOCK <= columns.end {
+                group::<W, M, G>(job, j);
+                j += G * BLOCK;
+            }
+            while j + BLOCK <= columns.end {
+                group::<W, M, 1>(job, j);
+                j += BLOCK;
+            }
+            for j in j..columns.end {
+                for i in 0..M {
+                    let (a, w) = (&job.a[i * job.a_stride..][..job.k], &job.w[j * job.w_stride..][..job.k]);
+                    let mut product = 0.0_f32;
+                    for (a, w) in a.iter().zip(w) {
+                        product = a.mul_add(w.to_f32(), product);
+                    }
+                    put(job, i, j, product);
+                }
+            }
+        }
+    }
+
+    /// G times eight columns of `c`, M rows.
+    #[inline(always)]
+    unsafe fn group<W: Weight, const M: usize, const G: usize>(job: &Job<'_, W>, j: usize) {
+        // A whole cache line of each row is used up before the next is touched: rows a power of two apart compete for
+        // the same few places in the first-level cache.
+        let line = 64 / size_of::<W>();
+        // SAFETY: passed on from the caller; prefetches may point anywhere.
+        unsafe {
+            let mut acc = [[_mm256_setzero_ps(); M]; G];
+            let w = job.w.as_ptr().add(j * job.w_stride);
+            let mut p = 0;
+            while p + line <= job.k {
+                for (g, acc) in acc.iter_mut().enumerate() {
+                    let rows = w.add(g * BLOCK * job.w_stride + p);
+                    for r in 0..BLOCK {
+                        let next = rows.wrapping_add(r * job.w_stride).wrapping_byte_add(AHEAD);
+                        _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                    }
+                    for q in (0..line).step_by(BLOCK) {
+                        block::<W, M>(job, rows.add(q), p + q, acc);
+                    }
+                }
+                p += line;
+            }
+            while p + BLOCK <= job.k {
+                for (g, acc) in acc.iter_mut().enumerate() {
+                    block::<W, M>(job, w.add(g * BLOCK * job.w_stride + p), p, acc);
+                }
+                p += BLOCK;
+            }
+            for p in p..job.k {
+                for (g, acc) in acc.iter_mut().enumerate() {
+                    let mut column = [0.0_f32; BLOCK];
+                    for (r, x) in column.iter_mut().enumerate() {
+                        *x = (*w.add((g * BLOCK + r) * job.w_stride + p)).to_f32();
+                    }
+                    let column = _mm256_loadu_ps(column.as_ptr());
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        *acc = _mm256_fmadd_ps(_mm256_set1_ps(*job.a.as_ptr().add(i * job.a_stride + p)), column, *acc);
+                    }
+                }
+            }
+            for (g, acc) in acc.iter().enumerate() {
+                for (i, &acc) in acc.iter().enumerate() {
+                    put_block(job, i, j + g * BLOCK, acc);
+                }
+            }
+        }
+    }
+
+    /// Continues the chains by eight steps.
+    #[inline(always)]
+    unsafe fn block<W: Weight, const M: usize>(job: &Job<'_, W>, w: *const W, p: usize, acc: &mut [__m256; M]) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let columns = W::load_transposed(w, job.w_stride);
+            for (q, &column) in columns.iter().enumerate() {
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let a = _mm256_broadcast_ss(&*job.a.as_ptr().add(i * job.a_stride + p + q));
+                    *acc = _mm256_fmadd_ps(a, column, *acc);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put_block<W: Weight>(job: &Job<'_, W>, i: usize, j: usize, product: __m256) {
+        // SAFETY: the eight elements are inside `c` and no other thread touches them.
+        unsafe {
+            let place = job.c.0.add(i * job.c_stride + j);
+            let value = if job.beta == 0.0 {
+                product
+            } else {
+                _mm256_fmadd_ps(_mm256_set1_ps(job.beta), _mm256_loadu_ps(place), product)
+            };
+            _mm256_storeu_ps(place, value);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put<W: Weight>(job: &Job<'_, W>, i: usize, j: usize, product: f32) {
+        // SAFETY: the element is inside `c` and no other thread touches it.
+        unsafe {
+            let place = job.c.0.add(i * job.c_stride + j);
+            *place = if job.beta == 0.0 { product } else { job.beta.mul_add(*place, product) };
+        }
+    }
+
+    /// # Safety
+    /// As [`Weight::load_transposed`].
+    #[inline(always)]
+    pub(super) unsafe fn load_transposed_f32(block: *const f32, stride: usize) -> [__m256; 8] {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let [c0, c1, c2, c3] = four_columns(block, stride);
+            let [c4, c5, c6, c7] = four_columns(block.add(4), stride);
+            [c0, c1, c2, c3, c4, c5, c6, c7]
+        }
+    }
+
+    /// Four columns of eight rows. Rows r and r + 4 share a register from the start, so that only shuffles within
+    /// 128-bit halves are left to do.
+    #[inline(always)]
+    unsafe fn four_columns(block: *const f32, stride: usize) -> [__m256; 4] {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let (r0, r1) = (two_rows(block, stride), two_rows(block.add(stride), stride));
+            let (r2, r3) = (two_rows(block.add(2 * stride), stride), two_rows(block.add(3 * stride), stride));
+            let (a, b) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
+            let (c, d) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
+            [
+                _mm256_shuffle_ps::<0b0100_0100>(a, c),
+                _mm256_shuffle_ps::<0b1110_1110>(a, c),
+                _mm256_shuffle_ps::<0b0100_0100>(b, d),
+                _mm256_shuffle_ps::<0b1110_1110>(b, d),
+            ]
+        }
+    }
+
+    /// Four values of a row and of the fourth row below it.
+    #[inline(always)]
+    unsafe fn two_rows(row: *const f32, stride: usize) -> __m256 {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(_mm_loadu_ps(row)), _mm_loadu_ps(row.add(4 * stride)))
+        }
+    }
+
+    /// # Safety
+    /// As [`Weight::load_transposed`].
+    #[inline(always)]
+    pub(super) unsafe fn load_transposed_bf16(block: *const bf16, stride: usize) -> [__m256; 8] {
+        // SAFETY: passed on from the caller; a bf16 is its 16 bits.
+        unsafe {
+            let mut rows = [_mm_setzero_si128(); 8];
+            for (r, row) in rows.iter_mut().enumerate() {
+                *row = _mm_loadu_si128(block.add(r * stride).cast());
+            }
+            let [r0, r1, r2, r3, r4, r5, r6, r7] = rows;
+            let low = [
+                _mm_unpacklo_epi16(r0, r1),
+                _mm_unpacklo_epi16(r2, r3),
+                _mm_unpacklo_epi16(r4, r5),
+                _mm_unpacklo_epi16(r6, r7),
+            ];
+            let high = [
+                _mm_unpackhi_epi16(r0, r1),
+                _mm_unpackhi_epi16(r2, r3),
+                _mm_unpackhi_epi16(r4, r5),
+                _mm_unpackhi_epi16(r6, r7),
+            ];
+            let ([c0, c1, c2, c3], [c4, c5, c6, c7]) = (four_widened(low), four_widened(high));
+            [c0, c1, c2, c3, c4, c5, c6, c7]
+        }
+    }
+
+    /// Finishes the transposition of four columns, given as pairs of rows, and widens them.
+    #[inline(always)]
+    unsafe fn four_widened([p0, p1, p2, p3]: [__m128i; 4]) -> [__m256; 4] {
+        // SAFETY: AVX2 is available.
+        unsafe {
+            let (a, b) = (_mm_unpacklo_epi32(p0, p1), _mm_unpacklo_epi32(p2, p3));
+            let (c, d) = (_mm_unpackhi_epi32(p0, p1), _mm_unpackhi_epi32(p2, p3));
+            [
+                widen(_mm_unpacklo_epi64(a, b)),
+                widen(_mm_unpackhi_epi64(a, b)),
+                widen(_mm_unpacklo_epi64(c, d)),
+                widen(_mm_unpackhi_epi64(c, d)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen(x: __m128i) -> __m256 {
+        // SAFETY: AVX2 is available.
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))) }
+    }
+}
