@@ -1,1 +1,36 @@
-//! Model families as data: Spec, the stacks, weight maps, registry, footprint.
+//! Model families as data, and the stacks that run them.
+//!
+//! **What it is for.** Opening, making, running and saving language models. A family is a table: `config.json` to
+//! [`Spec`], and weight names in both directions. Training is the same forward pass as inference.
+//!
+//! **What it is not.** It knows no optimizer, no adapter, no cache policy and no device.
+//!
+//! **Where to start.** [`LanguageModel`] and [`Input`].
+//!
+//! ```
+//! use loam_models::{Forward, Input, LanguageModel};
+//! use serde_json::json;
+//!
+//! let config = json!({"model_type": "gpt2", "vocab_size": 11, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16});
+//! let model = LanguageModel::new(&config, 42)?;
+//! let logits = model.logits(&Input::rows(&[1, 2, 3], 1), Forward::default())?;
+//! assert_eq!(logits.shape()[..], [1, 3, 11]);
+//! # Ok::<(), loam_models::Error>(())
+//! ```
+
+mod config;
+mod decoder;
+mod error;
+mod family;
+mod footprint;
+mod model;
+mod spec;
+mod weight_map;
+
+pub use decoder::{Forward, Input};
+pub use error::Error;
+pub use family::{FAMILIES, Family, by_name as family_by_name};
+pub use footprint::{Footprint, footprint};
+pub use loam_nn::{DropoutKey, KvCache};
+pub use model::LanguageModel;
+pub use spec::{LayerSpec, Position, Spec};

@@ -1,0 +1,173 @@
+//! Reading `config.json` with errors that name the key.
+
+use loam_nn::{Activation, RopeConfig, RopeScaling};
+use loam_tensor::RopeStyle;
+use serde_json::Value;
+
+use crate::error::Error;
+
+/// A view of a JSON object whose getters complain by name.
+#[derive(Clone, Copy)]
+pub struct Config<'a> {
+    object: &'a Value,
+    /// Prefix of keys in messages, for nested objects.
+    prefix: &'a str,
+}
+
+impl<'a> Config<'a> {
+    /// The whole of a `config.json`.
+    pub fn new(object: &'a Value) -> Self {
+        Self { object, prefix: "" }
+    }
+
+    fn name(&self, key: &str) -> String {
+        if self.prefix.is_empty() { key.to_string() } else { format!("{}.{key}", self.prefix) }
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The object under `key`, if there is one.
+    pub fn object(&self, key: &'a str) -> Option<Config<'a>> {
+        self.get(key).filter(|value| value.is_object()).map(|object| Config { object, prefix: key })
+    }
+
+    /// A positive whole number.
+    pub fn size(&self, key: &str) -> Result<usize, Error> {
+        self.optional_size(key)?.ok_or_else(|| Error::config(&self.name(key), "is missing"))
+    }
+
+    /// A positive whole number that may be absent or null.
+    pub fn optional_size(&self, key: &str) -> Result<Option<usize>, Error> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(size) if size > 0 && size <= u64::from(u32::MAX) => Ok(Some(size as usize)),
+            _ => Err(Error::config(&self.name(key), format!("must be a positive whole number, found {value}"))),
+        }
+    }
+
+    /// A finite number, or `default`.
+    pub fn number(&self, key: &str, default: f64) -> Result<f64, Error> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => value
+                .as_f64()
+                .filter(|number| number.is_finite())
+                .ok_or_else(|| Error::config(&self.name(key), format!("must be a number, found {value}"))),
+        }
+    }
+
+    /// A finite number that must be there.
+    pub fn required_number(&self, key: &str) -> Result<f64, Error> {
+        match self.get(key) {
+            None => Err(Error::config(&self.name(key), "is missing")),
+            Some(_) => self.number(key, 0.0),
+        }
+    }
+
+    /// A truth value, or `default`.
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool, Error> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| Error::config(&self.name(key), format!("must be true or false, found {value}"))),
+        }
+    }
+
+    /// A text, or `default`.
+    pub fn text(&self, key: &str, default: &'a str) -> Result<&'a str, Error> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => {
+                value.as_str().ok_or_else(|| Error::config(&self.name(key), format!("must be a text, found {value}")))
+            }
+        }
+    }
+
+    /// The activation named under `key`, or `default`.
+    pub fn activation(&self, key: &str, default: &'a str) -> Result<Activation, Error> {
+        let name = self.text(key, default)?;
+        Activation::by_name(name).ok_or_else(|| {
+            let known = Activation::names().collect::<Vec<_>>().join(", ");
+            Error::config(&self.name(key), format!("is `{name}`; known are {known}"))
+        })
+    }
+
+    /// Refuses a number of heads that does not divide evenly.
+    pub fn divides(&self, key: &str, divisor: usize, what: &str, total: usize) -> Result<(), Error> {
+        if total.is_multiple_of(divisor) {
+            return Ok(());
+        }
+        Err(Error::config(&self.name(key), format!("is {divisor}, which does not divide {what} {total}")))
+    }
+
+    /// Rotary positions from either layout: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`
+    /// (transformers 4).
+    pub fn rope(&self, head_dim: usize, max_positions: usize) -> Result<RopeConfig, Error> {
+        let nested = self.object("rope_parameters").or_else(|| self.object("rope_scaling"));
+        let top_theta = self.number("rope_theta", 10_000.0)?;
+        let (rope_theta, scaling) = match nested {
+            None => (top_theta, RopeScaling::None),
+            Some(rope) => (rope.number("rope_theta", top_theta)?, rope.scaling(max_positions)?),
+        };
+        if !head_dim.is_multiple_of(2) {
+            return Err(Error::config("head_dim", format!("is {head_dim}; rotary positions need an even width")));
+        }
+        if rope_theta <= 1.0 {
+            return Err(Error::config("rope_theta", format!("must be above 1, found {rope_theta}")));
+        }
+        Ok(RopeConfig { rope_theta, rotary_dim: head_dim, style: RopeStyle::Half, scaling })
+    }
+
+    fn scaling(&self, max_positions: usize) -> Result<RopeScaling, Error> {
+        let kind = self.text("rope_type", self.text("type", "default")?)?;
+        let original = |config: &Self| config.number("original_max_position_embeddings", max_positions as f64);
+        let factor = || {
+            let factor = self.required_number("factor")?;
+            if factor >= 1.0 {
+                return Ok(factor);
+            }
+            Err(Error::config(&self.name("factor"), format!("must be at least 1, found {factor}")))
+        };
+        match kind {
+            "default" => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear { factor: factor()? }),
+            "llama3" => Ok(RopeScaling::Llama3 {
+                factor: factor()?,
+                low_freq_factor: self.required_number("low_freq_factor")?,
+                high_freq_factor: self.required_number("high_freq_factor")?,
+                original_max_position_embeddings: original(self)?,
+            }),
+            "yarn" => {
+                let factor = factor()?;
+                Ok(RopeScaling::Yarn {
+                    factor,
+                    beta_fast: self.number("beta_fast", 32.0)?,
+                    beta_slow: self.number("beta_slow", 1.0)?,
+                    attention_factor: self.yarn_attention_factor(factor)?,
+                    original_max_position_embeddings: original(self)?,
+                    truncate: self.flag("truncate", true)?,
+                })
+            }
+            other => Err(Error::config(
+                &self.name("rope_type"),
+                format!("is `{other}`; known are default, linear, llama3, yarn"),
+            )),
+        }
+    }
+
+    /// Peng et al. (2023), eq. 22: `0.1 ln(factor) + 1`, unless the configuration states it.
+    fn yarn_attention_factor(&self, factor: f64) -> Result<f64, Error> {
+        if self.get("attention_factor").is_some() {
+            return self.required_number("attention_factor");
+        }
+        let temperature = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+        let (mscale, all_dim) = (self.number("mscale", 0.0)?, self.number("mscale_all_dim", 0.0)?);
+        if mscale != 0.0 && all_dim != 0.0 {
+            return Ok(temperature(mscale) / temperature(all_dim));
+        }
+        Ok(temperature(1.0))
+    }
+}

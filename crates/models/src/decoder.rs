@@ -1,0 +1,165 @@
+//! The decoder-only stack: runs any [`Spec`] of that shape, for training and inference alike.
+
+use std::sync::Arc;
+
+use loam_nn::{
+    Attention, DropoutKey, Embedding, FeedForward, Init, KvCache, LayerCache, LayerContext, Linear, Module, Norm, Rope,
+    join,
+};
+use loam_tensor::{AttentionMask, Parameter, Tensor};
+
+use crate::spec::{LayerSpec, Position, Spec};
+
+/// Tokens of a batch, row after row, and where they sit.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    /// `[batch * time]`.
+    pub tokens: &'a [u32],
+    /// Rows.
+    pub batch: usize,
+    /// Tokens per row.
+    pub time: usize,
+    /// Position of every token, `[batch * time]`; by default they count up from the cache's length.
+    pub positions: Option<&'a [u32]>,
+    /// Document of every token, `[batch * time]`: attention stays within a document.
+    pub segments: Option<Arc<[u32]>>,
+}
+
+impl<'a> Input<'a> {
+    /// Rows of equal length, each one document that starts at position 0.
+    pub fn rows(tokens: &'a [u32], batch: usize) -> Self {
+        Self { tokens, batch, time: tokens.len() / batch.max(1), positions: None, segments: None }
+    }
+}
+
+/// How a forward pass runs.
+#[derive(Default)]
+pub struct Forward<'a> {
+    /// Earlier positions, for step-by-step decoding.
+    pub cache: Option<&'a mut KvCache>,
+    /// Dropout, while training with it.
+    pub dropout: Option<DropoutKey>,
+}
+
+/// One block: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+struct Block {
+    attention_norm: Norm,
+    attention: Attention,
+    feed_forward_norm: Norm,
+    feed_forward: FeedForward,
+}
+
+impl Block {
+    fn zeros(hidden_size: usize, spec: &LayerSpec) -> Self {
+        Self {
+            attention_norm: Norm::new(hidden_size, spec.norm),
+            attention: Attention::zeros(hidden_size, &spec.attention),
+            feed_forward_norm: Norm::new(hidden_size, spec.norm),
+            feed_forward: FeedForward::zeros(hidden_size, &spec.feed_forward),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, index: u64, context: &LayerContext, cache: Option<&mut LayerCache>) -> Tensor {
+        let attended = self.attention.forward(&self.attention_norm.forward(x), context, cache);
+        let x = x + &context.drop(attended, 2 * index + 1);
+        let fed = self.feed_forward.forward(&self.feed_forward_norm.forward(&x));
+        &x + &context.drop(fed, 2 * index + 2)
+    }
+}
+
+impl Module for Block {
+    fn visit(&self, path: &str, visit: &mut dyn FnMut(String, &Parameter)) {
+        self.attention_norm.visit(&join(path, "attention_norm"), visit);
+        self.attention.visit(&join(path, "attention"), visit);
+        self.feed_forward_norm.visit(&join(path, "feed_forward_norm"), visit);
+        self.feed_forward.visit(&join(path, "feed_forward"), visit);
+    }
+}
+
+/// Embeddings, blocks, a final norm and a head.
+pub(crate) struct Decoder {
+    embed_tokens: Embedding,
+    embed_positions: Option<Embedding>,
+    layers: Vec<Block>,
+    norm: Norm,
+    /// `None` when tied to the token embedding.
+    lm_head: Option<Linear>,
+    rope: Option<Rope>,
+}
+
+impl Decoder {
+    /// Zero weights and identity norms.
+    pub(crate) fn zeros(spec: &Spec) -> Self {
+        let hidden = spec.hidden_size;
+        let learned = matches!(spec.position, Position::Learned);
+        Self {
+            embed_tokens: Embedding::zeros(spec.vocab_size, hidden),
+            embed_positions: learned.then(|| Embedding::zeros(spec.max_position_embeddings, hidden)),
+            layers: spec.layers.iter().map(|layer| Block::zeros(hidden, layer)).collect(),
+            norm: Norm::new(hidden, spec.final_norm),
+            lm_head: (!spec.tie_word_embeddings).then(|| Linear::zeros(hidden, spec.vocab_size, false)),
+            rope: match &spec.position {
+                Position::Rope(config) => Some(Rope::new(config)),
+                Position::Learned => None,
+            },
+        }
+    }
+
+    /// Fresh weights: normal with `initializer_range`, and `1 / sqrt(2 layers)` of that for the projections that write
+    /// to the residual stream, so that its variance does not grow with depth (Radford et al. 2019, section 2.3).
+    pub(crate) fn initialise(&self, spec: &Spec, seed: u64) {
+        let residual = spec.initializer_range / (2.0 * spec.layers.len() as f32).sqrt();
+        self.visit("", &mut |name, parameter| {
+            let std = match name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
+                true => residual,
+                false => spec.initializer_range,
+            };
+            if parameter.shape().len() == 2 {
+                Init::Normal { std }.fill(parameter, seed, &name);
+            }
+        });
+    }
+
+    /// `[batch, time] -> [batch, time, hidden]`, after the final norm.
+    pub(crate) fn hidden(&self, input: &Input<'_>, mut forward: Forward<'_>) -> Tensor {
+        let (batch, time) = (input.batch, input.time);
+        let start = forward.cache.as_ref().map_or(0, |cache| cache.len()) as u32;
+        let row: Vec<u32> = (start..start + time as u32).collect();
+        let context = LayerContext {
+            rope: self.rope.as_ref().map(|rope| rope.tables(input.positions.unwrap_or(&row))),
+            mask: AttentionMask { segments: input.segments.clone(), bias: None },
+            dropout: forward.dropout,
+        };
+        let mut x = self.embed_tokens.forward(input.tokens, batch, time);
+        if let Some(table) = &self.embed_positions {
+            // Without explicit positions one row of vectors serves the whole batch.
+            let positions = match input.positions {
+                Some(positions) => table.forward(positions, batch, time),
+                None => Tensor::parameter(&table.weight).embedding(&row, [time]),
+            };
+            x = &x + &positions;
+        }
+        x = context.drop(x, 0);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let cache = forward.cache.as_mut().map(|cache| &mut cache.layers[index]);
+            x = layer.forward(&x, index as u64, &context, cache);
+        }
+        self.norm.forward(&x)
+    }
+
+
+    /// The head's weight `[vocab, hidden]`.
+    pub(crate) fn head(&self) -> Tensor {
+        Tensor::parameter(self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |head| &head.weight))
+    }
+}
+
+impl Module for Decoder {
+    fn visit(&self, path: &str, visit: &mut dyn FnMut(String, &Parameter)) {
+        self.embed_tokens.visit(&join(path, "embed_tokens"), visit);
+        self.embed_positions.visit(&join(path, "embed_positions"), visit);
+        self.layers.visit(&join(path, "layers"), visit);
+        self.norm.visit(&join(path, "norm"), visit);
+        self.lm_head.visit(&join(path, "lm_head"), visit);
+    }
+}

@@ -1,0 +1,112 @@
+//! Llama (Touvron et al. 2023): rotary positions, RMS norm, grouped-query attention, gated feed-forward.
+
+use loam_nn::{AttentionConfig, FeedForwardConfig, NormConfig};
+use loam_tensor::NormKind;
+use serde_json::{Value, json};
+
+use super::Family;
+use crate::config::Config;
+use crate::error::Error;
+use crate::spec::{LayerSpec, Position, Spec};
+use crate::weight_map::{Transform::*, WeightMap, row};
+
+pub(super) const FAMILY: Family = Family {
+    name: "llama",
+    architecture: "LlamaForCausalLM",
+    spec,
+    weights: WeightMap {
+        rows: &[
+            row("model.embed_tokens.weight", "embed_tokens.weight", Keep),
+            row("model.layers.{i}.input_layernorm.weight", "layers.{i}.attention_norm.weight", Keep),
+            row("model.layers.{i}.self_attn.q_proj.weight", "layers.{i}.attention.q_proj.weight", Keep),
+            row("model.layers.{i}.self_attn.q_proj.bias", "layers.{i}.attention.q_proj.bias", Keep),
+            row("model.layers.{i}.self_attn.k_proj.weight", "layers.{i}.attention.k_proj.weight", Keep),
+            row("model.layers.{i}.self_attn.k_proj.bias", "layers.{i}.attention.k_proj.bias", Keep),
+            row("model.layers.{i}.self_attn.v_proj.weight", "layers.{i}.attention.v_proj.weight", Keep),
+            row("model.layers.{i}.self_attn.v_proj.bias", "layers.{i}.attention.v_proj.bias", Keep),
+            row("model.layers.{i}.self_attn.o_proj.weight", "layers.{i}.attention.o_proj.weight", Keep),
+            row("model.layers.{i}.self_attn.o_proj.bias", "layers.{i}.attention.o_proj.bias", Keep),
+            row("model.layers.{i}.post_attention_layernorm.weight", "layers.{i}.feed_forward_norm.weight", Keep),
+            row("model.layers.{i}.mlp.gate_proj.weight", "layers.{i}.feed_forward.gate_proj.weight", Keep),
+            row("model.layers.{i}.mlp.gate_proj.bias", "layers.{i}.feed_forward.gate_proj.bias", Keep),
+            row("model.layers.{i}.mlp.up_proj.weight", "layers.{i}.feed_forward.up_proj.weight", Keep),
+            row("model.layers.{i}.mlp.up_proj.bias", "layers.{i}.feed_forward.up_proj.bias", Keep),
+            row("model.layers.{i}.mlp.down_proj.weight", "layers.{i}.feed_forward.down_proj.weight", Keep),
+            row("model.layers.{i}.mlp.down_proj.bias", "layers.{i}.feed_forward.down_proj.bias", Keep),
+            row("model.norm.weight", "norm.weight", Keep),
+            row("lm_head.weight", "lm_head.weight", Keep),
+        ],
+        // Frequencies that old checkpoints carry along; they follow from the configuration.
+        ignored_suffixes: &[".rotary_emb.inv_freq"],
+        optional_prefix: "",
+    },
+    defaults,
+};
+
+fn spec(c: Config<'_>) -> Result<Spec, Error> {
+    let hidden_size = c.size("hidden_size")?;
+    let heads = c.size("num_attention_heads")?;
+    let kv_heads = c.optional_size("num_key_value_heads")?.unwrap_or(heads);
+    c.divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)?;
+    let head_dim = match c.optional_size("head_dim")? {
+        Some(head_dim) => head_dim,
+        None => {
+            c.divides("num_attention_heads", heads, "hidden_size", hidden_size)?;
+            hidden_size / heads
+        }
+    };
+    let has_attention_bias = c.flag("attention_bias", false)?;
+    let norm = NormConfig { kind: NormKind::Rms, eps: c.number("rms_norm_eps", 1e-6)? as f32, has_bias: false };
+    let max_position_embeddings = c.size("max_position_embeddings")?;
+    let layer = LayerSpec {
+        norm,
+        attention: AttentionConfig {
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            has_qkv_bias: has_attention_bias,
+            has_output_bias: has_attention_bias,
+            scale: None,
+            is_causal: true,
+            sliding_window: None,
+        },
+        feed_forward: FeedForwardConfig {
+            intermediate_size: c.size("intermediate_size")?,
+            activation: c.activation("hidden_act", "silu")?,
+            gated: true,
+            has_bias: c.flag("mlp_bias", false)?,
+        },
+    };
+    Ok(Spec {
+        family: FAMILY.name,
+        vocab_size: c.size("vocab_size")?,
+        hidden_size,
+        max_position_embeddings,
+        position: Position::Rope(c.rope(head_dim, max_position_embeddings)?),
+        layers: vec![layer; c.size("num_hidden_layers")?],
+        final_norm: norm,
+        tie_word_embeddings: c.flag("tie_word_embeddings", false)?,
+        initializer_range: c.number("initializer_range", 0.02)? as f32,
+    })
+}
+
+fn defaults() -> Value {
+    json!({
+        "architectures": [FAMILY.architecture],
+        "model_type": FAMILY.name,
+        "vocab_size": 32000,
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "attention_bias": false,
+        "mlp_bias": false,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": false,
+    })
+}

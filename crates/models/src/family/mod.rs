@@ -1,0 +1,44 @@
+//! The model families, one file each: `config.json` in, [`Spec`] and weight names out, no arithmetic.
+
+mod gpt2;
+mod llama;
+
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::spec::Spec;
+use crate::weight_map::WeightMap;
+
+/// What a family file provides.
+pub struct Family {
+    /// `model_type` of `config.json`.
+    pub name: &'static str,
+    /// `architectures` of `config.json`.
+    pub architecture: &'static str,
+    /// Translates a configuration.
+    pub spec: fn(Config<'_>) -> Result<Spec, Error>,
+    /// Its weight names.
+    pub weights: WeightMap,
+    /// A complete `config.json` of a new model from the fields someone cares about.
+    pub defaults: fn() -> Value,
+}
+
+/// Every family, in the order that messages list them.
+pub static FAMILIES: &[Family] = &[gpt2::FAMILY, llama::FAMILY];
+
+/// The family called `name`.
+pub fn by_name(name: &str) -> Result<&'static Family, Error> {
+    FAMILIES.iter().find(|family| family.name == name).ok_or_else(|| Error::UnknownFamily {
+        family: name.to_string(),
+        known: FAMILIES.iter().map(|family| family.name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// The family that a `config.json` names.
+pub fn of_config(config: &Value) -> Result<&'static Family, Error> {
+    match config.get("model_type").and_then(Value::as_str) {
+        Some(name) => by_name(name),
+        None => Err(Error::config("model_type", "is missing")),
+    }
+}

@@ -1,0 +1,39 @@
+//! What a layer needs to know about the call it runs in.
+
+use loam_tensor::{AttentionMask, Dropout, RopeTables, Tensor};
+
+/// Dropout of a training step: its probability, and the counter-based key that makes its masks reproducible.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DropoutKey {
+    /// Probability that an element is zeroed.
+    pub p: f32,
+    /// Run seed.
+    pub seed: u64,
+    /// Optimizer step and micro-batch, as one number.
+    pub step: u64,
+}
+
+/// Shared by all layers of one forward pass.
+pub struct LayerContext {
+    /// Rotary tables of the positions at hand, for models that use them.
+    pub rope: Option<RopeTables>,
+    /// Documents and bias.
+    pub mask: AttentionMask,
+    /// Dropout, while training with it.
+    pub dropout: Option<DropoutKey>,
+}
+
+/// Most dropout places of one model: keeps the keys of different steps apart.
+const PLACES_PER_STEP: u64 = 1 << 20;
+
+impl LayerContext {
+    /// Drops elements of `x` if this pass trains with dropout; `place` names the call within the model.
+    pub fn drop(&self, x: Tensor, place: u64) -> Tensor {
+        match self.dropout {
+            None => x,
+            Some(key) => {
+                x.dropout(Dropout { p: key.p, seed: key.seed, step: key.step.wrapping_mul(PLACES_PER_STEP) + place })
+            }
+        }
+    }
+}

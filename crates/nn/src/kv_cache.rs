@@ -1,0 +1,69 @@
+//! Keys and values of the positions already seen.
+
+use loam_tensor::{DType, Device, Raw, Tensor};
+
+/// Positions that a fresh or grown cache has room for, at least.
+const MIN_CAPACITY: usize = 64;
+
+/// The cache of one attention layer: `[batch, capacity, kv_heads, head_dim]`, of which the first positions are filled.
+#[derive(Default)]
+pub struct LayerCache {
+    keys: Option<Raw>,
+    values: Option<Raw>,
+    len: usize,
+}
+
+impl LayerCache {
+    /// Stores keys and values of new positions `[batch, time, kv_heads, head_dim]`; returns those of all positions.
+    pub fn append(&mut self, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        let start = self.len;
+        self.len += k.size(1);
+        (store(&mut self.keys, k, start), store(&mut self.values, v, start))
+    }
+}
+
+fn store(slot: &mut Option<Raw>, new: &Tensor, start: usize) -> Tensor {
+    let backend = Device::Cpu.backend();
+    let len = start + new.size(1);
+    let capacity = slot.as_ref().map_or(0, |raw| raw.shape()[1]);
+    if capacity < len {
+        let mut grown = Raw::empty(DType::F32, new.shape().with(1, (2 * capacity).max(len).max(MIN_CAPACITY)));
+        if let Some(old) = slot.take() {
+            backend.write_region(&mut grown, 1, 0, &old.narrowed(1, 0, start));
+        }
+        *slot = Some(grown);
+    }
+    let buffer = slot.as_mut().expect("room was just made");
+    backend.write_region(buffer, 1, start, new.raw());
+    Tensor::constant(buffer.narrowed(1, 0, len))
+}
+
+/// One [`LayerCache`] per layer.
+pub struct KvCache {
+    /// In layer order.
+    pub layers: Vec<LayerCache>,
+}
+
+impl KvCache {
+    /// An empty cache.
+    pub fn new(num_layers: usize) -> Self {
+        Self { layers: (0..num_layers).map(|_| LayerCache::default()).collect() }
+    }
+
+    /// Positions stored so far.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, |layer| layer.len)
+    }
+
+    /// Whether nothing is stored.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets every position from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        for layer in &mut self.layers {
+            layer.len = layer.len.min(len);
+        }
+    }
+}

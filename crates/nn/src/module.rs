@@ -1,0 +1,30 @@
+//! Finding every parameter of a network by its dotted name.
+
+use loam_tensor::Parameter;
+
+/// Something with parameters.
+pub trait Module {
+    /// Calls `visit` with the dotted name and the parameter, for each parameter below `path`, in a fixed order.
+    fn visit(&self, path: &str, visit: &mut dyn FnMut(String, &Parameter));
+}
+
+/// `path.name`, or just `name` at the root.
+pub fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
+}
+
+impl<M: Module> Module for Option<M> {
+    fn visit(&self, path: &str, visit: &mut dyn FnMut(String, &Parameter)) {
+        if let Some(module) = self {
+            module.visit(path, visit);
+        }
+    }
+}
+
+impl<M: Module> Module for [M] {
+    fn visit(&self, path: &str, visit: &mut dyn FnMut(String, &Parameter)) {
+        for (index, module) in self.iter().enumerate() {
+            module.visit(&join(path, &index.to_string()), visit);
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The tape: which operation made a tensor, and how a gradient flows back through it.
+//!
+//! A node owns the closure that computes its inputs' gradients; running it consumes what it saved, so activations are
+//! freed on the way back. Gradients of inner nodes live only during [`backward`]; those of parameters stay with them.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::backend::Device;
+use crate::dims::Dims;
+use crate::parameter::Parameter;
+use crate::raw::{DType, Raw};
+
+type BackwardFn = Box<dyn FnOnce(&Raw, &mut Grads<'_>) + Send>;
+
+/// Where a tensor that wants a gradient came from.
+#[derive(Clone)]
+pub(crate) enum Origin {
+    Parameter(Parameter),
+    Node(Arc<Node>),
+}
+
+/// One recorded operation.
+pub(crate) struct Node {
+    id: u64,
+    shape: Dims,
+    parents: Vec<Option<Origin>>,
+    backward: Mutex<Option<BackwardFn>>,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static RECORDING: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Runs `work` without recording, as inference and evaluation do.
+pub fn no_grad<R>(work: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            RECORDING.set(self.0);
+        }
+    }
+    let _restore = Restore(RECORDING.replace(false));
+    work()
+}
+
+/// Whether operations are being recorded on this thread.
+pub fn is_recording() -> bool {
+    RECORDING.get()
+}
+
+impl Node {
+    /// Records an operation whose result has `shape`, unless no parent wants a gradient.
+    pub(crate) fn record(
+        shape: Dims,
+        parents: Vec<Option<Origin>>,
+        backward: impl FnOnce(&Raw, &mut Grads<'_>) + Send + 'static,
+    ) -> Option<Origin> {
+        if !is_recording() || parents.iter().all(Option::is_none) {
+            return None;
+        }
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let backward = Mutex::new(Some(Box::new(backward) as BackwardFn));
+        Some(Origin::Node(Arc::new(Self { id, shape, parents, backward })))
+    }
+}
+
+/// What a backward closure writes to: one slot per input of the operation, in order.
+pub(crate) struct Grads<'a> {
+    engine: &'a mut Engine,
+    parents: &'a [Option<Origin>],
+}
+
+impl Grads<'_> {
+    /// Whether input `index` wants a gradient.
+    pub(crate) fn wants(&self, index: usize) -> bool {
+        self.parents[index].is_some()
+    }
+
+    /// Adds `grad` to input `index`'s gradient (dropped if it wants none).
+    pub(crate) fn add(&mut self, index: usize, grad: Raw) {
+        match &self.parents[index] {
+            None => {}
+            Some(Origin::Parameter(parameter)) => parameter.add_grad(grad),
+            Some(Origin::Node(node)) => self.engine.add(node, grad),
+        }
+    }
+
+    /// Lets `work` accumulate into input `index`'s gradient in place: `work(slot, beta)` must set
+    /// `slot = beta * slot + grad`, where `beta` is 0 for a fresh slot with unspecified contents.
+    pub(crate) fn accumulate(&mut self, index: usize, work: impl FnOnce(&mut Raw, f32)) {
+        match &self.parents[index] {
+            None => {}
+            Some(Origin::Parameter(parameter)) => parameter.accumulate(work),
+            Some(Origin::Node(node)) => self.engine.accumulate(node, work),
+        }
+    }
+
+    /// As [`Grads::accumulate`] for operations that can only add: a fresh slot arrives zeroed.
+    pub(crate) fn add_into(&mut self, index: usize, work: impl FnOnce(&mut Raw)) {
+        self.accumulate(index, |slot, beta| {
+            if beta == 0.0 {
+                slot.f32_mut().fill(0.0);
+            }
+            work(slot);
+        });
+    }
+}
+
+#[derive(Default)]
+struct Engine {
+    /// Nodes waiting for their turn, newest first when popped from the end.
+    ready: BTreeMap<u64, Arc<Node>>,
+    grads: HashMap<u64, Raw>,
+}
+
+impl Engine {
+    fn add(&mut self, node: &Arc<Node>, grad: Raw) {
+        assert_eq!(grad.count(), node.shape.count(), "a gradient has the shape of its tensor {:?}", node.shape);
+        self.ready.entry(node.id).or_insert_with(|| node.clone());
+        match self.grads.remove(&node.id) {
+            None => {
+                self.grads.insert(node.id, grad);
+            }
+            Some(mut sum) => {
+                // Two consumers may have been handed the same buffer (`a + b` passes one gradient to both).
+                if !sum.is_unique() || !sum.is_dense() {
+                    sum = Device::Cpu.backend().copy(&sum);
+                }
+                let grad = if grad.is_dense() { grad } else { Device::Cpu.backend().copy(&grad) };
+                Device::Cpu.backend().axpy(&mut sum, 1.0, &grad);
+                self.grads.insert(node.id, sum);
+            }
+        }
+    }
+
+    fn accumulate(&mut self, node: &Arc<Node>, work: impl FnOnce(&mut Raw, f32)) {
+        self.ready.entry(node.id).or_insert_with(|| node.clone());
+        let (mut slot, beta) = match self.grads.remove(&node.id) {
+            None => (Raw::empty(DType::F32, node.shape), 0.0),
+            Some(mut sum) if sum.is_dense() && sum.is_unique() => (sum, 1.0),
+            Some(sum) => (Device::Cpu.backend().copy(&sum), 1.0),
+        };
+        work(&mut slot, beta);
+        self.grads.insert(node.id, slot);
+    }
+
+    fn run(&mut self) {
+        while let Some((id, node)) = self.ready.pop_last() {
+            let grad = self.grads.remove(&id).expect("a node is ready only once it has a gradient");
+            let backward = node.backward.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let backward = backward.expect("backward runs once per graph: its saved activations are consumed");
+            let grad = if grad.is_dense() { grad } else { Device::Cpu.backend().copy(&grad) };
+            backward(&grad.reshaped(node.shape), &mut Grads { engine: self, parents: &node.parents });
+        }
+    }
+}
+
+/// Back-propagates `grad` from a tensor made by `origin`, adding to the gradients of all parameters it depends on.
+pub(crate) fn backward(origin: &Origin, grad: Raw) {
+    match origin {
+        Origin::Parameter(parameter) => parameter.add_grad(grad),
+        Origin::Node(node) => {
+            let mut engine = Engine::default();
+            engine.add(node, grad);
+            engine.run();
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! The processor's [`Backend`]: shapes are checked here, arithmetic happens in `loam-kernels`.
+
+mod strided;
+
+use loam_kernels::attention::{self, AttentionDims, Heads, Masking};
+use loam_kernels::elementwise::{self, Binary, Unary};
+use loam_kernels::gemm::{Mat, MatMut, gemm_bf16, gemm_f32};
+use loam_kernels::optim::{AdamW, adamw_step};
+use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
+
+use crate::backend::{AttentionGrads, AttentionMask, Backend, Dropout, NormKind, RopeTables};
+use crate::raw::{DType, Raw};
+
+/// Kernels on the threads of the current rayon pool.
+pub(crate) struct Cpu;
+
+fn like(x: &Raw) -> Raw {
+    Raw::empty(DType::F32, x.shape())
+}
+
+/// A `[batch, time, heads, head_dim]` view as the attention kernels take it.
+fn heads(x: &Raw) -> Heads<'_> {
+    let strides = x.strides();
+    assert!(x.shape().len() == 4 && (strides[3] == 1 || x.shape()[3] == 1), "features of a head lie side by side");
+    Heads { data: x.strided_f32(), batch_stride: strides[0], time_stride: strides[1], head_stride: strides[2] }
+}
+
+fn masking(mask: &AttentionMask) -> Masking<'_> {
+    Masking { segments: mask.segments.as_deref(), bias: mask.bias.as_ref().map(Raw::f32) }
+}
+
+/// One matrix of a strided operand, `batch` many of which lie `batch_stride` apart.
+fn matrix<'a, T>(data: &'a [T], x: &Raw, index: usize) -> Mat<'a, T> {
+    let (shape, strides, rank) = (x.shape(), x.strides(), x.shape().len());
+    let start = if rank == 3 { index * strides[0] } else { 0 };
+    Mat {
+        data: &data[start..],
+        rows: shape[rank - 2],
+        cols: shape[rank - 1],
+        row_stride: strides[rank - 2],
+        col_stride: strides[rank - 1],
+    }
+}
+
+impl Backend for Cpu {
+    fn copy(&self, x: &Raw) -> Raw {
+        let mut out = like(x);
+        strided::copy(out.f32_mut(), x);
+        out
+    }
+
+    fn add_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw) {
+        strided::into_region(dst, axis, start, src, |d, s| *d += s);
+    }
+
+    fn write_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw) {
+        strided::into_region(dst, axis, start, src, |d, s| *d = s);
+    }
+
+    fn cast(&self, x: &Raw, dtype: DType) -> Raw {
+        let mut out = Raw::empty(dtype, x.shape());
+        match (x.dtype(), dtype) {
+            (DType::F32, DType::Bf16) => convert::f32_to_bf16(out.bf16_mut(), x.f32()),
+            (DType::Bf16, DType::F32) => convert::bf16_to_f32(out.f32_mut(), x.bf16()),
+            _ => return x.clone(),
+        }
+        out
+    }
+
+    fn unary(&self, op: Unary, x: &Raw) -> Raw {
+        let mut out = like(x);
+        elementwise::unary(op, out.f32_mut(), x.f32());
+        out
+    }
+
+    fn unary_backward(&self, op: Unary, x: &Raw, dy: &Raw) -> Raw {
+        let mut dx = like(x);
+        elementwise::unary_backward(op, dx.f32_mut(), x.f32(), dy.f32());
+        dx
+    }
+
+    fn binary(&self, op: Binary, a: &Raw, b: &Raw) -> Raw {
+        let mut out = like(a);
+        elementwise::binary(op, out.f32_mut(), a.f32(), b.f32());
+        out
+    }
+
+    fn affine(&self, x: &Raw, scale: f32, shift: f32) -> Raw {
+        let mut out = like(x);
+        elementwise::affine(out.f32_mut(), x.f32(), scale, shift);
+        out
+    }
+
+    fn axpy(&self, dst: &mut Raw, scale: f32, x: &Raw) {
+        elementwise::axpy(dst.f32_mut(), scale, x.f32());
+    }
+
+    fn gated(&self, act: Unary, gate: &Raw, up: &Raw) -> Raw {
+        let mut out = like(gate);
+        elementwise::gated(act, out.f32_mut(), gate.f32(), up.f32());
+        out
+    }
+
+    fn gated_backward(&self, act: Unary, gate: &Raw, up: &Raw, dy: &Raw) -> (Raw, Raw) {
+        let (mut dgate, mut dup) = (like(gate), like(up));
+        elementwise::gated_backward(act, dgate.f32_mut(), dup.f32_mut(), gate.f32(), up.f32(), dy.f32());
+        (dgate, dup)
+    }
+
+    fn dropout(&self, x: &Raw, dropout: Dropout) -> Raw {
+        let mut out = like(x);
+        elementwise::dropout(out.f32_mut(), x.f32(), dropout.p, dropout.seed, dropout.step);
+        out
+    }
+
+    fn sum(&self, x: &Raw) -> f32 {
+        elementwise::sum(x.f32())
+    }
+
+    fn sum_of_squares(&self, x: &Raw) -> f64 {
+        elementwise::sum_of_squares(x.f32())
+    }
+
+    fn all_finite(&self, x: &Raw) -> bool {
+        elementwise::all_finite(x.f32())
+    }
+
+    fn add_column_sums(&self, dst: &mut Raw, x: &Raw) {
+        let width = dst.count();
+        elementwise::column_sums(dst.f32_mut(), x.f32(), width);
+    }
+
+    fn sum_last(&self, x: &Raw) -> Raw {
+        let (shape, width) = (x.shape(), x.shape().width());
+        let mut out = Raw::empty(DType::F32, &shape[..shape.len() - 1]);
+        for (total, row) in out.f32_mut().iter_mut().zip(x.f32().chunks_exact(width.max(1))) {
+            *total = elementwise::sum(row);
+        }
+        out
+    }
+
+    fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, beta: f32) {
+        let rank = a.shape().len();
+        let batch = if rank == 3 { a.shape()[0] } else { 1 };
+        let shape = dst.shape();
+        let (rows, cols) = (a.shape()[rank - 2], b.shape()[rank - 1]);
+        assert_eq!(a.shape()[rank - 1], b.shape()[rank - 2], "matmul: {:?} x {:?}", a.shape(), b.shape());
+        assert_eq!(dst.count(), batch * rows * cols, "matmul: {:?} x {:?} into {shape:?}", a.shape(), b.shape());
+        for (index, out) in dst.f32_mut().chunks_exact_mut((rows * cols).max(1)).enumerate() {
+            let c = MatMut { data: out, rows, cols, row_stride: cols, col_stride: 1 };
+            match (a.dtype(), b.dtype()) {
+                (DType::F32, DType::F32) => {
+                    gemm_f32(c, matrix(a.strided_f32(), a, index), matrix(b.strided_f32(), b, index), beta);
+                }
+                (DType::Bf16, DType::Bf16) => {
+                    gemm_bf16(c, matrix(a.strided_bf16(), a, index), matrix(b.strided_bf16(), b, index), beta);
+                }
+                (x, y) => panic!("matmul of {x:?} and {y:?}: operands have one element type"),
+            }
+        }
+    }
+
+    fn softmax(&self, x: &Raw) -> Raw {
+        let mut out = like(x);
+        softmax::softmax(out.f32_mut(), x.f32(), x.shape().width());
+        out
+    }
+
+    fn softmax_backward(&self, y: &Raw, dy: &Raw) -> Raw {
+        let mut dx = like(y);
+        softmax::softmax_backward(dx.f32_mut(), y.f32(), dy.f32(), y.shape().width());
+        dx
+    }
+
+    fn log_softmax(&self, x: &Raw) -> Raw {
+        let mut out = like(x);
+        softmax::log_softmax(out.f32_mut(), x.f32(), x.shape().width());
+        out
+    }
+
+    fn log_softmax_backward(&self, y: &Raw, dy: &Raw) -> Raw {
+        let mut dx = like(y);
+        softmax::log_softmax_backward(dx.f32_mut(), y.f32(), dy.f32(), y.shape().width());
+        dx
+    }
+
+    fn gather_last(&self, x: &Raw, ids: &[u32]) -> Raw {
+        let width = x.shape().width();
+        let mut out = Raw::empty(DType::F32, [ids.len()]);
+        for ((picked, row), &id) in out.f32_mut().iter_mut().zip(x.f32().chunks_exact(width)).zip(ids) {
+            *picked = row[id as usize];
+        }
+        out
+    }
+
+    fn scatter_add_last(&self, dst: &mut Raw, ids: &[u32], src: &Raw) {
+        let width = dst.shape().width();
+        for ((row, &id), &value) in dst.f32_mut().chunks_exact_mut(width).zip(ids).zip(src.f32()) {
+            row[id as usize] += value;
+        }
+    }
+
+    fn norm(&self, kind: NormKind, x: &Raw, weight: &Raw, bias: Option<&Raw>, eps: f32) -> (Raw, Raw) {
+        let mut out = like(x);
+        let per_row = if kind == NormKind::Layer { 2 } else { 1 };
+        let mut stats = Raw::empty(DType::F32, [x.rows() * per_row]);
+        match kind {
+            NormKind::Layer => {
+                let bias = bias.map(Raw::f32);
+                norm::layer_norm(out.f32_mut(), stats.f32_mut(), x.f32(), weight.f32(), bias, eps);
+            }
+            NormKind::Rms => norm::rms_norm(out.f32_mut(), stats.f32_mut(), x.f32(), weight.f32(), eps),
+        }
+        (out, stats)
+    }
+
+    fn norm_backward(
+        &self,
+        kind: NormKind,
+        dy: &Raw,
+        x: &Raw,
+        weight: &Raw,
+        stats: &Raw,
+        dweight: &mut Raw,
+        dbias: Option<&mut Raw>,
+    ) -> Raw {
+        let mut dx = like(x);
+        let (dw, db) = (dweight.f32_mut(), dbias.map(Raw::f32_mut));
+        match kind {
+            NormKind::Layer => {
+                norm::layer_norm_backward(dx.f32_mut(), dw, db, dy.f32(), x.f32(), weight.f32(), stats.f32());
+            }
+            NormKind::Rms => norm::rms_norm_backward(dx.f32_mut(), dw, dy.f32(), x.f32(), weight.f32(), stats.f32()),
+        }
+        dx
+    }
+
+    fn rope(&self, x: &Raw, tables: &RopeTables, inverse: bool) -> Raw {
+        let mut out = like(x);
+        strided::copy(out.f32_mut(), x);
+        let [batch, time, heads, head_dim] = x.shape()[..] else { panic!("rope of shape {:?}", x.shape()) };
+        let dims = rope::RopeDims {
+            batch,
+            time,
+            heads,
+            head_dim,
+            rotary_dim: 2 * tables.cos.shape().width(),
+            style: tables.style,
+            inverse,
+        };
+        rope::rope_in_place(out.f32_mut(), tables.cos.f32(), tables.sin.f32(), &dims);
+        out
+    }
+
+    fn embedding(&self, table: &Raw, ids: &[u32]) -> Raw {
+        let width = table.shape().width();
+        let mut out = Raw::empty(DType::F32, [ids.len(), width]);
+        embedding::embedding(out.f32_mut(), table.f32(), ids, width);
+        out
+    }
+
+    fn embedding_backward(&self, dtable: &mut Raw, dy: &Raw, ids: &[u32]) {
+        let width = dtable.shape().width();
+        embedding::embedding_backward(dtable.f32_mut(), dy.f32(), ids, width);
+    }
+
+    fn attention(&self, q: &Raw, k: &Raw, v: &Raw, dims: &AttentionDims, mask: &AttentionMask) -> (Raw, Raw) {
+        let mut out = Raw::empty(DType::F32, [dims.batch, dims.q_len, dims.heads, dims.head_dim]);
+        let mut lse = Raw::empty(DType::F32, [dims.batch, dims.heads, dims.q_len]);
+        attention::attention(out.f32_mut(), lse.f32_mut(), heads(q), heads(k), heads(v), dims, &masking(mask));
+        (out, lse)
+    }
+
+    fn attention_backward(
+        &self,
+        dout: &Raw,
+        out: &Raw,
+        lse: &Raw,
+        q: &Raw,
+        k: &Raw,
+        v: &Raw,
+        dims: &AttentionDims,
+        mask: &AttentionMask,
+    ) -> AttentionGrads {
+        let kv_shape = [dims.batch, dims.kv_len, dims.kv_heads, dims.head_dim];
+        let mut dq = Raw::empty(DType::F32, [dims.batch, dims.q_len, dims.heads, dims.head_dim]);
+        let (mut dk, mut dv) = (Raw::empty(DType::F32, kv_shape), Raw::empty(DType::F32, kv_shape));
+        let mut dbias = mask.bias.as_ref().map(|bias| Raw::full(bias.shape(), 0.0));
+        attention::attention_backward(
+            attention::Grads {
+                dq: dq.f32_mut(),
+                dk: dk.f32_mut(),
+                dv: dv.f32_mut(),
+                dbias: dbias.as_mut().map(Raw::f32_mut),
+            },
+            dout.f32(),
+            out.f32(),
+            lse.f32(),
+            heads(q),
+            heads(k),
+            heads(v),
+            dims,
+            &masking(mask),
+        );
+        AttentionGrads { q: dq, k: dk, v: dv, bias: dbias }
+    }
+
+    fn cross_entropy(&self, logits: &Raw, targets: &[i32]) -> Vec<f32> {
+        let mut losses = vec![0.0; targets.len()];
+        cross_entropy::cross_entropy(&mut losses, logits.f32(), targets, logits.shape().width());
+        losses
+    }
+
+    fn cross_entropy_backward(&self, logits: &mut Raw, targets: &[i32], scale: f32) -> Vec<f32> {
+        let vocab = logits.shape().width();
+        let mut losses = vec![0.0; targets.len()];
+        cross_entropy::cross_entropy_backward_in_place(&mut losses, logits.f32_mut(), targets, vocab, scale);
+        losses
+    }
+
+    fn adamw(&self, value: &mut Raw, grad: &Raw, m: &mut Raw, v: &mut Raw, step: &AdamW) {
+        adamw_step(value.f32_mut(), grad.f32(), m.f32_mut(), v.f32_mut(), step);
+    }
+}

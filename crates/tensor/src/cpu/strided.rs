@@ -1,0 +1,62 @@
+//! Copies between strided views: the innermost axis goes as a slice wherever it is contiguous.
+
+use crate::raw::Raw;
+
+/// Calls `row(dst_start, src_start)` for every row of the last axis, in order.
+fn for_each_row(
+    shape: &[usize],
+    dst_strides: &[usize],
+    src_strides: &[usize],
+    at: (usize, usize),
+    row: &mut dyn FnMut(usize, usize),
+) {
+    match shape {
+        [] | [_] => row(at.0, at.1),
+        [size, rest @ ..] => {
+            for index in 0..*size {
+                let next = (at.0 + index * dst_strides[0], at.1 + index * src_strides[0]);
+                for_each_row(rest, &dst_strides[1..], &src_strides[1..], next, row);
+            }
+        }
+    }
+}
+
+/// Combines every element of `src` with the matching one of `dst`, both strided with the shape of `src`.
+fn combine(dst: &mut [f32], dst_strides: &[usize], src: &Raw, apply: impl Fn(&mut f32, f32)) {
+    let (shape, src_strides) = (src.shape(), src.strides());
+    if src.count() == 0 {
+        return;
+    }
+    let data = src.strided_f32();
+    let last = shape.len().wrapping_sub(1);
+    let width = shape.width();
+    let dst_step = dst_strides.get(last).copied().unwrap_or(1);
+    let src_step = src_strides.get(last).copied().unwrap_or(1);
+    for_each_row(&shape, dst_strides, &src_strides, (0, 0), &mut |d, s| {
+        if (dst_step == 1 && src_step == 1) || width == 1 {
+            dst[d..d + width].iter_mut().zip(&data[s..s + width]).for_each(|(d, &s)| apply(d, s));
+        } else {
+            for index in 0..width {
+                apply(&mut dst[d + index * dst_step], data[s + index * src_step]);
+            }
+        }
+    });
+}
+
+/// Dense copy of a strided view.
+pub(super) fn copy(dst: &mut [f32], src: &Raw) {
+    if src.is_dense() {
+        dst.copy_from_slice(src.f32());
+    } else {
+        combine(dst, &src.shape().dense_strides(), src, |d, s| *d = s);
+    }
+}
+
+/// Applies `src` to the part of dense `dst` that starts at `start` on `axis`.
+pub(super) fn into_region(dst: &mut Raw, axis: usize, start: usize, src: &Raw, apply: impl Fn(&mut f32, f32)) {
+    let (shape, strides) = (dst.shape(), dst.strides());
+    let fits = shape.with(axis, src.shape()[axis]) == src.shape() && start + src.shape()[axis] <= shape[axis];
+    assert!(fits, "region of {:?} from {start} on axis {axis} of {shape:?}", src.shape());
+    let offset = start * strides[axis];
+    combine(&mut dst.strided_f32_mut()[offset..], &strides, src, apply);
+}

@@ -1,0 +1,70 @@
+//! Rotary positions and softmax attention.
+
+use loam_kernels::attention::AttentionDims;
+
+use crate::backend::{AttentionMask, RopeTables};
+use crate::tensor::{Tensor, backend};
+
+/// What attention computes, beyond its operands.
+#[derive(Clone, Default)]
+pub struct AttentionSpec {
+    /// Factor on the scores; `None` is `1 / sqrt(head_dim)`.
+    pub scale: Option<f32>,
+    /// Whether a query sees only keys up to its own position.
+    pub causal: bool,
+    /// How many keys up to its own a query sees (sliding window).
+    pub window: Option<usize>,
+    /// Documents and additive bias.
+    pub mask: AttentionMask,
+}
+
+impl Tensor {
+    /// Rotates pairs of features by position (Su et al. 2021, eq. 34): `[batch, time, heads, head_dim]`.
+    pub fn rope(&self, tables: &RopeTables) -> Self {
+        let saved = tables.clone();
+        Self::from_op(backend().rope(self.raw(), tables, false), &[self], move |dy, grads| {
+            grads.add(0, backend().rope(dy, &saved, true));
+        })
+    }
+
+    /// `softmax(q k^T scale + mask) v` (Vaswani et al. 2017, eq. 1), without ever storing the scores (Dao et al. 2022).
+    ///
+    /// `self` is q `[batch, time, heads, head_dim]`; k and v are `[batch, kv_len, kv_heads, head_dim]` with
+    /// `kv_heads` dividing `heads`; the last query sits at the last key. Result `[batch, time, heads * head_dim]`.
+    pub fn attention(&self, k: &Self, v: &Self, spec: &AttentionSpec) -> Self {
+        let (q_shape, k_shape) = (self.shape(), k.shape());
+        assert!(
+            q_shape.len() == 4
+                && k_shape.len() == 4
+                && k_shape == v.shape()
+                && q_shape[0] == k_shape[0]
+                && q_shape[3] == k_shape[3]
+                && q_shape[2].is_multiple_of(k_shape[2]),
+            "attention: q {q_shape:?}, k {k_shape:?}, v {:?}",
+            v.shape()
+        );
+        let dims = AttentionDims {
+            batch: q_shape[0],
+            q_len: q_shape[1],
+            kv_len: k_shape[1],
+            heads: q_shape[2],
+            kv_heads: k_shape[2],
+            head_dim: q_shape[3],
+            scale: spec.scale.unwrap_or_else(|| 1.0 / (q_shape[3] as f32).sqrt()),
+            causal: spec.causal,
+            window: spec.window,
+        };
+        let mask = spec.mask.clone();
+        let (q, k_raw, v_raw) = (self.raw().clone(), k.raw().clone(), v.raw().clone());
+        let (out, lse) = backend().attention(&q, &k_raw, &v_raw, &dims, &mask);
+        let saved = out.clone();
+        let merged = out.reshaped([dims.batch, dims.q_len, dims.heads * dims.head_dim]);
+        Self::from_op(merged, &[self, k, v], move |dy, grads| {
+            let dy = dy.reshaped(saved.shape());
+            let d = backend().attention_backward(&dy, &saved, &lse, &q, &k_raw, &v_raw, &dims, &mask);
+            grads.add(0, d.q);
+            grads.add(1, d.k);
+            grads.add(2, d.v);
+        })
+    }
+}

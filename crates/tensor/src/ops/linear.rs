@@ -1,0 +1,94 @@
+//! Matrix products.
+
+use crate::dims::Dims;
+use crate::precision::{Precision, precision};
+use crate::raw::{DType, Raw};
+use crate::tensor::{Tensor, backend};
+
+/// A dense tensor as the matrix of its last axis.
+pub(crate) fn as_matrix(x: &Raw) -> Raw {
+    x.reshaped([x.rows(), x.shape().width()])
+}
+
+/// An operand in the element type of `precision`.
+fn operand(x: &Tensor, precision: Precision) -> Raw {
+    match precision {
+        Precision::F32 => x.dense(),
+        Precision::Bf16 => x.to_bf16(),
+    }
+}
+
+fn lowered(x: &Raw, precision: Precision) -> Raw {
+    match precision {
+        Precision::F32 => x.clone(),
+        Precision::Bf16 => backend().cast(x, DType::Bf16),
+    }
+}
+
+fn product(a: &Raw, b: &Raw, shape: impl Into<Dims>) -> Raw {
+    let mut out = Raw::empty(DType::F32, shape);
+    backend().matmul(&mut out, a, b, 0.0);
+    out
+}
+
+impl Tensor {
+    /// `self weight^T + bias`: `[.., in] x [out, in] (+ [out]) -> [.., out]`.
+    pub fn linear(&self, weight: &Self, bias: Option<&Self>) -> Self {
+        let precision = precision();
+        let (out_features, in_features) = (weight.size(0), weight.size(1));
+        let shape = self.shape();
+        assert_eq!(shape.width(), in_features, "linear: input {shape:?} does not fit weight {:?}", weight.shape());
+        let x = as_matrix(&operand(self, precision));
+        let w = operand(weight, precision);
+        let y = product(&x, &w.transposed(0, 1), [x.rows(), out_features]);
+        let y = match bias {
+            None => y,
+            Some(bias) => {
+                assert_eq!(bias.count(), out_features, "linear: bias {:?} for {out_features} outputs", bias.shape());
+                backend().binary(loam_kernels::elementwise::Binary::Add, &y, &bias.dense())
+            }
+        };
+        let y = y.reshaped(shape.with(shape.len() - 1, out_features));
+        let mut parents = vec![self, weight];
+        parents.extend(bias);
+        let has_bias = bias.is_some();
+        Self::from_op(y, &parents, move |dy, grads| {
+            let dy = as_matrix(dy);
+            if has_bias && grads.wants(2) {
+                grads.add_into(2, |slot| backend().add_column_sums(slot, &dy));
+            }
+            let dy = lowered(&dy, precision);
+            if grads.wants(0) {
+                grads.accumulate(0, |slot, beta| matmul_into(slot, [x.rows(), in_features], &dy, &w, beta));
+            }
+            grads.accumulate(1, |slot, beta| backend().matmul(slot, &dy.transposed(0, 1), &x, beta));
+        })
+    }
+
+    /// `self other`: matrices `[m, k] x [k, n]`, or as many of them `[batch, m, k] x [batch, k, n]`.
+    pub fn matmul(&self, other: &Self) -> Self {
+        let precision = precision();
+        let (a, b) = (self.shape(), other.shape());
+        let rank = a.len();
+        assert!(
+            (rank == 2 || rank == 3) && b.len() == rank && a[rank - 1] == b[rank - 2] && a[..rank - 2] == b[..rank - 2],
+            "matmul: {a:?} x {b:?}"
+        );
+        let (x, w) = (operand(self, precision), operand(other, precision));
+        let y = product(&x, &w, a.with(rank - 1, b[rank - 1]));
+        Self::from_op(y, &[self, other], move |dy, grads| {
+            let dy = lowered(dy, precision);
+            let (last, before) = (rank - 1, rank - 2);
+            grads.accumulate(0, |slot, beta| backend().matmul(slot, &dy, &w.transposed(last, before), beta));
+            grads.accumulate(1, |slot, beta| backend().matmul(slot, &x.transposed(last, before), &dy, beta));
+        })
+    }
+}
+
+/// A matrix product into a slot of another shape with as many elements.
+fn matmul_into(slot: &mut Raw, matrix: [usize; 2], a: &Raw, b: &Raw, beta: f32) {
+    let shape = slot.shape();
+    slot.reshape_in_place(matrix);
+    backend().matmul(slot, a, b, beta);
+    slot.reshape_in_place(shape);
+}

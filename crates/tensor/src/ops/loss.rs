@@ -1,0 +1,107 @@
+//! Cross-entropy, alone and fused with the head that makes the logits.
+
+use crate::autograd::is_recording;
+use crate::ops::linear::as_matrix;
+use crate::precision::{Precision, precision};
+use crate::raw::{DType, Raw};
+use crate::tensor::{Tensor, backend};
+
+/// Logits of one chunk of rows: enough for the matrix product to run at full speed, little enough to stay cheap.
+const CHUNK_ELEMENTS: usize = 4 << 20;
+
+impl Tensor {
+    /// Sum over rows of `-log softmax(self)[target]`, times `scale`; rows with a negative target count nothing.
+    ///
+    /// `self`: logits `[.., vocab]`; one target per row; natural-log units.
+    pub fn cross_entropy(&self, targets: &[i32], scale: f32) -> Self {
+        let logits = self.dense();
+        assert_eq!(targets.len(), logits.rows(), "cross_entropy: {} targets for {:?}", targets.len(), self.shape());
+        let losses = backend().cross_entropy(&logits, targets);
+        let targets = targets.to_vec();
+        Self::from_op(Raw::full([], total(&losses) * scale), &[self], move |dy, grads| {
+            let mut slope = backend().affine(&logits, 1.0, 0.0);
+            backend().cross_entropy_backward(&mut slope, &targets, scale * dy.f32()[0]);
+            grads.add(0, slope);
+        })
+    }
+
+    /// As [`Tensor::cross_entropy`] of `self.linear(weight, None)`, in chunks of rows: neither the logits nor their
+    /// gradient ever exist as a whole. `self`: hidden states `[.., hidden]`; `weight`: `[vocab, hidden]`.
+    pub fn linear_cross_entropy(&self, weight: &Self, targets: &[i32], scale: f32) -> Self {
+        let precision = precision();
+        let hidden = as_matrix(&self.dense());
+        let (rows, width, vocab) = (hidden.rows(), hidden.shape().width(), weight.size(0));
+        assert_eq!(width, weight.size(1), "head {:?} on hidden {:?}", weight.shape(), self.shape());
+        assert_eq!(targets.len(), rows, "linear_cross_entropy: {} targets for {rows} rows", targets.len());
+        let (h, w) = match precision {
+            Precision::F32 => (hidden, weight.dense()),
+            Precision::Bf16 => (backend().cast(&hidden, DType::Bf16), weight.to_bf16()),
+        };
+        let wants_grad = is_recording() && (self.wants_grad() || weight.wants_grad());
+        let mut head = HeadGrads::new(wants_grad, [rows, width], [vocab, width]);
+        let mut sum = 0.0f64;
+        let chunk_rows = (CHUNK_ELEMENTS / vocab).clamp(16, rows.max(16));
+        let mut start = 0;
+        while start < rows {
+            let len = chunk_rows.min(rows - start);
+            let h_chunk = h.narrowed(0, start, len);
+            let mut logits = Raw::empty(DType::F32, [len, vocab]);
+            backend().matmul(&mut logits, &h_chunk, &w.transposed(0, 1), 0.0);
+            let chunk_targets = &targets[start..start + len];
+            let losses = if wants_grad {
+                let losses = backend().cross_entropy_backward(&mut logits, chunk_targets, scale);
+                head.add_chunk(start, &h_chunk, &w, &logits, precision);
+                losses
+            } else {
+                backend().cross_entropy(&logits, chunk_targets)
+            };
+            sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+            start += len;
+        }
+        let shape = self.shape();
+        Self::from_op(Raw::full([], (sum * f64::from(scale)) as f32), &[self, weight], move |dy, grads| {
+            let factor = dy.f32()[0];
+            let scaled = |raw: Raw| if factor == 1.0 { raw } else { backend().affine(&raw, factor, 0.0) };
+            if grads.wants(0) {
+                grads.add(0, scaled(head.hidden).reshaped(shape));
+            }
+            if grads.wants(1) {
+                grads.add(1, scaled(head.weight));
+            }
+        })
+    }
+}
+
+/// Gradients of the head's operands, collected during forward while each chunk of logits is at hand.
+struct HeadGrads {
+    hidden: Raw,
+    weight: Raw,
+}
+
+impl HeadGrads {
+    fn new(wanted: bool, hidden: [usize; 2], weight: [usize; 2]) -> Self {
+        let shape = |full: [usize; 2]| if wanted { full } else { [0, 0] };
+        Self { hidden: Raw::empty(DType::F32, shape(hidden)), weight: Raw::empty(DType::F32, shape(weight)) }
+    }
+
+    fn add_chunk(&mut self, start: usize, h: &Raw, w: &Raw, dlogits: &Raw, precision: Precision) {
+        let lowered;
+        let dlogits = match precision {
+            Precision::F32 => dlogits,
+            Precision::Bf16 => {
+                lowered = backend().cast(dlogits, DType::Bf16);
+                &lowered
+            }
+        };
+        let mut dh = Raw::empty(DType::F32, [h.rows(), w.shape().width()]);
+        backend().matmul(&mut dh, dlogits, w, 0.0);
+        backend().write_region(&mut self.hidden, 0, start, &dh);
+        let beta = if start == 0 { 0.0 } else { 1.0 };
+        backend().matmul(&mut self.weight, &dlogits.transposed(0, 1), h, beta);
+    }
+}
+
+/// Sum in f64: thousands of rows would lose digits in f32.
+fn total(losses: &[f32]) -> f32 {
+    losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() as f32
+}

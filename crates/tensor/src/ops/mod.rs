@@ -1,0 +1,11 @@
+//! Operations on [`crate::Tensor`]: one file per kind, each entry one forward and one backward.
+
+mod activation;
+mod arithmetic;
+pub(crate) mod attention;
+mod index;
+mod linear;
+mod loss;
+mod norm;
+mod reduce;
+mod shape;

@@ -1,0 +1,135 @@
+//! [`Tensor`]: data plus the history its gradient flows back along.
+
+use crate::autograd::{self, Grads, Node, Origin};
+use crate::backend::{Backend, Device};
+use crate::dims::Dims;
+use crate::parameter::Parameter;
+use crate::raw::{DType, Raw};
+
+/// An immutable f32 tensor. Cloning is cheap; operations record themselves unless inside [`crate::no_grad`].
+#[derive(Clone)]
+pub struct Tensor {
+    raw: Raw,
+    origin: Option<Origin>,
+    /// The parameter this is the value of: its bf16 copy is worth reusing, with or without a gradient.
+    parameter: Option<Parameter>,
+}
+
+/// The device's operations, for the ops below.
+pub(crate) fn backend() -> &'static dyn Backend {
+    Device::Cpu.backend()
+}
+
+impl Tensor {
+    /// A constant holding a copy of `values`. Panics if the count does not fit the shape.
+    pub fn from_slice(values: &[f32], shape: impl Into<Dims>) -> Self {
+        Self::constant(Raw::from_f32(values, shape))
+    }
+
+    /// A constant filled with `value`.
+    pub fn full(shape: impl Into<Dims>, value: f32) -> Self {
+        Self::constant(Raw::full(shape, value))
+    }
+
+    /// A tensor without history.
+    pub fn constant(raw: Raw) -> Self {
+        Self { raw, origin: None, parameter: None }
+    }
+
+    /// The current value of a parameter, wanting a gradient if the parameter is trainable.
+    pub fn parameter(parameter: &Parameter) -> Self {
+        let wanted = parameter.is_trainable() && autograd::is_recording();
+        let origin = wanted.then(|| Origin::Parameter(parameter.clone()));
+        Self { raw: parameter.value(), origin, parameter: Some(parameter.clone()) }
+    }
+
+    /// The result of an operation on `parents`.
+    pub(crate) fn from_op(
+        raw: Raw,
+        parents: &[&Tensor],
+        backward: impl FnOnce(&Raw, &mut Grads<'_>) + Send + 'static,
+    ) -> Self {
+        let origins = parents.iter().map(|parent| parent.origin.clone()).collect();
+        let origin = Node::record(raw.shape(), origins, backward);
+        Self { raw, origin, parameter: None }
+    }
+
+    /// The data.
+    pub fn raw(&self) -> &Raw {
+        &self.raw
+    }
+
+    /// The data, dense: itself, or a copy when this is a strided view.
+    pub(crate) fn dense(&self) -> Raw {
+        if self.raw.is_dense() { self.raw.clone() } else { backend().copy(&self.raw) }
+    }
+
+    /// The data in bf16: a parameter's cached copy, or a conversion.
+    pub(crate) fn to_bf16(&self) -> Raw {
+        match &self.parameter {
+            Some(parameter) => parameter.bf16(),
+            None => backend().cast(&self.dense(), DType::Bf16),
+        }
+    }
+
+    /// Shape.
+    pub fn shape(&self) -> Dims {
+        self.raw.shape()
+    }
+
+    /// Size of one axis.
+    pub fn size(&self, axis: usize) -> usize {
+        self.raw.shape()[axis]
+    }
+
+    /// Number of elements.
+    pub fn count(&self) -> usize {
+        self.raw.count()
+    }
+
+    /// A copy of the elements in row-major order.
+    pub fn to_vec(&self) -> Vec<f32> {
+        self.dense().f32().to_vec()
+    }
+
+    /// The only element. Panics unless there is exactly one.
+    pub fn item(&self) -> f32 {
+        assert_eq!(self.count(), 1, "item() of a tensor of shape {:?}", self.shape());
+        self.raw.f32()[0]
+    }
+
+    /// The same data without history.
+    pub fn detach(&self) -> Self {
+        Self::constant(self.raw.clone())
+    }
+
+    /// Whether a gradient would flow back from here.
+    pub fn wants_grad(&self) -> bool {
+        self.origin.is_some()
+    }
+
+    /// Back-propagates from this scalar with gradient 1: adds to the gradient of every parameter it depends on.
+    pub fn backward(self) {
+        assert_eq!(self.count(), 1, "backward() starts at a scalar, not at shape {:?}", self.shape());
+        let seed = Raw::full(self.shape(), 1.0);
+        self.backward_with(seed);
+    }
+
+    /// Back-propagates from this tensor with the given gradient of the same shape.
+    pub fn backward_with(self, grad: Raw) {
+        assert_eq!(grad.shape(), self.shape(), "a gradient has the shape of its tensor");
+        let Self { raw, origin, .. } = self;
+        // The value itself is not needed any more: free it before its inputs' gradients are allocated.
+        drop(raw);
+        if let Some(origin) = origin {
+            autograd::backward(&origin, grad);
+        }
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let values = self.to_vec();
+        write!(f, "Tensor{:?}{:?}", self.shape(), &values[..values.len().min(16)])
+    }
+}

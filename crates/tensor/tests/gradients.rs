@@ -1,0 +1,211 @@
+//! Every operation's gradient against finite differences.
+
+use loam_kernels::rng::Rng;
+use loam_tensor::gradcheck::gradient_error;
+use loam_tensor::{AttentionMask, AttentionSpec, Dropout, Parameter, Raw, RopeStyle, RopeTables, Tensor, Unary};
+
+/// Largest error of a gradient relative to the largest one of its input. f32 rounding of the function values over the
+/// step of the central difference leaves about 1e-4; a wrong term leaves 1e-1 or more.
+const TOLERANCE: f64 = 2e-3;
+
+fn random(name: &str, shape: &[usize]) -> Parameter {
+    let parameter = Parameter::zeros(shape);
+    let mut values = vec![0.0; parameter.count()];
+    Rng::new(7, name, 0).fill_normal(&mut values, 0.0, 0.7);
+    parameter.set(&values);
+    parameter
+}
+
+/// Values away from zero, where divisions and kinks are.
+fn positive(name: &str, shape: &[usize]) -> Parameter {
+    let parameter = random(name, shape);
+    let values: Vec<f32> = parameter.to_vec().iter().map(|x| x.abs() + 0.5).collect();
+    parameter.set(&values);
+    parameter
+}
+
+fn check(name: &str, inputs: &[Parameter], f: impl Fn(&[Tensor]) -> Tensor) {
+    let error = gradient_error(inputs, f);
+    assert!(error < TOLERANCE, "{name}: gradient is off by {error:.2e} of the largest");
+}
+
+#[test]
+fn arithmetic_with_and_without_repeating_operands() {
+    for shape in [vec![3, 5], vec![5], vec![]] {
+        let inputs = [random("a", &[3, 5]), positive("b", &shape)];
+        check("add", &inputs, |x| &x[0] + &x[1]);
+        check("sub", &inputs, |x| &x[0] - &x[1]);
+        check("mul", &inputs, |x| &x[0] * &x[1]);
+        check("div", &inputs, |x| &x[0] / &x[1]);
+        check("minimum", &inputs, |x| x[0].minimum(&x[1]));
+        check("maximum", &inputs, |x| x[0].maximum(&x[1]));
+        check("affine", &inputs[..1], |x| x[0].affine(-2.0, 0.5));
+    }
+}
+
+#[test]
+fn a_tensor_used_twice_gets_both_gradients() {
+    let inputs = [random("a", &[4, 3])];
+    check("a * a + a", &inputs, |x| &(&x[0] * &x[0]) + &x[0]);
+    check("a + a", &inputs, |x| &x[0] + &x[0]);
+}
+
+#[test]
+fn activations() {
+    let ops = [
+        Unary::Relu,
+        Unary::Gelu,
+        Unary::GeluTanh,
+        Unary::QuickGelu,
+        Unary::Silu,
+        Unary::Sigmoid,
+        Unary::Tanh,
+        Unary::Exp,
+        Unary::Square,
+        Unary::Abs,
+        Unary::Neg,
+        Unary::Softplus,
+        Unary::LogSigmoid,
+    ];
+    for op in ops {
+        check(&format!("{op:?}"), &[random("x", &[3, 7])], |x| x[0].unary(op));
+    }
+    for op in [Unary::Log, Unary::Sqrt, Unary::Reciprocal] {
+        check(&format!("{op:?}"), &[positive("x", &[3, 7])], |x| x[0].unary(op));
+    }
+    for act in [Unary::Silu, Unary::GeluTanh, Unary::Relu] {
+        check("gated", &[random("gate", &[3, 7]), random("up", &[3, 7])], |x| x[0].gated(act, &x[1]));
+    }
+}
+
+#[test]
+fn dropout_keeps_its_mask_for_backward() {
+    let dropout = Dropout { p: 0.4, seed: 3, step: 9 };
+    check("dropout", &[random("x", &[5, 9])], |x| x[0].dropout(dropout));
+}
+
+#[test]
+fn softmax_and_its_logarithm() {
+    check("softmax", &[random("x", &[3, 7])], |x| x[0].softmax());
+    check("log_softmax", &[random("x", &[3, 7])], |x| x[0].log_softmax());
+}
+
+#[test]
+fn matrix_products() {
+    let inputs = [random("x", &[2, 3, 5]), random("w", &[4, 5]), random("b", &[4])];
+    check("linear with bias", &inputs, |x| x[0].linear(&x[1], Some(&x[2])));
+    check("linear", &inputs[..2], |x| x[0].linear(&x[1], None));
+    check("matmul", &[random("a", &[3, 5]), random("b", &[5, 2])], |x| x[0].matmul(&x[1]));
+    check("batched", &[random("a", &[2, 3, 5]), random("b", &[2, 5, 4])], |x| x[0].matmul(&x[1]));
+    let transposed = [random("a", &[5, 3]), random("b", &[5, 2])];
+    check("matmul of a view", &transposed, |x| x[0].transpose(0, 1).matmul(&x[1]));
+}
+
+#[test]
+fn norms() {
+    let inputs = [random("x", &[4, 9]), random("w", &[9]), random("b", &[9])];
+    check("layer_norm", &inputs, |x| x[0].layer_norm(&x[1], Some(&x[2]), 1e-5));
+    check("layer_norm without bias", &inputs[..2], |x| x[0].layer_norm(&x[1], None, 1e-5));
+    check("rms_norm", &inputs[..2], |x| x[0].rms_norm(&x[1], 1e-5));
+}
+
+#[test]
+fn views_and_copies() {
+    let x = [random("x", &[2, 3, 8])];
+    check("reshape", &x, |x| x[0].reshape([6, 8]));
+    check("split_heads", &x, |x| x[0].split_heads(4).reshape([2, 3, 8]).unary(Unary::Square));
+    check("narrow", &x, |x| x[0].narrow(2, 3, 4).unary(Unary::Square));
+    check("narrow on the middle axis", &x, |x| x[0].narrow(1, 1, 2).unary(Unary::Square));
+    check("transpose", &x, |x| x[0].transpose(1, 2).unary(Unary::Square));
+    let parts = [random("a", &[2, 3]), random("b", &[2, 4])];
+    check("concat", &parts, |x| Tensor::concat(&[&x[0], &x[1], &x[0]], 1).unary(Unary::Square));
+}
+
+#[test]
+fn reductions() {
+    let x = [random("x", &[3, 4])];
+    check("sum", &x, |x| x[0].unary(Unary::Square).sum());
+    check("mean", &x, |x| x[0].unary(Unary::Square).mean());
+    check("sum_last", &x, |x| x[0].unary(Unary::Square).sum_last());
+    check("mean_last", &x, |x| x[0].unary(Unary::Square).mean_last());
+}
+
+#[test]
+fn lookups() {
+    let table = [random("table", &[6, 5])];
+    check("embedding", &table, |x| x[0].embedding(&[1, 5, 1, 0], [2, 2]));
+    check("gather_last", &table, |x| x[0].gather_last(&[0, 4, 2, 2, 1, 3]));
+}
+
+#[test]
+fn losses() {
+    let targets = [2, -100, 0, 6];
+    check("cross_entropy", &[random("logits", &[4, 7])], |x| x[0].cross_entropy(&targets, 0.5));
+    let inputs = [random("h", &[4, 5]), random("w", &[7, 5])];
+    check("linear_cross_entropy", &inputs, |x| x[0].linear_cross_entropy(&x[1], &targets, 0.5));
+    check("scaled linear_cross_entropy", &inputs, |x| x[0].linear_cross_entropy(&x[1], &targets, 0.5).scale(3.0));
+}
+
+#[test]
+fn the_fused_head_equals_the_two_steps_it_fuses() {
+    let (h, w) = (random("h", &[300, 5]), random("w", &[20_000, 5]));
+    let targets: Vec<i32> = (0..300).map(|i| if i % 7 == 0 { -100 } else { (i * 61) % 20_000 }).collect();
+    let run = |fused: bool| {
+        h.clear_grad();
+        w.clear_grad();
+        let (x, weight) = (Tensor::parameter(&h), Tensor::parameter(&w));
+        let loss = match fused {
+            true => x.linear_cross_entropy(&weight, &targets, 0.01),
+            false => x.linear(&weight, None).cross_entropy(&targets, 0.01),
+        };
+        let value = loss.item();
+        loss.backward();
+        let read = |p: &Parameter| p.grad().map(|grad| grad.f32().to_vec()).expect("a gradient");
+        (value, read(&h), read(&w))
+    };
+    let ((a, ah, aw), (b, bh, bw)) = (run(true), run(false));
+    assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} and {b}");
+    // The chunks only change the order of sums.
+    for (x, y) in ah.iter().zip(&bh).chain(aw.iter().zip(&bw)) {
+        assert!((x - y).abs() <= 1e-7, "{x} and {y}");
+    }
+}
+
+#[test]
+fn rotary_positions() {
+    let tables = |style| {
+        let angles: Vec<f32> = (0..3 * 2).map(|i| 0.3 * i as f32).collect();
+        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+        RopeTables { cos: Raw::from_f32(&cos, [3, 2]), sin: Raw::from_f32(&sin, [3, 2]), style }
+    };
+    for style in [RopeStyle::Half, RopeStyle::Interleaved] {
+        let tables = tables(style);
+        // Features beyond the tables' width pass through.
+        check("rope", &[random("x", &[2, 3, 2, 6])], |x| x[0].rope(&tables));
+    }
+}
+
+#[test]
+fn attention_with_every_kind_of_mask() {
+    let inputs = [random("q", &[2, 3, 4, 6]), random("k", &[2, 5, 2, 6]), random("v", &[2, 5, 2, 6])];
+    let segments = AttentionMask { segments: Some(vec![0, 0, 1, 1, 1, 0, 0, 0, 0, 1].into()), bias: None };
+    let specs = [
+        ("full", AttentionSpec::default()),
+        ("causal", AttentionSpec { causal: true, ..Default::default() }),
+        ("window", AttentionSpec { causal: true, window: Some(2), scale: Some(0.7), ..Default::default() }),
+        ("segments", AttentionSpec { causal: true, mask: segments, ..Default::default() }),
+    ];
+    for (name, spec) in specs {
+        check(name, &inputs, |x| x[0].attention(&x[1], &x[2], &spec));
+    }
+}
+
+#[test]
+fn attention_of_views_of_one_projection() {
+    let spec = AttentionSpec { causal: true, ..Default::default() };
+    check("fused qkv", &[random("qkv", &[2, 4, 18])], |x| {
+        let part = |index: usize| x[0].narrow(2, 6 * index, 6).split_heads(2);
+        part(0).attention(&part(1), &part(2), &spec)
+    });
+}
