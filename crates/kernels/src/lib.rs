@@ -1,8 +1,12 @@
+//! Arithmetic on slices: GEMM, attention, norms, activations, cross-entropy, optimizer steps, counter-based random
 //! numbers.
 #![allow(unsafe_code, reason = "vector intrinsics and raw loads and stores live here and nowhere above")]
 
+pub mod attention;
 pub mod convert;
 pub mod gemm;
+#[cfg(test)]
+mod gemm_tests;
 mod gemv;
 pub mod isa;
 pub mod math;
@@ -15,8 +19,6 @@ pub mod simd;
 mod simd_avx2;
 #[cfg(target_arch = "x86_64")]
 mod simd_avx512;
-#[cfg(test)]
-mod gemm_tests;
 #[cfg(test)]
 mod simd_tests;
 

@@ -1,0 +1,305 @@
+//! Softmax attention, forward and backward, without ever holding a whole matrix of scores.
+//!
+//! Keys are walked in tiles of fixed borders. Forward keeps a running maximum and sum per query row (online softmax);
+//! backward recomputes the probabilities of a tile from the log-sum-exp that forward left behind. All products are the
+//! register-blocked tile products of [`tile`].
+//!
+//! **Rows do not depend on each other.** Tiles are counted from key 0, every sum of a row runs in ascending order, and
+//! a key that is hidden from a row is an exact no-op for it (probability 0, rescaling factor 1). So a query row has the
+//! same bits alone, as the next step of a cache, and in a whole prompt, and the cutting of the work into tasks is free
+//! to follow the machine. Backward cuts at (batch, key head), so that its sums have one order too.
+//!
+//! The query rows of the heads that share a key head are stacked, position by position, into one matrix: with grouped
+//! queries a tile of keys is read once for the whole group, in decoding as well.
+
+mod backward;
+mod forward;
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+pub use backward::attention_backward;
+pub use forward::attention;
+
+use crate::isa::{Isa, isa};
+use std::ops::Range;
+use tile::{KEYS, Rows};
+
+/// Sizes and rules of an attention call.
+///
+/// Query i sits at position `kv_len - q_len + i`; head h uses key head `h / (heads / kv_heads)`.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionDims {
+    /// Number of independent sequences.
+    pub batch: usize,
+    /// Queries per sequence.
+    pub q_len: usize,
+    /// Keys and values per sequence.
+    pub kv_len: usize,
+    /// Query heads, a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Features per head.
+    pub head_dim: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// Whether a query sees only keys up to its own position.
+    pub causal: bool,
+    /// Sliding window w: a query at position p sees only keys j with p - j < w.
+    pub window: Option<usize>,
+}
+
+/// A view of `[batch, time, heads, head_dim]`; the features of a head lie side by side.
+#[derive(Clone, Copy)]
+pub struct Heads<'a> {
+    /// The memory, starting at the first feature of the first head.
+    pub data: &'a [f32],
+    /// Distance between sequences.
+    pub batch_stride: usize,
+    /// Distance between positions.
+    pub time_stride: usize,
+    /// Distance between heads.
+    pub head_stride: usize,
+}
+
+/// What hides keys or shifts scores besides the rules of [`AttentionDims`].
+#[derive(Clone, Copy, Default)]
+pub struct Masking<'a> {
+    /// `[batch, kv_len]`: a query sees only keys whose entry equals that of its own position. Needs `q_len <= kv_len`.
+    pub segments: Option<&'a [u32]>,
+    /// `[heads, q_len, kv_len]`, added to the scaled scores.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// Where backward puts the gradients.
+pub struct Grads<'a> {
+    /// `[batch, q_len, heads, head_dim]`, overwritten.
+    pub dq: &'a mut [f32],
+    /// `[batch, kv_len, kv_heads, head_dim]`, overwritten.
+    pub dk: &'a mut [f32],
+    /// `[batch, kv_len, kv_heads, head_dim]`, overwritten.
+    pub dv: &'a mut [f32],
+    /// `[heads, q_len, kv_len]`, added to.
+    pub dbias: Option<&'a mut [f32]>,
+}
+
+/// The inputs of a call, and where things lie in them.
+struct Problem<'a> {
+    isa: Isa,
+    dims: AttentionDims,
+    /// Query heads per key head.
+    group: usize,
+    q: Heads<'a>,
+    k: Heads<'a>,
+    v: Heads<'a>,
+    mask: Masking<'a>,
+}
+
+/// The stacked query rows and the keys that belong together: one sequence, one key head.
+#[derive(Clone, Copy)]
+struct Pair {
+    batch: usize,
+    kv_head: usize,
+}
+
+/// Smallest and largest segment of some positions; `None` where there are no segments.
+type Span = Option<(u32, u32)>;
+
+/// Whether positions of these spans may share a segment.
+fn may_meet(a: Span, b: Span) -> bool {
+    match (a, b) {
+        (Some((a_low, a_high)), Some((b_low, b_high))) => a_low <= b_high && b_low <= a_high,
+        _ => true,
+    }
+}
+
+/// Consecutive keys that are handled together; `start` is a multiple of [`KEYS`].
+#[derive(Clone)]
+struct KeyTile {
+    keys: Range<usize>,
+    span: Span,
+}
+
+impl<'a> Problem<'a> {
+    fn new(q: Heads<'a>, k: Heads<'a>, v: Heads<'a>, dims: &AttentionDims, mask: &Masking<'a>) -> Self {
+        let d = *dims;
+        assert!(
+            d.kv_heads > 0 && d.heads.is_multiple_of(d.kv_heads),
+            "attention: {} query heads are no multiple of {} key heads",
+            d.heads,
+            d.kv_heads
+        );
+        check_view("q", &q, [d.batch, d.q_len, d.heads, d.head_dim]);
+        check_view("k", &k, [d.batch, d.kv_len, d.kv_heads, d.head_dim]);
+        check_view("v", &v, [d.batch, d.kv_len, d.kv_heads, d.head_dim]);
+        if let Some(segments) = mask.segments {
+            assert_eq!(segments.len(), d.batch * d.kv_len, "attention: segments must be [batch, kv_len]");
+            assert!(d.q_len <= d.kv_len, "attention: with segments every query needs a position among the keys");
+        }
+        if let Some(bias) = mask.bias {
+            assert_eq!(bias.len(), d.heads * d.q_len * d.kv_len, "attention: bias must be [heads, q_len, kv_len]");
+        }
+        Problem { isa: isa(), dims: d, group: d.heads / d.kv_heads, q, k, v, mask: *mask }
+    }
+
+    fn is_empty(&self) -> bool {
+        let d = &self.dims;
+        d.batch * d.q_len * d.heads * d.head_dim == 0
+    }
+
+    /// Stacked rows of a pair.
+    fn rows(&self) -> usize {
+        self.dims.q_len * self.group
+    }
+
+    /// Pairs are numbered sequence by sequence.
+    fn pair(&self, index: usize) -> Pair {
+        Pair { batch: index / self.dims.kv_heads, kv_head: index % self.dims.kv_heads }
+    }
+
+    /// (query, head) of a stacked row.
+    #[inline(always)]
+    fn place(&self, pair: Pair, row: usize) -> (usize, usize) {
+        (row / self.group, pair.kv_head * self.group + row % self.group)
+    }
+
+    /// Start of a row in a dense `[batch, q_len, heads, head_dim]` array.
+    #[inline(always)]
+    fn dense(&self, pair: Pair, row: usize) -> usize {
+        let (query, head) = self.place(pair, row);
+        ((pair.batch * self.dims.q_len + query) * self.dims.heads + head) * self.dims.head_dim
+    }
+
+    /// Place of a row in `[batch, heads, q_len]`.
+    #[inline(always)]
+    fn lse_index(&self, pair: Pair, row: usize) -> usize {
+        let (query, head) = self.place(pair, row);
+        (pair.batch * self.dims.heads + head) * self.dims.q_len + query
+    }
+
+    /// Start of a row in `[heads, q_len, kv_len]`.
+    #[inline(always)]
+    fn bias_index(&self, pair: Pair, row: usize) -> usize {
+        let (query, head) = self.place(pair, row);
+        (head * self.dims.q_len + query) * self.dims.kv_len
+    }
+
+    #[inline(always)]
+    fn query(&self, pair: Pair, row: usize) -> &'a [f32] {
+        let (query, head) = self.place(pair, row);
+        let start = pair.batch * self.q.batch_stride + query * self.q.time_stride + head * self.q.head_stride;
+        &self.q.data[start..][..self.dims.head_dim]
+    }
+
+    /// Rows of K or V for the keys of a tile.
+    #[inline(always)]
+    fn key_rows(&self, heads: &Heads<'a>, pair: Pair, keys: &Range<usize>) -> Rows<'a> {
+        let start = pair.batch * heads.batch_stride + keys.start * heads.time_stride + pair.kv_head * heads.head_stride;
+        let data = &heads.data[start..];
+        Rows { data, stride: heads.time_stride, count: keys.len(), width: self.dims.head_dim }
+    }
+
+    /// Position of the first query; negative where there are more queries than keys.
+    #[inline(always)]
+    fn first_position(&self) -> isize {
+        self.dims.kv_len as isize - self.dims.q_len as isize
+    }
+
+    /// The keys that a row may see, segments aside. Neither border falls from one row to the next.
+    #[inline(always)]
+    fn visible(&self, row: usize) -> Range<usize> {
+        let position = self.first_position() + (row / self.group) as isize;
+        let clamp = |key: isize| key.clamp(0, self.dims.kv_len as isize) as usize;
+        let end = if self.dims.causal { clamp(position + 1) } else { self.dims.kv_len };
+        let start = match self.dims.window {
+            Some(w) => clamp(position.saturating_sub_unsigned(w) + 1),
+            None => 0,
+        };
+        start.min(end)..end
+    }
+
+    /// The keys of `tile` that some of `rows` may see, counted from the start of the tile.
+    #[inline(always)]
+    fn visible_in(&self, rows: &Range<usize>, tile: &Range<usize>) -> Range<usize> {
+        let (start, end) = (self.visible(rows.start).start, self.visible(rows.end - 1).end);
+        let start = start.max(tile.start);
+        start - tile.start..end.min(tile.end).max(start) - tile.start
+    }
+
+    /// The rows that may see some of `keys` (which are not empty): the inverse of `visible`.
+    #[inline(always)]
+    fn seers(&self, keys: Range<usize>) -> Range<usize> {
+        let row = |position: isize| (position - self.first_position()).clamp(0, self.dims.q_len as isize) as usize;
+        let start = if self.dims.causal { row(keys.start as isize) } else { 0 };
+        let end = match self.dims.window {
+            Some(w) => row((keys.end as isize - 1).saturating_add_unsigned(w)),
+            None => self.dims.q_len,
+        };
+        start * self.group..end.max(start) * self.group
+    }
+
+    /// The tile that begins at `start`.
+    #[inline(always)]
+    fn tile(&self, pair: Pair, start: usize) -> KeyTile {
+        let keys = start..(start + KEYS).min(self.dims.kv_len);
+        KeyTile { span: self.span(pair, keys.clone()), keys }
+    }
+
+    /// Span of some positions.
+    #[inline(always)]
+    fn span(&self, pair: Pair, positions: Range<usize>) -> Span {
+        let segments = &self.mask.segments?[pair.batch * self.dims.kv_len..][positions];
+        Some(segments.iter().fold((u32::MAX, 0), |(low, high), &x| (low.min(x), high.max(x))))
+    }
+
+    /// Span of the positions of some rows.
+    #[inline(always)]
+    fn row_span(&self, pair: Pair, rows: &Range<usize>) -> Span {
+        self.mask.segments?;
+        let first = self.dims.kv_len - self.dims.q_len;
+        self.span(pair, first + rows.start / self.group..first + (rows.end - 1) / self.group + 1)
+    }
+
+    /// Finishes the scores of one row: bias added, and -infinity for hidden keys. `scores` begins with the tile; the
+    /// keys `computed` hold products.
+    #[inline(always)]
+    fn adjust(&self, pair: Pair, row: usize, tile: &KeyTile, scores: &mut [f32], computed: Range<usize>) {
+        let own = self.visible_in(&(row..row + 1), &tile.keys);
+        let own = own.start.max(computed.start)..own.end.min(computed.end);
+        if own.is_empty() {
+            scores[computed].fill(f32::NEG_INFINITY);
+            return;
+        }
+        if let Some(bias) = self.mask.bias {
+            let bias = &bias[self.bias_index(pair, row) + tile.keys.start..][own.clone()];
+            scores[own.clone()].iter_mut().zip(bias).for_each(|(s, b)| *s += b);
+        }
+        scores[computed.start..own.start].fill(f32::NEG_INFINITY);
+        scores[own.end..computed.end].fill(f32::NEG_INFINITY);
+        if let (Some((low, high)), Some(segments)) = (tile.span, self.mask.segments) {
+            let segments = &segments[pair.batch * self.dims.kv_len..];
+            let mine = segments[self.dims.kv_len - self.dims.q_len + row / self.group];
+            if low != mine || high != mine {
+                let keys = &segments[tile.keys.start..][own.clone()];
+                for (s, key) in scores[own].iter_mut().zip(keys) {
+                    *s = if *key == mine { *s } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+    }
+}
+
+fn check_view(name: &str, x: &Heads, [batch, time, heads, width]: [usize; 4]) {
+    if batch * time * heads * width == 0 {
+        return;
+    }
+    let last = (batch - 1) * x.batch_stride + (time - 1) * x.time_stride + (heads - 1) * x.head_stride + width;
+    assert!(
+        x.data.len() >= last,
+        "attention: {name} holds {} values, a [{batch}, {time}, {heads}, {width}] view needs {last}",
+        x.data.len()
+    );
+}

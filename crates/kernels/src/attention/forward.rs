@@ -1,0 +1,245 @@
+//! The forward pass: online softmax over tiles of keys.
+
+use super::tile::{BLOCK, KEYS, Product, Shared, pack, with_scratch};
+use super::{AttentionDims, Heads, KeyTile, Masking, Pair, Problem, may_meet};
+use crate::math;
+use crate::simd::{Kernel, MAX_LANES, Simd, dispatch_on};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Most stacked rows per task: queries and running results of that many stay in L2 beside a tile of keys.
+const MAX_ROWS: usize = 288;
+/// Multiply-adds below which a call is not worth handing to other threads.
+const SEQUENTIAL: usize = 1 << 17;
+
+/// `out = softmax(scale * q k^T + bias) v` per head, and the log-sum-exp of each row of scores.
+///
+/// `out` is `[batch, q_len, heads, head_dim]`, `lse` is `[batch, heads, q_len]`. A row that sees no key gets zeros and
+/// -infinity. A row's result depends on nothing but its own query, position and visible keys.
+pub fn attention(out: &mut [f32], lse: &mut [f32], q: Heads, k: Heads, v: Heads, dims: &AttentionDims, mask: &Masking) {
+    compute(&Problem::new(q, k, v, dims, mask), out, lse);
+}
+
+pub(super) fn compute(problem: &Problem, out: &mut [f32], lse: &mut [f32]) {
+    let dims = &problem.dims;
+    assert_eq!(out.len(), dims.batch * dims.q_len * dims.heads * dims.head_dim, "attention: size of out");
+    assert_eq!(lse.len(), dims.batch * dims.q_len * dims.heads, "attention: size of lse");
+    if problem.is_empty() {
+        return;
+    }
+    let (out, lse) = (Shared::new(out), Shared::new(lse));
+    let pairs = dims.batch * dims.kv_heads;
+    let per_task = rows_per_task(problem);
+    let tasks_per_pair = problem.rows().div_ceil(per_task);
+    let task = |index: usize| {
+        let (pair, first) = (problem.pair(index / tasks_per_pair), index % tasks_per_pair * per_task);
+        run_task(problem, pair, first..(first + per_task).min(problem.rows()), out, lse);
+    };
+    let work = 2 * dims.batch * dims.heads * dims.q_len * dims.kv_len * dims.head_dim;
+    if work <= SEQUENTIAL {
+        (0..pairs * tasks_per_pair).for_each(task);
+    } else {
+        (0..pairs * tasks_per_pair).into_par_iter().with_max_len(1).for_each(task);
+    }
+}
+
+/// How many rows a task takes. Rows are independent, so the number of threads may decide.
+fn rows_per_task(problem: &Problem) -> usize {
+    let (rows, pairs) = (problem.rows(), problem.dims.batch * problem.dims.kv_heads);
+    let threads = rayon::current_num_threads();
+    // Every piece walks the keys once more. A few rows (decoding) are split only where threads would idle; many are cut
+    // finer, since under a causal mask the pieces differ in length.
+    let wanted = if rows <= 8 * BLOCK { threads.div_ceil(pairs) } else { (4 * threads).div_ceil(pairs) };
+    let pieces = rows.div_ceil(MAX_ROWS).max(wanted.min(rows));
+    let per_task = rows.div_ceil(pieces);
+    if per_task > BLOCK { per_task.next_multiple_of(BLOCK) } else { per_task }
+}
+
+fn run_task(problem: &Problem, pair: Pair, rows: Range<usize>, out: Shared, lse: Shared) {
+    let width = problem.dims.head_dim.next_multiple_of(MAX_LANES);
+    let lanes_of_rows = rows.len().next_multiple_of(MAX_LANES);
+    let lens = [
+        rows.len() * width,
+        rows.len() * width,
+        width * KEYS,
+        width * KEYS,
+        BLOCK * KEYS,
+        lanes_of_rows,
+        lanes_of_rows,
+    ];
+    with_scratch(lens, |[q, o, kt, v, scores, max, sum]| {
+        dispatch_on(problem.isa, Task { problem, pair, rows, q, o, kt, v, scores, max, sum, out, lse });
+    });
+}
+
+/// Some rows of one pair, against all keys that they see.
+struct Task<'a> {
+    problem: &'a Problem<'a>,
+    pair: Pair,
+    rows: Range<usize>,
+    /// Scaled queries.
+    q: &'a mut [f32],
+    /// Running weighted sums of values.
+    o: &'a mut [f32],
+    /// Keys of a tile, transposed.
+    kt: &'a mut [f32],
+    /// Values of a tile, where they need padding.
+    v: &'a mut [f32],
+    /// Scores, then probabilities, of a block of rows.
+    scores: &'a mut [f32],
+    /// Running maximum of each row's scores.
+    max: &'a mut [f32],
+    /// Running sum of each row's probabilities, relative to the maximum.
+    sum: &'a mut [f32],
+    out: Shared,
+    lse: Shared,
+}
+
+impl Kernel for Task<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let p = self.problem;
+        let width = p.dims.head_dim.next_multiple_of(S::LANES);
+        for (row, dst) in self.rows.clone().zip(self.q.chunks_exact_mut(width)) {
+            pack(s, dst, p.query(self.pair, row), p.dims.scale);
+        }
+        self.o.fill(0.0);
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+        let span = p.row_span(self.pair, &self.rows);
+        let seen = p.visible_in(&self.rows, &(0..p.dims.kv_len));
+        for start in (seen.start / KEYS * KEYS..seen.end).step_by(KEYS) {
+            let tile = p.tile(self.pair, start);
+            if may_meet(span, tile.span) {
+                self.tile(s, &tile, width);
+            }
+        }
+        self.finish(s, width);
+    }
+}
+
+impl Task<'_> {
+    #[inline(always)]
+    fn tile<S: Simd>(&mut self, s: S, tile: &KeyTile, width: usize) {
+        let p = self.problem;
+        p.key_rows(&p.k, self.pair, &tile.keys).transpose(s, self.kt);
+        let v = p.key_rows(&p.v, self.pair, &tile.keys).whole_vectors(s, self.v);
+        for first in (0..self.rows.len()).step_by(BLOCK) {
+            let block = first..(first + BLOCK).min(self.rows.len());
+            let rows = self.rows.start + block.start..self.rows.start + block.end;
+            let seen = p.visible_in(&rows, &tile.keys);
+            if seen.is_empty() || !may_meet(p.row_span(self.pair, &rows), tile.span) {
+                continue;
+            }
+            let computed = seen.start / S::LANES * S::LANES..seen.end.next_multiple_of(S::LANES);
+            Product {
+                c: &mut self.scores[computed.start..],
+                c_stride: KEYS,
+                a: &self.q[block.start * width..],
+                a_row: width,
+                a_step: 1,
+                b: &self.kt[computed.start..],
+                b_stride: KEYS,
+                rows: block.len(),
+                steps: p.dims.head_dim,
+                vectors: computed.len() / S::LANES,
+                add: false,
+            }
+            .compute(s);
+            for (row, scores) in rows.zip(self.scores.chunks_exact_mut(KEYS)) {
+                p.adjust(self.pair, row, tile, scores, computed.clone());
+            }
+            softmax_block(
+                s,
+                &mut *self.scores,
+                computed,
+                (&mut self.max[block.clone()], &mut self.sum[block.clone()]),
+                self.o[block.start * width..].chunks_exact_mut(width),
+            );
+            Product {
+                c: &mut self.o[block.start * width..],
+                c_stride: width,
+                a: &self.scores[seen.start..],
+                a_row: KEYS,
+                a_step: 1,
+                b: &v.data[seen.start * v.stride..],
+                b_stride: v.stride,
+                rows: block.len(),
+                steps: seen.len(),
+                vectors: width / S::LANES,
+                add: true,
+            }
+            .compute(s);
+        }
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, s: S, width: usize) {
+        let p = self.problem;
+        for (i, row) in self.rows.clone().enumerate() {
+            let sum = self.sum[i];
+            let inverse = s.splat(if sum == 0.0 { 0.0 } else { 1.0 / sum });
+            // SAFETY: every row belongs to one task, and the outputs are borrowed for the whole call.
+            let out = unsafe { self.out.slice(p.dense(self.pair, row), p.dims.head_dim) };
+            let o = &self.o[i * width..][..width];
+            for (dst, src) in out.chunks_mut(S::LANES).zip(o.chunks_exact(S::LANES)) {
+                // Adding zero makes -0 and 0 one: hidden keys may turn one into the other on the way.
+                s.store_partial(dst, s.add(s.mul(s.load(src), inverse), s.zero()));
+            }
+        }
+        for (sums, maxima) in self.sum.chunks_exact_mut(S::LANES).zip(self.max.chunks_exact(S::LANES)) {
+            let lse = s.add(math::log(s, s.load(sums)), s.load(maxima));
+            s.store(sums, lse);
+        }
+        for (row, lse) in self.rows.clone().zip(&*self.sum) {
+            // SAFETY: as above.
+            unsafe { self.lse.slice(p.lse_index(self.pair, row), 1)[0] = *lse };
+        }
+    }
+}
+
+/// Turns the scores of up to [`BLOCK`] rows into probabilities relative to the new running maximum; updates maximum and
+/// sum, and rescales the running results of rows whose maximum rose.
+#[inline(always)]
+fn softmax_block<'a, S: Simd>(
+    s: S,
+    scores: &mut [f32],
+    computed: Range<usize>,
+    (max, sum): (&mut [f32], &mut [f32]),
+    results: impl Iterator<Item = &'a mut [f32]>,
+) {
+    let rows = max.len();
+    let mut new_max = [f32::NEG_INFINITY; MAX_LANES];
+    for ((new, old), scores) in new_max.iter_mut().zip(&*max).zip(scores.chunks_exact(KEYS)) {
+        let mut top = s.splat(*old);
+        for x in scores[computed.clone()].chunks_exact(S::LANES) {
+            top = s.max(top, s.load(x));
+        }
+        *new = s.reduce_max(top);
+    }
+    // Relative to 0 where nothing was seen yet: -infinity minus itself would be NaN.
+    let base = new_max.map(|m| if m == f32::NEG_INFINITY { 0.0 } else { m });
+    let mut factors = [1.0; MAX_LANES];
+    let mut old = [0.0; MAX_LANES];
+    old[..rows].copy_from_slice(max);
+    s.store(&mut factors, math::exp(s, s.sub(s.load(&old), s.load(&base))));
+    for (i, (scores, result)) in scores.chunks_exact_mut(KEYS).zip(results).take(rows).enumerate() {
+        let row_base = s.splat(base[i]);
+        let mut total = s.zero();
+        for x in scores[computed.clone()].chunks_exact_mut(S::LANES) {
+            let probability = math::exp(s, s.sub(s.load(x), row_base));
+            s.store(x, probability);
+            total = s.add(total, probability);
+        }
+        let factor = factors[i];
+        if factor != 1.0 {
+            let factor = s.splat(factor);
+            for x in result.chunks_exact_mut(S::LANES) {
+                s.store(x, s.mul(s.load(x), factor));
+            }
+        }
+        sum[i] = sum[i] * factor + s.reduce_sum(total);
+        max[i] = new_max[i];
+    }
+}

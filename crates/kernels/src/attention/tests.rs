@@ -1,0 +1,433 @@
+//! Attention against its f64 twin, and the promises about bits.
+
+use super::backward::{self, Saved};
+use super::oracle::{Exact, dense, exact};
+use super::*;
+use crate::isa::testable;
+use crate::parallel::with_threads;
+use crate::rng::Rng;
+
+/// A call with random operands, cut out of larger buffers.
+struct Case {
+    dims: AttentionDims,
+    q: Vec<f32>,
+    kv: Vec<f32>,
+    /// Places between the heads, so that views have gaps.
+    gap: usize,
+    dout: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    segments: Option<Vec<u32>>,
+}
+
+struct Result {
+    out: Vec<f32>,
+    lse: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+    dbias: Option<Vec<f32>>,
+}
+
+fn random(n: usize, seed: u64, purpose: &str) -> Vec<f32> {
+    let rng = Rng::new(seed, purpose, 0);
+    (0..n as u64).map(|i| f32::from(rng.u32(i) as u16) / 16384.0 - 2.0).collect()
+}
+
+const BASE: AttentionDims = AttentionDims {
+    batch: 1,
+    q_len: 1,
+    kv_len: 1,
+    heads: 1,
+    kv_heads: 1,
+    head_dim: 8,
+    scale: 0.35,
+    causal: true,
+    window: None,
+};
+
+impl Case {
+    fn new(dims: AttentionDims, seed: u64) -> Self {
+        let d = dims;
+        let gap = (seed % 3) as usize;
+        let row = d.head_dim + gap;
+        Case {
+            dims,
+            q: random(d.batch * d.q_len * d.heads * row, seed, "q"),
+            // K and V side by side in one buffer, as a fused projection leaves them.
+            kv: random(d.batch * d.kv_len * 2 * d.kv_heads * row, seed, "kv"),
+            gap,
+            dout: random(d.batch * d.q_len * d.heads * d.head_dim, seed, "dout"),
+            bias: None,
+            segments: None,
+        }
+    }
+
+    fn with_bias(mut self) -> Self {
+        let d = &self.dims;
+        self.bias = Some(random(d.heads * d.q_len * d.kv_len, 5, "bias"));
+        self
+    }
+
+    /// Documents of uneven length, another cut in each sequence.
+    fn with_segments(mut self) -> Self {
+        let d = &self.dims;
+        let id = |i: usize| ((i % d.kv_len + 7 * (i / d.kv_len)) / 29) as u32 * 3;
+        self.segments = Some((0..d.batch * d.kv_len).map(id).collect());
+        self
+    }
+
+    fn mask(&self) -> Masking<'_> {
+        Masking { segments: self.segments.as_deref(), bias: self.bias.as_deref() }
+    }
+
+    fn views(&self) -> [Heads<'_>; 3] {
+        let (d, row) = (&self.dims, self.dims.head_dim + self.gap);
+        let q = Heads {
+            data: &self.q,
+            batch_stride: d.q_len * d.heads * row,
+            time_stride: d.heads * row,
+            head_stride: row,
+        };
+        let kv = |skip: usize| Heads {
+            data: &self.kv[skip.min(self.kv.len())..],
+            batch_stride: d.kv_len * 2 * d.kv_heads * row,
+            time_stride: 2 * d.kv_heads * row,
+            head_stride: row,
+        };
+        [q, kv(0), kv(d.kv_heads * row)]
+    }
+
+    fn problem(&self, isa: Isa) -> Problem<'_> {
+        let [q, k, v] = self.views();
+        Problem { isa, ..Problem::new(q, k, v, &self.dims, &self.mask()) }
+    }
+
+    /// Only the forward pass.
+    fn forward(&self, isa: Isa) -> (Vec<f32>, Vec<f32>) {
+        let d = &self.dims;
+        let mut out = vec![f32::NAN; d.batch * d.q_len * d.heads * d.head_dim];
+        let mut lse = vec![f32::NAN; d.batch * d.q_len * d.heads];
+        super::forward::compute(&self.problem(isa), &mut out, &mut lse);
+        (out, lse)
+    }
+
+    fn run(&self, isa: Isa) -> Result {
+        let d = &self.dims;
+        let (out, lse) = self.forward(isa);
+        let keys = d.batch * d.kv_len * d.kv_heads * d.head_dim;
+        let (mut dq, mut dk, mut dv) = (vec![f32::NAN; out.len()], vec![f32::NAN; keys], vec![f32::NAN; keys]);
+        let mut dbias = self.bias.as_ref().map(|b| vec![1.0; b.len()]);
+        backward::compute(
+            &self.problem(isa),
+            Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: dbias.as_deref_mut() },
+            Saved { dout: &self.dout, out: &out, lse: &lse },
+        );
+        Result { out, lse, dq, dk, dv, dbias }
+    }
+
+    fn dense(&self) -> [Vec<f64>; 3] {
+        let (d, [q, k, v]) = (&self.dims, self.views());
+        let keys = [d.batch, d.kv_len, d.kv_heads, d.head_dim];
+        [dense(&q, [d.batch, d.q_len, d.heads, d.head_dim]), dense(&k, keys), dense(&v, keys)]
+    }
+
+    fn exact(&self) -> Exact {
+        let [q, k, v] = self.dense();
+        let bias = self.bias.as_ref().map(|b| widen(b));
+        exact(&q, &k, &v, &widen(&self.dout), bias.as_deref(), &self.dims, &self.mask())
+    }
+
+    /// Compares all results with the twin's, on every instruction set.
+    ///
+    /// Tolerance: operands lie in [-2, 2). A score is a sum of head_dim products of up to 4, so its absolute rounding
+    /// error is about head_dim^0.5 * 4 * 2^-24 in the mean and is the relative error of a probability; sums over keys
+    /// and rows add terms of mixed sign with the same relative error. 2e-5 of the largest value of the array covers
+    /// all cases here by a factor of five or more, while a single wrong key shows as 1e-2.
+    fn check(&self) {
+        let want = self.exact();
+        for isa in testable() {
+            let got = self.run(isa);
+            let what = format!("{isa:?} {:?} gap {}", self.dims, self.gap);
+            close("out", &got.out, &want.out, &what);
+            close("lse", &got.lse, &want.lse, &what);
+            close("dq", &got.dq, &want.dq, &what);
+            close("dk", &got.dk, &want.dk, &what);
+            close("dv", &got.dv, &want.dv, &what);
+            if let Some(dbias) = got.dbias {
+                let added: Vec<f64> = want.dbias.iter().map(|x| x + 1.0).collect();
+                close("dbias", &dbias, &added, &what);
+            }
+        }
+    }
+}
+
+fn widen(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
+
+fn close(name: &str, got: &[f32], want: &[f64], what: &str) {
+    assert_eq!(got.len(), want.len());
+    let size = want.iter().filter(|x| x.is_finite()).fold(1.0_f64, |m, x| m.max(x.abs()));
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        let g = f64::from(g);
+        assert!(g == w || (g - w).abs() <= 2e-5 * size, "{name}[{i}] = {g}, exact {w} (size {size}): {what}");
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn odd_sizes_agree_with_the_twin() {
+    let mut seed = 0;
+    for (q_len, kv_len) in [(1, 1), (7, 7), (5, 23), (64, 64), (67, 131), (1, 200), (150, 150)] {
+        for head_dim in [1, 5, 8, 17, 32, 40] {
+            for causal in [true, false] {
+                seed += 1;
+                Case::new(AttentionDims { q_len, kv_len, head_dim, causal, ..BASE }, seed).check();
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_that_share_keys_agree_with_the_twin() {
+    for (heads, kv_heads) in [(3, 3), (4, 2), (7, 1), (6, 2)] {
+        for (q_len, kv_len) in [(9, 9), (70, 70), (1, 77), (33, 140)] {
+            for causal in [true, false] {
+                let dims = AttentionDims { batch: 2, heads, kv_heads, q_len, kv_len, head_dim: 16, causal, ..BASE };
+                Case::new(dims, (heads + q_len) as u64).check();
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_and_segments_and_biases_agree_with_the_twin() {
+    for (q_len, kv_len) in [(13, 13), (130, 130), (40, 170)] {
+        for causal in [true, false] {
+            for window in [None, Some(1), Some(20), Some(65), Some(1000)] {
+                let dims = AttentionDims { batch: 2, heads: 2, q_len, kv_len, head_dim: 12, causal, window, ..BASE };
+                let case = || Case::new(AttentionDims { kv_heads: 1, ..dims }, q_len as u64);
+                case().check();
+                case().with_segments().check();
+                case().with_bias().check();
+                case().with_segments().with_bias().check();
+            }
+        }
+    }
+}
+
+#[test]
+fn more_queries_than_keys_are_allowed() {
+    for causal in [true, false] {
+        for window in [None, Some(3)] {
+            let dims = AttentionDims { q_len: 90, kv_len: 20, heads: 2, kv_heads: 2, causal, window, ..BASE };
+            Case::new(dims, 3).with_bias().check();
+        }
+    }
+}
+
+#[test]
+fn rows_that_see_nothing_give_zeros_and_no_nan() {
+    // Under the causal rule the first 70 of 90 queries come before every key.
+    let case = Case::new(AttentionDims { q_len: 90, kv_len: 20, ..BASE }, 3);
+    let got = case.run(isa());
+    let n = case.dims.head_dim;
+    assert!(got.out[..70 * n].iter().chain(&got.dq[..70 * n]).all(|x| x.to_bits() == 0));
+    assert!(got.lse[..70].iter().all(|x| *x == f32::NEG_INFINITY));
+    assert!(got.lse[70..].iter().all(|x| x.is_finite()));
+    // No keys at all.
+    let case = Case::new(AttentionDims { q_len: 3, kv_len: 0, causal: false, ..BASE }, 3);
+    let (out, lse) = case.forward(isa());
+    assert!(out.iter().all(|x| *x == 0.0) && lse.iter().all(|x| *x == f32::NEG_INFINITY));
+    // No queries: the gradients of keys are zero, whatever was there.
+    let got = Case::new(AttentionDims { q_len: 0, kv_len: 4, causal: false, ..BASE }, 3).run(isa());
+    assert!(got.dk.iter().chain(&got.dv).all(|x| *x == 0.0));
+}
+
+#[test]
+fn extreme_scores_do_not_overflow() {
+    let mut case = Case::new(AttentionDims { q_len: 70, kv_len: 70, scale: 300.0, ..BASE }, 4);
+    case.q.iter_mut().for_each(|x| *x *= 10.0);
+    let want = case.exact();
+    let got = case.run(isa());
+    assert!(got.out.iter().chain(&got.dq).chain(&got.dk).chain(&got.dv).all(|x| x.is_finite()));
+    // With one key far ahead of all others in nearly every row, the rest is a matter of rounding; the logarithm of the
+    // sum is the largest score, known to f32 precision.
+    for (g, w) in got.lse.iter().zip(&want.lse) {
+        assert!((f64::from(*g) - w).abs() <= 1e-6 * w.abs(), "{g} {w}");
+    }
+}
+
+#[test]
+fn the_gradients_of_the_twin_are_those_of_its_output() {
+    let dims = AttentionDims { q_len: 5, kv_len: 7, heads: 2, kv_heads: 1, head_dim: 3, window: Some(4), ..BASE };
+    let case = Case::new(dims, 8).with_bias();
+    let [q, k, v] = case.dense();
+    let (dout, bias) = (widen(&case.dout), widen(case.bias.as_ref().unwrap()));
+    let value = |q: &[f64], k: &[f64], v: &[f64], bias: &[f64]| -> f64 {
+        let out = exact(q, k, v, &dout, Some(bias), &dims, &case.mask()).out;
+        out.iter().zip(&dout).map(|(a, b)| a * b).sum()
+    };
+    let e = case.exact();
+    let operands = [(&q, &e.dq), (&k, &e.dk), (&v, &e.dv), (&bias, &e.dbias)];
+    for (which, (operand, gradient)) in operands.into_iter().enumerate() {
+        for i in 0..operand.len() {
+            let moved = |h: f64| {
+                let mut all = [q.clone(), k.clone(), v.clone(), bias.clone()];
+                all[which][i] += h;
+                value(&all[0], &all[1], &all[2], &all[3])
+            };
+            // Central differences: error h^2, rounding 1e-16 / h.
+            let numeric = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            assert!((numeric - gradient[i]).abs() < 1e-8, "operand {which} [{i}]: {numeric} {}", gradient[i]);
+        }
+    }
+}
+
+/// The first `kv_len` keys and the queries `queries` of a dense causal case, as a case of its own.
+fn part(case: &Case, batch: usize, queries: Range<usize>) -> Case {
+    let (d, row) = (case.dims, case.dims.head_dim + case.gap);
+    let (q_row, kv_row, kv_len) = (d.heads * row, 2 * d.kv_heads * row, queries.end);
+    let first = batch * d.q_len;
+    Case {
+        dims: AttentionDims { batch: 1, q_len: queries.len(), kv_len, ..d },
+        q: case.q[(first + queries.start) * q_row..(first + queries.end) * q_row].to_vec(),
+        kv: case.kv[batch * d.kv_len * kv_row..][..kv_len * kv_row].to_vec(),
+        gap: case.gap,
+        dout: Vec::new(),
+        bias: None,
+        segments: case.segments.as_ref().map(|s| s[batch * d.kv_len..][..kv_len].to_vec()),
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_in_any_company() {
+    let t = 210;
+    let kinds = [(None, false), (Some(50), false), (None, true), (Some(90), true)];
+    for isa in testable() {
+        for (head_dim, heads, kv_heads) in [(16, 2, 2), (13, 6, 2), (64, 7, 1)] {
+            for (window, packed) in kinds {
+                let dims = AttentionDims { batch: 2, q_len: t, kv_len: t, heads, kv_heads, head_dim, window, ..BASE };
+                let mut case = Case::new(dims, head_dim as u64);
+                if packed {
+                    case = case.with_segments();
+                }
+                let (whole, whole_lse) = case.forward(isa);
+                let row = heads * head_dim;
+                for length in [1, 3, 61] {
+                    for start in (0..t - length + 1).step_by(length) {
+                        let (out, lse) = part(&case, 1, start..start + length).forward(isa);
+                        let same = bits(&out) == bits(&whole[(t + start) * row..][..length * row]);
+                        assert!(same, "{isa:?} {dims:?}: queries {start}.. by {length}");
+                        for (h, lse) in lse.chunks(length).enumerate() {
+                            assert_eq!(bits(lse), bits(&whole_lse[(heads + h) * t + start..][..length]));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    for (heads, kv_heads, q_len, bias) in [(6, 2, 300, false), (4, 4, 100, true), (1, 1, 700, false)] {
+        let dims = AttentionDims { batch: 2, heads, kv_heads, q_len, kv_len: q_len, head_dim: 20, ..BASE };
+        let mut case = Case::new(dims, 9);
+        if bias {
+            case = case.with_bias();
+        }
+        let one = with_threads(1, || case.run(isa()));
+        for threads in [2, 5] {
+            let more = with_threads(threads, || case.run(isa()));
+            for (a, b) in [(&one.out, &more.out), (&one.lse, &more.lse), (&one.dq, &more.dq)] {
+                assert_eq!(bits(a), bits(b));
+            }
+            assert_eq!((bits(&one.dk), bits(&one.dv)), (bits(&more.dk), bits(&more.dv)));
+            assert_eq!(one.dbias.as_deref().map(bits), more.dbias.as_deref().map(bits));
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "attention: k holds 15 values")]
+fn a_view_that_leaves_its_memory_is_refused() {
+    let case = Case::new(AttentionDims { q_len: 2, kv_len: 2, ..BASE }, 0);
+    let [q, k, v] = case.views();
+    let short = Heads { data: &k.data[..15], ..k };
+    attention(&mut [0.0; 16], &mut [0.0; 2], q, Heads { time_stride: 8, ..short }, v, &case.dims, &case.mask());
+}
+
+/// Prints GFLOP/s, counting only what the causal rule leaves: `cargo test -p loam-kernels attention::tests::speed --
+/// --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, not a check"]
+fn speed() {
+    let train = AttentionDims { batch: 16, q_len: 256, kv_len: 256, heads: 6, kv_heads: 6, head_dim: 64, ..BASE };
+    let shapes = [
+        ("B16 T256 H6 D64 causal", train),
+        ("B16 T256 H6 D64 full", AttentionDims { causal: false, ..train }),
+        (
+            "B1 T2048 H14/2 D64 causal",
+            AttentionDims { batch: 1, q_len: 2048, kv_len: 2048, heads: 14, kv_heads: 2, ..train },
+        ),
+        (
+            "B12 T64 H4 D32 causal",
+            AttentionDims { batch: 12, q_len: 64, kv_len: 64, heads: 4, kv_heads: 4, head_dim: 32, ..train },
+        ),
+        (
+            "B2 T512 H4 D128 causal",
+            AttentionDims { batch: 2, q_len: 512, kv_len: 512, heads: 4, kv_heads: 4, head_dim: 128, ..train },
+        ),
+        (
+            "B2 T512 H8 D40 causal",
+            AttentionDims { batch: 2, q_len: 512, kv_len: 512, heads: 8, kv_heads: 8, head_dim: 40, ..train },
+        ),
+    ];
+    for (name, dims) in shapes {
+        let case = Case::new(dims, 0);
+        let products = 2.0 * (dims.batch * dims.heads * dims.q_len * dims.kv_len * dims.head_dim) as f64
+            / if dims.causal { 2.0 } else { 1.0 };
+        let (mut out, mut lse) = case.forward(isa());
+        let forward = best(|| super::forward::compute(&case.problem(isa()), &mut out, &mut lse));
+        let (mut dq, mut dk, mut dv) = (out.clone(), case.run(isa()).dk, case.run(isa()).dv);
+        let backward = best(|| {
+            let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: None };
+            backward::compute(&case.problem(isa()), grads, Saved { dout: &case.dout, out: &out, lse: &lse });
+        });
+        println!(
+            "{name}: forward {:.1} GFLOP/s ({:.3} ms), backward {:.1} ({:.3} ms)",
+            2.0 * products / forward / 1e9,
+            1e3 * forward,
+            5.0 * products / backward / 1e9,
+            1e3 * backward
+        );
+    }
+    for (heads, kv_heads, kv_len) in [(6, 6, 256), (14, 2, 1024), (14, 2, 8192), (32, 32, 8192)] {
+        let dims = AttentionDims { kv_len, heads, kv_heads, head_dim: 64, ..BASE };
+        let case = Case::new(dims, 0);
+        let (mut out, mut lse) = case.forward(isa());
+        let seconds = best(|| super::forward::compute(&case.problem(isa()), &mut out, &mut lse));
+        let bytes = 4 * case.kv.len();
+        println!(
+            "decode H{heads}/{kv_heads} T{kv_len}: {:.1} us, {:.1} GB/s",
+            1e6 * seconds,
+            bytes as f64 / seconds / 1e9
+        );
+    }
+}
+
+/// The shortest of several runs.
+fn best(mut work: impl FnMut()) -> f64 {
+    let mut best = f64::MAX;
+    let begin = std::time::Instant::now();
+    while begin.elapsed().as_secs_f64() < 1.0 {
+        let start = std::time::Instant::now();
+        work();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
+}

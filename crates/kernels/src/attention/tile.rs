@@ -1,0 +1,278 @@
+//! What forward and backward share below the level of attention: register-blocked products of small matrices, packing,
+//! scratch memory.
+
+use crate::simd::{Kernel, Simd, dispatch_on};
+use std::cell::RefCell;
+
+/// Keys per tile. Tiles start at multiples of it, counted from key 0, whatever the queries of a call.
+pub(super) const KEYS: usize = 64;
+/// Rows per register block: 6 rows by 2 vectors are 12 running sums, which hide the latency of two FMA units and leave
+/// room for the operands in 16 registers.
+pub(super) const BLOCK: usize = 6;
+
+/// `C = A B`, or `C += A B`, for one tile.
+///
+/// Every element of C is one chain of FMAs in ascending order of the inner index, so it does not depend on the shape
+/// around it. Columns come in whole vectors; a row or column of A may be contiguous.
+pub(super) struct Product<'a> {
+    /// The result, `rows` rows of `vectors` vectors, `c_stride` apart.
+    pub c: &'a mut [f32],
+    pub c_stride: usize,
+    /// Element (row, step) lies at `row * a_row + step * a_step`.
+    pub a: &'a [f32],
+    pub a_row: usize,
+    pub a_step: usize,
+    /// Rows of `vectors` vectors, `b_stride` apart.
+    pub b: &'a [f32],
+    pub b_stride: usize,
+    pub rows: usize,
+    pub steps: usize,
+    pub vectors: usize,
+    /// Whether to add to C instead of overwriting it.
+    pub add: bool,
+}
+
+impl Product<'_> {
+    /// Computes it on the instruction set of `s`, as a call: inlining every block at every use would bloat the code.
+    #[inline(always)]
+    pub(super) fn compute<S: Simd>(self, s: S) {
+        dispatch_on(s.isa(), self);
+    }
+
+    #[inline(always)]
+    fn check(&self, lanes: usize) {
+        let columns = self.vectors * lanes;
+        assert!(self.c.len() >= (self.rows - 1) * self.c_stride + columns, "product: C is too short");
+        if self.steps > 0 {
+            assert!(
+                self.a.len() > (self.rows - 1) * self.a_row + (self.steps - 1) * self.a_step,
+                "product: A is too short"
+            );
+            assert!(self.b.len() >= (self.steps - 1) * self.b_stride + columns, "product: B is too short");
+        }
+    }
+
+    /// `ROWS` rows from `row` on, all columns.
+    ///
+    /// # Safety
+    /// `check` passed and the rows exist.
+    #[inline(always)]
+    unsafe fn strip<S: Simd, const ROWS: usize>(&mut self, s: S, row: usize) {
+        let mut vector = 0;
+        // SAFETY: rows and columns stay below the checked sizes.
+        unsafe {
+            while vector + 2 <= self.vectors {
+                self.block::<S, ROWS, 2>(s, row, vector * S::LANES);
+                vector += 2;
+            }
+            if vector < self.vectors {
+                self.block::<S, ROWS, 1>(s, row, vector * S::LANES);
+            }
+        }
+    }
+
+    /// # Safety
+    /// `check` passed and the block lies inside.
+    #[inline(always)]
+    unsafe fn block<S: Simd, const ROWS: usize, const VECTORS: usize>(&mut self, s: S, row: usize, column: usize) {
+        // SAFETY: all offsets are those that `check` compared with the lengths.
+        unsafe {
+            let c = self.c.as_mut_ptr().add(row * self.c_stride + column);
+            let mut sums = [[s.zero(); VECTORS]; ROWS];
+            if self.add {
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.load_ptr(c.add(i * self.c_stride + v * S::LANES));
+                    }
+                }
+            }
+            let mut a = self.a.as_ptr().add(row * self.a_row);
+            let mut b = self.b.as_ptr().add(column);
+            for _ in 0..self.steps {
+                let mut bs = [s.zero(); VECTORS];
+                for (v, b_v) in bs.iter_mut().enumerate() {
+                    *b_v = s.load_ptr(b.add(v * S::LANES));
+                }
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let x = s.splat(*a.add(i * self.a_row));
+                    for (sum, b_v) in sums.iter_mut().zip(bs) {
+                        *sum = s.fma(x, b_v, *sum);
+                    }
+                }
+                a = a.wrapping_add(self.a_step);
+                b = b.wrapping_add(self.b_stride);
+            }
+            for (i, sums) in sums.iter().enumerate() {
+                for (v, sum) in sums.iter().enumerate() {
+                    s.store_ptr(c.add(i * self.c_stride + v * S::LANES), *sum);
+                }
+            }
+        }
+    }
+}
+
+impl Kernel for Product<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        if self.rows == 0 || self.vectors == 0 {
+            return;
+        }
+        self.check(S::LANES);
+        if self.steps == 0 {
+            // A and B may be empty; their pointers must not be moved.
+            self.a_row = 0;
+        }
+        let mut row = 0;
+        while row < self.rows {
+            // SAFETY: sizes were checked above and each strip ends at or before the last row.
+            unsafe {
+                match self.rows - row {
+                    1 => self.strip::<S, 1>(s, row),
+                    2 | 3 => self.strip::<S, 2>(s, row),
+                    4 | 5 => self.strip::<S, 4>(s, row),
+                    _ => self.strip::<S, BLOCK>(s, row),
+                }
+            }
+            row += match self.rows - row {
+                1 => 1,
+                2 | 3 => 2,
+                4 | 5 => 4,
+                _ => BLOCK,
+            };
+        }
+    }
+}
+
+/// Rows of equal width somewhere in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+    pub count: usize,
+    pub width: usize,
+}
+
+impl<'a> Rows<'a> {
+    #[inline(always)]
+    fn row(&self, i: usize) -> &'a [f32] {
+        &self.data[i * self.stride..][..self.width]
+    }
+
+    /// The transpose of up to [`KEYS`] rows: `dst[c * KEYS + r]`, with zeros for the rows that are missing.
+    #[inline(always)]
+    pub(super) fn transpose<S: Simd>(&self, s: S, dst: &mut [f32]) {
+        let dst = &mut dst[..self.width * KEYS];
+        let (whole_rows, whole_columns) = (self.count / 8 * 8, self.width / 8 * 8);
+        for r in (0..whole_rows).step_by(8) {
+            for c in (0..whole_columns).step_by(8) {
+                let src = &self.data[r * self.stride + c..][..7 * self.stride + 8];
+                let dst = &mut dst[c * KEYS + r..][..7 * KEYS + 8];
+                // SAFETY: both slices span an 8 by 8 block of their stride.
+                unsafe { s.transpose_8x8(src.as_ptr(), self.stride, dst.as_mut_ptr(), KEYS) };
+            }
+        }
+        for r in 0..self.count {
+            let skip = if r < whole_rows { whole_columns } else { 0 };
+            for (c, x) in self.row(r).iter().enumerate().skip(skip) {
+                dst[c * KEYS + r] = *x;
+            }
+        }
+        if self.count < KEYS {
+            dst.chunks_exact_mut(KEYS).for_each(|column| column[self.count..].fill(0.0));
+        }
+    }
+
+    /// These rows with a width of whole vectors: as they lie where the width is one already, else a padded copy.
+    #[inline(always)]
+    pub(super) fn whole_vectors<'b, S: Simd>(self, s: S, copy: &'b mut [f32]) -> Rows<'b>
+    where
+        'a: 'b,
+    {
+        if self.width.is_multiple_of(S::LANES) {
+            return self;
+        }
+        let width = self.width.next_multiple_of(S::LANES);
+        for (i, dst) in copy.chunks_exact_mut(width).take(self.count).enumerate() {
+            pack(s, dst, self.row(i), 1.0);
+        }
+        Rows { data: copy, stride: width, count: self.count, width }
+    }
+}
+
+/// `dst = factor * src`, and zero in the rest of `dst`, which is made of whole vectors.
+#[inline(always)]
+pub(super) fn pack<S: Simd>(s: S, dst: &mut [f32], src: &[f32], factor: f32) {
+    let factor = s.splat(factor);
+    for (dst, src) in dst.chunks_exact_mut(S::LANES).zip(src.chunks(S::LANES)) {
+        let x = if src.len() == S::LANES { s.load(src) } else { s.load_partial(src) };
+        s.store(dst, s.mul(x, factor));
+    }
+}
+
+/// `dst += factor * src`; `src` may be longer.
+#[inline(always)]
+pub(super) fn add_scaled<S: Simd>(s: S, dst: &mut [f32], src: &[f32], factor: f32) {
+    let factor = s.splat(factor);
+    for (dst, src) in dst.chunks_mut(S::LANES).zip(src.chunks_exact(S::LANES)) {
+        let sum = s.fma(factor, s.load(src), s.load_partial(dst));
+        s.store_partial(dst, sum);
+    }
+}
+
+/// Memory that tasks on different threads write disjoint parts of.
+#[derive(Clone, Copy)]
+pub(super) struct Shared {
+    start: *mut f32,
+    len: usize,
+}
+
+// SAFETY: access goes through `slice`, whose callers promise that parts in use at the same time do not overlap.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub(super) fn new(data: &mut [f32]) -> Self {
+        Shared { start: data.as_mut_ptr(), len: data.len() }
+    }
+
+    /// A part of it.
+    ///
+    /// # Safety
+    /// The borrow that `self` was made of is still exclusive, and no other slice in use overlaps this one.
+    #[inline(always)]
+    pub(super) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
+        assert!(start <= self.len && len <= self.len - start, "attention: output is too short");
+        // SAFETY: inside the borrowed slice; the caller vouches for exclusiveness.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+/// One cache line: scratch starts on one, so that no vector load crosses two.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LINE]);
+const LINE: usize = 16;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends `N` aligned buffers of this thread, with whatever they contain, to `work`, which must not ask again.
+pub(super) fn with_scratch<const N: usize, R>(lens: [usize; N], work: impl FnOnce([&mut [f32]; N]) -> R) -> R {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let lines: usize = lens.iter().map(|n| n.div_ceil(LINE)).sum();
+        if scratch.len() < lines {
+            scratch.resize(lines, Line([0.0; LINE]));
+        }
+        let mut rest = scratch.as_mut_slice();
+        work(lens.map(|len| {
+            let (head, tail) = std::mem::take(&mut rest).split_at_mut(len.div_ceil(LINE));
+            rest = tail;
+            // SAFETY: a `Line` is its sixteen f32, without padding.
+            let floats = unsafe { std::slice::from_raw_parts_mut(head.as_mut_ptr().cast::<f32>(), head.len() * LINE) };
+            &mut floats[..len]
+        }))
+    })
+}
