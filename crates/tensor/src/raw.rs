@@ -94,8 +94,9 @@ impl Raw {
     }
 
     /// Whether no other tensor shares the buffer, so that it may be written.
-    pub fn is_unique(&mut self) -> bool {
-        Arc::get_mut(&mut self.buffer).is_some()
+    pub fn is_unique(&self) -> bool {
+        // No weak reference to a buffer is ever made.
+        Arc::strong_count(&self.buffer) == 1
     }
 
     fn elements<T: Pod>(&self) -> &[T] {
