@@ -42,14 +42,13 @@ fn an_unknown_activation_lists_the_known_ones() {
 }
 
 #[test]
-fn an_unknown_rope_type_is_named() {
-    let error = open_with("llama-plain", "rope_scaling", json!({"rope_type": "longrope"}));
-    // `rope_parameters` is the newer layout and wins where both are present.
-    let error = match error.to_string() {
-        text if text.contains("longrope") => text,
-        _ => open_with("llama-plain", "rope_parameters", json!({"rope_type": "longrope"})).to_string(),
-    };
-    assert!(error.contains("known are default, linear, llama3, yarn"), "{error}");
+fn an_unknown_rope_type_is_named_in_both_layouts() {
+    let newer = open_with("llama-plain", "rope_parameters", json!({"rope_type": "longrope"}));
+    let older = open_with("llama-rope-linear-v4", "rope_scaling", json!({"type": "longrope", "factor": 2.0}));
+    for (error, key) in [(newer, "rope_parameters"), (older, "rope_scaling")] {
+        let expected = format!("config.json: `{key}.rope_type` is `longrope`; known are default, linear, llama3, yarn");
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 #[test]

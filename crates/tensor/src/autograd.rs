@@ -142,7 +142,7 @@ impl Engine {
         self.ready.entry(node.id).or_insert_with(|| node.clone());
         let (mut slot, beta) = match self.grads.remove(&node.id) {
             None => (Raw::empty(DType::F32, node.shape), 0.0),
-            Some(mut sum) if sum.is_dense() && sum.is_unique() => (sum, 1.0),
+            Some(sum) if sum.is_dense() && sum.is_unique() => (sum, 1.0),
             Some(sum) => (Device::Cpu.backend().copy(&sum), 1.0),
         };
         work(&mut slot, beta);
