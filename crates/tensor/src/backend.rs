@@ -90,6 +90,8 @@ pub trait Backend: Send + Sync {
     fn add_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw);
     /// `dst[.., start..start + n, ..] = src` along `axis`; `src` may be strided.
     fn write_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw);
+    /// Every row of `dst` becomes `row`.
+    fn fill_rows(&self, dst: &mut Raw, row: &Raw);
     /// The same numbers in another element type.
     fn cast(&self, x: &Raw, dtype: DType) -> Raw;
 

@@ -6,13 +6,16 @@ use loam_kernels::attention::{self, AttentionDims, Heads, Masking};
 use loam_kernels::elementwise::{self, Binary, Unary};
 use loam_kernels::gemm::{Mat, MatMut, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
-use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
+use loam_kernels::{convert, cross_entropy, embedding, norm, parallel, rope, softmax};
 
 use crate::backend::{AttentionGrads, AttentionMask, Backend, Dropout, NormKind, RopeTables};
 use crate::raw::{DType, Raw};
 
 /// Kernels on the threads of the current rayon pool.
 pub(crate) struct Cpu;
+
+/// Rows that one thread fills at a time.
+const FILL_ROWS: usize = 64;
 
 fn like(x: &Raw) -> Raw {
     Raw::empty(DType::F32, x.shape())
@@ -55,6 +58,13 @@ impl Backend for Cpu {
 
     fn write_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw) {
         strided::into_region(dst, axis, start, src, |d, s| *d = s);
+    }
+
+    fn fill_rows(&self, dst: &mut Raw, row: &Raw) {
+        let row = row.f32();
+        parallel::for_chunks(dst.f32_mut(), row.len() * FILL_ROWS, |_, piece| {
+            piece.chunks_exact_mut(row.len()).for_each(|place| place.copy_from_slice(row));
+        });
     }
 
     fn cast(&self, x: &Raw, dtype: DType) -> Raw {

@@ -40,14 +40,15 @@ impl Tensor {
         assert_eq!(shape.width(), in_features, "linear: input {shape:?} does not fit weight {:?}", weight.shape());
         let x = as_matrix(&operand(self, precision));
         let w = operand(weight, precision);
-        let y = product(&x, &w.transposed(0, 1), [x.rows(), out_features]);
-        let y = match bias {
-            None => y,
-            Some(bias) => {
-                assert_eq!(bias.count(), out_features, "linear: bias {:?} for {out_features} outputs", bias.shape());
-                backend().binary(loam_kernels::elementwise::Binary::Add, &y, &bias.dense())
-            }
-        };
+        let mut y = Raw::empty(DType::F32, [x.rows(), out_features]);
+        let mut beta = 0.0;
+        if let Some(bias) = bias {
+            assert_eq!(bias.count(), out_features, "linear: bias {:?} for {out_features} outputs", bias.shape());
+            // The product is then added to the bias, which saves a pass over the result.
+            backend().fill_rows(&mut y, &bias.dense());
+            beta = 1.0;
+        }
+        backend().matmul(&mut y, &x, &w.transposed(0, 1), beta);
         let y = y.reshaped(shape.with(shape.len() - 1, out_features));
         let mut parents = vec![self, weight];
         parents.extend(bias);
