@@ -241,15 +241,20 @@ impl Simd for Avx2 {
 /// # Safety
 /// The machine must have AVX2 and all 64 places of both blocks must be valid.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "loops with constant bounds unroll, iterators not always")]
 pub(crate) unsafe fn transpose_8x8(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
     // SAFETY: promised by the caller.
     unsafe {
-        let row = |r: usize| _mm_loadu_ps(src.add(r * src_stride));
-        let right = |r: usize| _mm_loadu_ps(src.add(r * src_stride + 4));
-        // Rows r and r + 4 share a register from the load on: no shuffle across halves is needed afterwards.
-        let left: [__m256; 4] = std::array::from_fn(|r| _mm256_set_m128(row(r + 4), row(r)));
-        let right: [__m256; 4] = std::array::from_fn(|r| _mm256_set_m128(right(r + 4), right(r)));
-        for (side, x) in [left, right].into_iter().enumerate() {
+        // No closure and no iterator here: what is not inlined would be compiled without AVX2.
+        for side in 0..2 {
+            let src = src.wrapping_add(4 * side);
+            let mut x = [_mm256_setzero_ps(); 4];
+            for r in 0..4 {
+                // Rows r and r + 4 share a register from the load on: no shuffle across halves is needed afterwards.
+                let low = _mm_loadu_ps(src.wrapping_add(r * src_stride));
+                let high = _mm_loadu_ps(src.wrapping_add((r + 4) * src_stride));
+                x[r] = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high);
+            }
             let (a, b) = (_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
             let (c, d) = (_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
             let columns = [
@@ -258,8 +263,8 @@ pub(crate) unsafe fn transpose_8x8(src: *const f32, src_stride: usize, dst: *mut
                 _mm256_shuffle_ps::<0x44>(b, d),
                 _mm256_shuffle_ps::<0xee>(b, d),
             ];
-            for (i, column) in columns.into_iter().enumerate() {
-                _mm256_storeu_ps(dst.add((4 * side + i) * dst_stride), column);
+            for i in 0..4 {
+                _mm256_storeu_ps(dst.wrapping_add((4 * side + i) * dst_stride), columns[i]);
             }
         }
     }

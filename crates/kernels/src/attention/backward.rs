@@ -240,7 +240,7 @@ impl Task<'_> {
                 vectors: computed.len() / S::LANES,
                 add: false,
             }
-            .compute(s);
+            .compute(s.isa());
         }
         for ((row, p), ds) in rows.zip(p.chunks_exact_mut(KEYS)).zip(ds.chunks_exact_mut(KEYS)) {
             problem.adjust(self.pair, row, tile, p, computed.clone());
@@ -290,7 +290,7 @@ impl Task<'_> {
             vectors: width / S::LANES,
             add: false,
         }
-        .compute(s);
+        .compute(s.isa());
         for (row, sum) in rows.zip(self.dq.chunks_exact(width)) {
             // SAFETY: see `run`.
             let dq = unsafe { self.grads.dq.slice(problem.dense(self.pair, row), problem.dims.head_dim) };
@@ -324,7 +324,7 @@ impl Task<'_> {
                     vectors: width / S::LANES,
                     add: true,
                 }
-                .compute(s);
+                .compute(s.isa());
             }
         }
     }

@@ -146,7 +146,7 @@ impl Task<'_> {
                 vectors: computed.len() / S::LANES,
                 add: false,
             }
-            .compute(s);
+            .compute(s.isa());
             for (row, scores) in rows.zip(self.scores.chunks_exact_mut(KEYS)) {
                 p.adjust(self.pair, row, tile, scores, computed.clone());
             }
@@ -170,7 +170,7 @@ impl Task<'_> {
                 vectors: width / S::LANES,
                 add: true,
             }
-            .compute(s);
+            .compute(s.isa());
         }
     }
 

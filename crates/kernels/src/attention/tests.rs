@@ -387,24 +387,21 @@ fn speed() {
             AttentionDims { batch: 2, q_len: 512, kv_len: 512, heads: 8, kv_heads: 8, head_dim: 40, ..train },
         ),
     ];
+    // One pair is short enough to be timed between two interruptions on a busy machine.
+    let one = AttentionDims { batch: 1, heads: 1, kv_heads: 1, ..train };
+    with_threads(1, || measure("one thread, T256 D64 causal", one));
+    with_threads(1, || measure("one thread, T256 D64 full", AttentionDims { causal: false, ..one }));
+    with_threads(1, || {
+        measure("one thread, T512 D128 causal", AttentionDims { q_len: 512, kv_len: 512, head_dim: 128, ..one })
+    });
+    with_threads(1, || {
+        measure("one thread, T64 D32 causal", AttentionDims { q_len: 64, kv_len: 64, head_dim: 32, ..one })
+    });
+    with_threads(1, || {
+        measure("one thread, T128 D40 causal", AttentionDims { q_len: 128, kv_len: 128, head_dim: 40, ..one })
+    });
     for (name, dims) in shapes {
-        let case = Case::new(dims, 0);
-        let products = 2.0 * (dims.batch * dims.heads * dims.q_len * dims.kv_len * dims.head_dim) as f64
-            / if dims.causal { 2.0 } else { 1.0 };
-        let (mut out, mut lse) = case.forward(isa());
-        let forward = best(|| super::forward::compute(&case.problem(isa()), &mut out, &mut lse));
-        let (mut dq, mut dk, mut dv) = (out.clone(), case.run(isa()).dk, case.run(isa()).dv);
-        let backward = best(|| {
-            let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: None };
-            backward::compute(&case.problem(isa()), grads, Saved { dout: &case.dout, out: &out, lse: &lse });
-        });
-        println!(
-            "{name}: forward {:.1} GFLOP/s ({:.3} ms), backward {:.1} ({:.3} ms)",
-            2.0 * products / forward / 1e9,
-            1e3 * forward,
-            5.0 * products / backward / 1e9,
-            1e3 * backward
-        );
+        measure(name, dims);
     }
     for (heads, kv_heads, kv_len) in [(6, 6, 256), (14, 2, 1024), (14, 2, 8192), (32, 32, 8192)] {
         let dims = AttentionDims { kv_len, heads, kv_heads, head_dim: 64, ..BASE };
@@ -418,6 +415,26 @@ fn speed() {
             bytes as f64 / seconds / 1e9
         );
     }
+}
+
+fn measure(name: &str, dims: AttentionDims) {
+    let case = Case::new(dims, 0);
+    let products = 2.0 * (dims.batch * dims.heads * dims.q_len * dims.kv_len * dims.head_dim) as f64
+        / if dims.causal { 2.0 } else { 1.0 };
+    let (mut out, mut lse) = case.forward(isa());
+    let forward = best(|| super::forward::compute(&case.problem(isa()), &mut out, &mut lse));
+    let (mut dq, mut dk, mut dv) = (out.clone(), case.run(isa()).dk, case.run(isa()).dv);
+    let backward = best(|| {
+        let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: None };
+        backward::compute(&case.problem(isa()), grads, Saved { dout: &case.dout, out: &out, lse: &lse });
+    });
+    println!(
+        "{name}: forward {:.1} GFLOP/s ({:.3} ms), backward {:.1} ({:.3} ms)",
+        2.0 * products / forward / 1e9,
+        1e3 * forward,
+        5.0 * products / backward / 1e9,
+        1e3 * backward
+    );
 }
 
 /// The shortest of several runs.

@@ -1,6 +1,7 @@
 //! What forward and backward share below the level of attention: register-blocked products of small matrices, packing,
 //! scratch memory.
 
+use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch_on};
 use std::cell::RefCell;
 
@@ -33,10 +34,10 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Computes it on the instruction set of `s`, as a call: inlining every block at every use would bloat the code.
-    #[inline(always)]
-    pub(super) fn compute<S: Simd>(self, s: S) {
-        dispatch_on(s.isa(), self);
+    /// Computes it. A call, not generic: the blocks of all instruction sets are compiled once, not once per use.
+    #[inline(never)]
+    pub(super) fn compute(self, isa: Isa) {
+        dispatch_on(isa, self);
     }
 
     #[inline(always)]
@@ -52,12 +53,12 @@ impl Product<'_> {
         }
     }
 
-    /// `ROWS` rows from `row` on, all columns.
+    /// `ROWS` rows from `row` on, all columns; returns their number.
     ///
     /// # Safety
     /// `check` passed and the rows exist.
     #[inline(always)]
-    unsafe fn strip<S: Simd, const ROWS: usize>(&mut self, s: S, row: usize) {
+    unsafe fn strip<S: Simd, const ROWS: usize>(&mut self, s: S, row: usize) -> usize {
         let mut vector = 0;
         // SAFETY: rows and columns stay below the checked sizes.
         unsafe {
@@ -69,42 +70,47 @@ impl Product<'_> {
                 self.block::<S, ROWS, 1>(s, row, vector * S::LANES);
             }
         }
+        ROWS
     }
 
     /// # Safety
     /// `check` passed and the block lies inside.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "constant bounds unroll into registers, iterators not always")]
     unsafe fn block<S: Simd, const ROWS: usize, const VECTORS: usize>(&mut self, s: S, row: usize, column: usize) {
+        let at = |i: usize, v: usize| i.wrapping_mul(self.c_stride).wrapping_add(v * S::LANES);
+        let c = self.c.as_mut_ptr().wrapping_add(row * self.c_stride + column);
+        let mut a = self.a.as_ptr().wrapping_add(row * self.a_row);
+        let mut b = self.b.as_ptr().wrapping_add(column);
+        let mut sums = [[s.zero(); VECTORS]; ROWS];
         // SAFETY: all offsets are those that `check` compared with the lengths.
         unsafe {
-            let c = self.c.as_mut_ptr().add(row * self.c_stride + column);
-            let mut sums = [[s.zero(); VECTORS]; ROWS];
             if self.add {
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    for (v, sum) in sums.iter_mut().enumerate() {
-                        *sum = s.load_ptr(c.add(i * self.c_stride + v * S::LANES));
+                for i in 0..ROWS {
+                    for v in 0..VECTORS {
+                        sums[i][v] = s.load_ptr(c.wrapping_add(at(i, v)));
                     }
                 }
             }
-            let mut a = self.a.as_ptr().add(row * self.a_row);
-            let mut b = self.b.as_ptr().add(column);
             for _ in 0..self.steps {
                 let mut bs = [s.zero(); VECTORS];
-                for (v, b_v) in bs.iter_mut().enumerate() {
-                    *b_v = s.load_ptr(b.add(v * S::LANES));
+                for v in 0..VECTORS {
+                    bs[v] = s.load_ptr(b.wrapping_add(v * S::LANES));
                 }
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let x = s.splat(*a.add(i * self.a_row));
-                    for (sum, b_v) in sums.iter_mut().zip(bs) {
-                        *sum = s.fma(x, b_v, *sum);
+                for i in 0..ROWS {
+                    let x = s.splat(*a.wrapping_add(i.wrapping_mul(self.a_row)));
+                    for v in 0..VECTORS {
+                        sums[i][v] = s.fma(x, bs[v], sums[i][v]);
                     }
                 }
+                // Wrapping, since the last step may leave the slice; and everywhere here, since the checks that a debug
+                // build makes of `add` would dominate the loop.
                 a = a.wrapping_add(self.a_step);
                 b = b.wrapping_add(self.b_stride);
             }
-            for (i, sums) in sums.iter().enumerate() {
-                for (v, sum) in sums.iter().enumerate() {
-                    s.store_ptr(c.add(i * self.c_stride + v * S::LANES), *sum);
+            for i in 0..ROWS {
+                for v in 0..VECTORS {
+                    s.store_ptr(c.wrapping_add(at(i, v)), sums[i][v]);
                 }
             }
         }
@@ -119,26 +125,16 @@ impl Kernel for Product<'_> {
             return;
         }
         self.check(S::LANES);
-        if self.steps == 0 {
-            // A and B may be empty; their pointers must not be moved.
-            self.a_row = 0;
-        }
         let mut row = 0;
         while row < self.rows {
             // SAFETY: sizes were checked above and each strip ends at or before the last row.
-            unsafe {
+            row += unsafe {
                 match self.rows - row {
                     1 => self.strip::<S, 1>(s, row),
                     2 | 3 => self.strip::<S, 2>(s, row),
                     4 | 5 => self.strip::<S, 4>(s, row),
                     _ => self.strip::<S, BLOCK>(s, row),
                 }
-            }
-            row += match self.rows - row {
-                1 => 1,
-                2 | 3 => 2,
-                4 | 5 => 4,
-                _ => BLOCK,
             };
         }
     }
