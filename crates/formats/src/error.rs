@@ -126,7 +126,7 @@ impl Error {
 }
 
 /// The candidate most similar to `name`, if any is similar at all (edit distance at most a third of its length).
-pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
     let limit = name.chars().count() / 3;
     candidates.map(|c| (edit_distance(name, c), c)).filter(|(d, _)| *d <= limit).min().map(|(_, c)| c.to_owned())
 }

@@ -10,7 +10,7 @@ pub mod hf_dir;
 pub mod map;
 pub mod safetensors;
 
-pub use error::{Error, Result};
+pub use error::{Error, Result, nearest};
 pub use hf_dir::{HfDir, HfWriter, Weights};
 pub use map::Mapped;
 pub use safetensors::{Dtype, SafeTensors, TensorOut, TensorView};

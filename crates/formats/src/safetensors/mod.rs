@@ -9,7 +9,7 @@ mod write;
 
 pub use dtype::Dtype;
 pub use read::{SafeTensors, TensorView};
-pub use write::{TensorOut, write};
+pub use write::{TensorOut, encode_f32, write};
 
 /// The metadata that `transformers` expects in a weight file.
 pub fn pt_metadata() -> Vec<(String, String)> {

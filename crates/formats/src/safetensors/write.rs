@@ -36,19 +36,28 @@ impl<'a> TensorOut<'a> {
 
     /// f32 values written as `dtype`, which must be F32, F16 or BF16 (rounded to nearest, ties to even).
     pub fn from_f32(name: impl Into<String>, dtype: Dtype, shape: &[usize], values: &'a [f32]) -> Self {
-        let encode: fn(&[f32]) -> Cow<'_, [u8]> = match dtype {
-            Dtype::F32 if cfg!(target_endian = "little") => |v| Cow::Borrowed(bytemuck::cast_slice(v)),
-            Dtype::F32 => |v| v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Dtype::F16 => |v| v.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-            Dtype::BF16 => |v| v.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-            other => panic!("from_f32: dtype {other} is not F32, F16 or BF16"),
-        };
-        Self::lazy(name, dtype, shape, move || encode(values))
+        assert!(is_float(dtype), "from_f32: dtype {dtype} is not F32, F16 or BF16");
+        Self::lazy(name, dtype, shape, move || encode_f32(dtype, values))
     }
 
     /// Bytes that dtype and shape say.
     pub fn byte_len(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}
+
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// f32 values as the little-endian bytes of `dtype`, which must be F32, F16 or BF16 (rounded to nearest, ties to even).
+pub fn encode_f32(dtype: Dtype, values: &[f32]) -> Cow<'_, [u8]> {
+    match dtype {
+        Dtype::F32 if cfg!(target_endian = "little") => Cow::Borrowed(bytemuck::cast_slice(values)),
+        Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        other => panic!("encode_f32: dtype {other} is not F32, F16 or BF16"),
     }
 }
 
