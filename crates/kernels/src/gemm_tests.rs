@@ -97,7 +97,11 @@ fn every_element_is_one_chain_whatever_the_rows_and_threads() {
                     with_threads(threads, || gemm_f32(MatMut::rows(&mut c, m, n), x, weights, 0.0));
                     for i in [0, m / 2, m - 1] {
                         for j in 0..n {
-                            assert_eq!(c[i * n + j].to_bits(), expected(i, j).to_bits(), "m {m} k {k} n {n} [{i}, {j}]");
+                            assert_eq!(
+                                c[i * n + j].to_bits(),
+                                expected(i, j).to_bits(),
+                                "m {m} k {k} n {n} [{i}, {j}]"
+                            );
                         }
                     }
                 }
@@ -119,8 +123,12 @@ fn the_thin_product_keeps_the_chain_on_every_instruction_set() {
                     gemv_on(isa, MatMut::rows(&mut c, m, n), Mat::rows(&x, m, k), Mat::rows(&w, n, k).t(), 0.0);
                     gemv_on(isa, MatMut::rows(&mut c16, m, n), Mat::rows(&wide, m, k), Mat::rows(&w16, n, k).t(), 1.0);
                     for i in 0..m * n {
-                        let (x, wide, w, w16) =
-                            (&x[i / n * k..][..k], &wide[i / n * k..][..k], &w[i % n * k..][..k], &w16[i % n * k..][..k]);
+                        let (x, wide, w, w16) = (
+                            &x[i / n * k..][..k],
+                            &wide[i / n * k..][..k],
+                            &w[i % n * k..][..k],
+                            &w16[i % n * k..][..k],
+                        );
                         assert_eq!(c[i], chain(isa, x.iter().copied().zip(w.iter().copied())), "{isa:?} {m}x{k}x{n}");
                         let product = chain(isa, wide.iter().copied().zip(w16.iter().map(|w| w.to_f32())));
                         assert_eq!(c16[i], product + 1.0, "{isa:?} bf16 {m}x{k}x{n}");

@@ -43,8 +43,14 @@ impl Rng {
     /// The four 32-bit words of a counter block.
     #[inline(always)]
     pub fn block(&self, block: u64) -> [u32; 4] {
-        let counter = [block as u32, (block >> 32) as u32, self.step as u32, (self.step >> 32) as u32];
-        philox4x32(counter, self.key)
+        let (counter, key) = self.address(block);
+        philox4x32(counter, key)
+    }
+
+    /// Counter and key of a block.
+    #[inline(always)]
+    pub(crate) fn address(&self, block: u64) -> ([u32; 4], [u32; 2]) {
+        ([block as u32, (block >> 32) as u32, self.step as u32, (self.step >> 32) as u32], self.key)
     }
 
     /// 32 random bits.
