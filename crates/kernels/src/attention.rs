@@ -24,8 +24,9 @@ pub use backward::attention_backward;
 pub use forward::attention;
 
 use crate::isa::{Isa, isa};
+use crate::simd::Simd;
 use std::ops::Range;
-use tile::{KEYS, Rows};
+use tile::{KEYS, Rows, hide_outside};
 
 /// Sizes and rules of an attention call.
 ///
@@ -160,10 +161,17 @@ impl<'a> Problem<'a> {
         Pair { batch: index / self.dims.kv_heads, kv_head: index % self.dims.kv_heads }
     }
 
+    /// Query of a stacked row. The plain case is worth its own branch: divisions are slow beside a short row.
+    #[inline(always)]
+    fn query_of(&self, row: usize) -> usize {
+        if self.group == 1 { row } else { row / self.group }
+    }
+
     /// (query, head) of a stacked row.
     #[inline(always)]
     fn place(&self, pair: Pair, row: usize) -> (usize, usize) {
-        (row / self.group, pair.kv_head * self.group + row % self.group)
+        let query = self.query_of(row);
+        (query, pair.kv_head * self.group + row - query * self.group)
     }
 
     /// Start of a row in a dense `[batch, q_len, heads, head_dim]` array.
@@ -211,7 +219,7 @@ impl<'a> Problem<'a> {
     /// The keys that a row may see, segments aside. Neither border falls from one row to the next.
     #[inline(always)]
     fn visible(&self, row: usize) -> Range<usize> {
-        let position = self.first_position() + (row / self.group) as isize;
+        let position = self.first_position() + self.query_of(row) as isize;
         let clamp = |key: isize| key.clamp(0, self.dims.kv_len as isize) as usize;
         let end = if self.dims.causal { clamp(position + 1) } else { self.dims.kv_len };
         let start = match self.dims.window {
@@ -260,13 +268,21 @@ impl<'a> Problem<'a> {
     fn row_span(&self, pair: Pair, rows: &Range<usize>) -> Span {
         self.mask.segments?;
         let first = self.dims.kv_len - self.dims.q_len;
-        self.span(pair, first + rows.start / self.group..first + (rows.end - 1) / self.group + 1)
+        self.span(pair, first + self.query_of(rows.start)..first + self.query_of(rows.end - 1) + 1)
     }
 
     /// Finishes the scores of one row: bias added, and -infinity for hidden keys. `scores` begins with the tile; the
     /// keys `computed` hold products.
     #[inline(always)]
-    fn adjust(&self, pair: Pair, row: usize, tile: &KeyTile, scores: &mut [f32], computed: Range<usize>) {
+    fn adjust<S: Simd>(
+        &self,
+        s: S,
+        pair: Pair,
+        row: usize,
+        tile: &KeyTile,
+        scores: &mut [f32],
+        computed: Range<usize>,
+    ) {
         let own = self.visible_in(&(row..row + 1), &tile.keys);
         let own = own.start.max(computed.start)..own.end.min(computed.end);
         if own.is_empty() {
@@ -275,17 +291,16 @@ impl<'a> Problem<'a> {
         }
         if let Some(bias) = self.mask.bias {
             let bias = &bias[self.bias_index(pair, row) + tile.keys.start..][own.clone()];
-            scores[own.clone()].iter_mut().zip(bias).for_each(|(s, b)| *s += b);
+            scores[own.clone()].iter_mut().zip(bias).for_each(|(score, b)| *score += b);
         }
-        scores[computed.start..own.start].fill(f32::NEG_INFINITY);
-        scores[own.end..computed.end].fill(f32::NEG_INFINITY);
+        hide_outside(s, scores, computed, own.clone());
         if let (Some((low, high)), Some(segments)) = (tile.span, self.mask.segments) {
             let segments = &segments[pair.batch * self.dims.kv_len..];
-            let mine = segments[self.dims.kv_len - self.dims.q_len + row / self.group];
+            let mine = segments[self.dims.kv_len - self.dims.q_len + self.query_of(row)];
             if low != mine || high != mine {
                 let keys = &segments[tile.keys.start..][own.clone()];
-                for (s, key) in scores[own].iter_mut().zip(keys) {
-                    *s = if *key == mine { *s } else { f32::NEG_INFINITY };
+                for (score, key) in scores[own].iter_mut().zip(keys) {
+                    *score = if *key == mine { *score } else { f32::NEG_INFINITY };
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! With P the probabilities, dP = dO V^T and delta = sum(dO * O) per row, the gradient of the scores is
 //! dS = P * (dP - delta); then dV = P^T dO, dK = dS^T (scale Q), dQ = scale dS K.
 
-use super::tile::{BLOCK, KEYS, Product, Rows, Shared, add_scaled, pack, with_scratch};
+use super::tile::{BLOCK, KEYS, Product, Rows, Shared, add_scaled, clear, pack, with_scratch};
 use super::{AttentionDims, Grads, Heads, KeyTile, Masking, Pair, Problem, may_meet};
 use crate::math;
 use crate::simd::{Kernel, MAX_LANES, Simd, dispatch_on};
@@ -142,8 +142,8 @@ impl Kernel for Task<'_> {
         let k_copy = std::mem::take(&mut self.k);
         for start in (0..kv_len).step_by(KEYS) {
             let tile = problem.tile(self.pair, start);
-            self.dk.fill(0.0);
-            self.dv.fill(0.0);
+            self.dk[..tile.keys.len() * width].fill(0.0);
+            self.dv[..tile.keys.len() * width].fill(0.0);
             problem.key_rows(&problem.k, self.pair, &tile.keys).transpose(s, self.kt);
             problem.key_rows(&problem.v, self.pair, &tile.keys).transpose(s, self.vt);
             let k = problem.key_rows(&problem.k, self.pair, &tile.keys).whole_vectors(s, k_copy);
@@ -224,6 +224,7 @@ impl Task<'_> {
     ) {
         let problem = self.problem;
         let computed = seen.start / S::LANES * S::LANES..seen.end.next_multiple_of(S::LANES);
+        let end = tile.keys.len().next_multiple_of(S::LANES);
         let (p, ds) = (&mut self.p[block.start * KEYS..], &mut self.ds[block.start * KEYS..]);
         let operands = [(&*self.q, &*self.kt, &mut *p), (&*self.dout, &*self.vt, &mut *ds)];
         for (a, b, c) in operands {
@@ -243,7 +244,7 @@ impl Task<'_> {
             .compute(s.isa());
         }
         for ((row, p), ds) in rows.zip(p.chunks_exact_mut(KEYS)).zip(ds.chunks_exact_mut(KEYS)) {
-            problem.adjust(self.pair, row, tile, p, computed.clone());
+            problem.adjust(s, self.pair, row, tile, p, computed.clone());
             let (lse, delta) = (s.splat(self.lse[row]), s.splat(self.delta[row]));
             let vectors = p[computed.clone()].chunks_exact_mut(S::LANES);
             for (p, ds) in vectors.zip(ds[computed.clone()].chunks_exact_mut(S::LANES)) {
@@ -253,8 +254,8 @@ impl Task<'_> {
             }
             // The sums over rows below take whole blocks of keys, computed here or not.
             for x in [p, &mut *ds] {
-                x[..computed.start].fill(0.0);
-                x[computed.end..].fill(0.0);
+                clear(s, &mut x[..computed.start]);
+                clear(s, &mut x[computed.end..end]);
             }
             if let Some(dbias) = self.grads.dbias {
                 let at = problem.bias_index(self.pair, row) + tile.keys.start + seen.start;

@@ -46,10 +46,13 @@ pub(super) fn compute(problem: &Problem, out: &mut [f32], lse: &mut [f32]) {
 /// How many rows a task takes. Rows are independent, so the number of threads may decide.
 fn rows_per_task(problem: &Problem) -> usize {
     let (rows, pairs) = (problem.rows(), problem.dims.batch * problem.dims.kv_heads);
-    let threads = rayon::current_num_threads();
     // Every piece walks the keys once more. A few rows (decoding) are split only where threads would idle; many are cut
     // finer, since under a causal mask the pieces differ in length.
-    let wanted = if rows <= 8 * BLOCK { threads.div_ceil(pairs) } else { (4 * threads).div_ceil(pairs) };
+    let wanted = match rayon::current_num_threads() {
+        1 => 1,
+        threads if rows <= 8 * BLOCK => threads.div_ceil(pairs),
+        threads => (4 * threads).div_ceil(pairs),
+    };
     let pieces = rows.div_ceil(MAX_ROWS).max(wanted.min(rows));
     let per_task = rows.div_ceil(pieces);
     if per_task > BLOCK { per_task.next_multiple_of(BLOCK) } else { per_task }
@@ -148,7 +151,7 @@ impl Task<'_> {
             }
             .compute(s.isa());
             for (row, scores) in rows.zip(self.scores.chunks_exact_mut(KEYS)) {
-                p.adjust(self.pair, row, tile, scores, computed.clone());
+                p.adjust(s, self.pair, row, tile, scores, computed.clone());
             }
             softmax_block(
                 s,

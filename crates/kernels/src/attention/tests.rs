@@ -6,6 +6,7 @@ use super::*;
 use crate::isa::testable;
 use crate::parallel::with_threads;
 use crate::rng::Rng;
+use std::sync::LazyLock;
 
 /// A call with random operands, cut out of larger buffers.
 struct Case {
@@ -26,6 +27,12 @@ struct Result {
     dk: Vec<f32>,
     dv: Vec<f32>,
     dbias: Option<Vec<f32>>,
+}
+
+/// The instruction sets to test; what is missing is said once.
+fn instruction_sets() -> &'static [Isa] {
+    static SETS: LazyLock<Vec<Isa>> = LazyLock::new(testable);
+    &SETS
 }
 
 fn random(n: usize, seed: u64, purpose: &str) -> Vec<f32> {
@@ -145,7 +152,7 @@ impl Case {
     /// all cases here by a factor of five or more, while a single wrong key shows as 1e-2.
     fn check(&self) {
         let want = self.exact();
-        for isa in testable() {
+        for &isa in instruction_sets() {
             let got = self.run(isa);
             let what = format!("{isa:?} {:?} gap {}", self.dims, self.gap);
             close("out", &got.out, &want.out, &what);
@@ -181,7 +188,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 #[test]
 fn odd_sizes_agree_with_the_twin() {
     let mut seed = 0;
-    for (q_len, kv_len) in [(1, 1), (7, 7), (5, 23), (64, 64), (67, 131), (1, 200), (150, 150)] {
+    for (q_len, kv_len) in [(1, 1), (7, 7), (5, 23), (64, 64), (67, 131), (1, 300), (270, 270)] {
         for head_dim in [1, 5, 8, 17, 32, 40] {
             for causal in [true, false] {
                 seed += 1;
@@ -194,7 +201,7 @@ fn odd_sizes_agree_with_the_twin() {
 #[test]
 fn heads_that_share_keys_agree_with_the_twin() {
     for (heads, kv_heads) in [(3, 3), (4, 2), (7, 1), (6, 2)] {
-        for (q_len, kv_len) in [(9, 9), (70, 70), (1, 77), (33, 140)] {
+        for (q_len, kv_len) in [(9, 9), (70, 70), (1, 177), (33, 290)] {
             for causal in [true, false] {
                 let dims = AttentionDims { batch: 2, heads, kv_heads, q_len, kv_len, head_dim: 16, causal, ..BASE };
                 Case::new(dims, (heads + q_len) as u64).check();
@@ -205,9 +212,9 @@ fn heads_that_share_keys_agree_with_the_twin() {
 
 #[test]
 fn windows_and_segments_and_biases_agree_with_the_twin() {
-    for (q_len, kv_len) in [(13, 13), (130, 130), (40, 170)] {
+    for (q_len, kv_len) in [(13, 13), (200, 200), (40, 300)] {
         for causal in [true, false] {
-            for window in [None, Some(1), Some(20), Some(65), Some(1000)] {
+            for window in [None, Some(1), Some(20), Some(135), Some(1000)] {
                 let dims = AttentionDims { batch: 2, heads: 2, q_len, kv_len, head_dim: 12, causal, window, ..BASE };
                 let case = || Case::new(AttentionDims { kv_heads: 1, ..dims }, q_len as u64);
                 case().check();
@@ -305,9 +312,9 @@ fn part(case: &Case, batch: usize, queries: Range<usize>) -> Case {
 
 #[test]
 fn a_row_has_the_same_bits_alone_and_in_any_company() {
-    let t = 210;
-    let kinds = [(None, false), (Some(50), false), (None, true), (Some(90), true)];
-    for isa in testable() {
+    let t = 290;
+    let kinds = [(None, false), (Some(50), false), (None, true), (Some(140), true)];
+    for &isa in instruction_sets() {
         for (head_dim, heads, kv_heads) in [(16, 2, 2), (13, 6, 2), (64, 7, 1)] {
             for (window, packed) in kinds {
                 let dims = AttentionDims { batch: 2, q_len: t, kv_len: t, heads, kv_heads, head_dim, window, ..BASE };
@@ -349,6 +356,50 @@ fn the_number_of_threads_changes_no_bit() {
             assert_eq!((bits(&one.dk), bits(&one.dv)), (bits(&more.dk), bits(&more.dv)));
             assert_eq!(one.dbias.as_deref().map(bits), more.dbias.as_deref().map(bits));
         }
+    }
+}
+
+/// The values of an array of `ops.safetensors`, which torch wrote.
+fn golden(file: &[u8], name: &str) -> Vec<f32> {
+    let header = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let text = std::str::from_utf8(&file[8..header]).unwrap();
+    let entry = &text[text.find(&format!("\"{name}\":")).unwrap()..];
+    let offsets = entry.split("\"data_offsets\":[").nth(1).unwrap().split(']').next().unwrap();
+    let (start, end) = offsets.split_once(',').unwrap();
+    let bytes = &file[header + start.trim().parse::<usize>().unwrap()..header + end.trim().parse::<usize>().unwrap()];
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+#[test]
+fn torch_gets_the_same_numbers() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens/ops.safetensors");
+    let Ok(file) = std::fs::read(path) else {
+        println!("SKIPPED: no {path}");
+        return;
+    };
+    let gqa = AttentionDims { batch: 2, q_len: 7, kv_len: 7, heads: 4, kv_heads: 2, head_dim: 5, ..BASE };
+    let both = AttentionDims { q_len: 4, kv_len: 9, heads: 2, kv_heads: 2, causal: false, ..BASE };
+    for (name, dims) in [("attention-causal-gqa", gqa), ("attention-bidirectional", both)] {
+        let dims = AttentionDims { scale: 1.0 / (dims.head_dim as f32).sqrt(), ..dims };
+        let array = |part: &str| golden(&file, &format!("{name}.{part}"));
+        let (q, k, v, dout) = (array("q"), array("k"), array("v"), array("weight"));
+        let view = |data, time, heads| Heads {
+            data,
+            batch_stride: time * heads * dims.head_dim,
+            time_stride: heads * dims.head_dim,
+            head_stride: dims.head_dim,
+        };
+        let q_view = view(&q, dims.q_len, dims.heads);
+        let (k_view, v_view) = (view(&k, dims.kv_len, dims.kv_heads), view(&v, dims.kv_len, dims.kv_heads));
+        let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; dims.batch * dims.heads * dims.q_len]);
+        attention(&mut out, &mut lse, q_view, k_view, v_view, &dims, &Masking::default());
+        let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()]);
+        let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: None };
+        attention_backward(grads, &dout, &out, &lse, q_view, k_view, v_view, &dims, &Masking::default());
+        close("out", &out, &widen(&array("output")), name);
+        close("dq", &dq, &widen(&array("gradient.q")), name);
+        close("dk", &dk, &widen(&array("gradient.k")), name);
+        close("dv", &dv, &widen(&array("gradient.v")), name);
     }
 }
 

@@ -4,9 +4,10 @@
 use crate::isa::Isa;
 use crate::simd::{Kernel, Simd, dispatch_on};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Keys per tile. Tiles start at multiples of it, counted from key 0, whatever the queries of a call.
-pub(super) const KEYS: usize = 64;
+pub(super) const KEYS: usize = 128;
 /// Rows per register block: 6 rows by 2 vectors are 12 running sums, which hide the latency of two FMA units and leave
 /// room for the operands in 16 registers.
 pub(super) const BLOCK: usize = 6;
@@ -155,7 +156,7 @@ impl<'a> Rows<'a> {
         &self.data[i * self.stride..][..self.width]
     }
 
-    /// The transpose of up to [`KEYS`] rows: `dst[c * KEYS + r]`, with zeros for the rows that are missing.
+    /// The transpose of up to [`KEYS`] rows: `dst[c * KEYS + r]`, with zeros up to the next whole vector.
     #[inline(always)]
     pub(super) fn transpose<S: Simd>(&self, s: S, dst: &mut [f32]) {
         let dst = &mut dst[..self.width * KEYS];
@@ -174,8 +175,9 @@ impl<'a> Rows<'a> {
                 dst[c * KEYS + r] = *x;
             }
         }
-        if self.count < KEYS {
-            dst.chunks_exact_mut(KEYS).for_each(|column| column[self.count..].fill(0.0));
+        let end = self.count.next_multiple_of(S::LANES);
+        if self.count < end {
+            dst.chunks_exact_mut(KEYS).for_each(|column| column[self.count..end].fill(0.0));
         }
     }
 
@@ -203,6 +205,32 @@ pub(super) fn pack<S: Simd>(s: S, dst: &mut [f32], src: &[f32], factor: f32) {
     for (dst, src) in dst.chunks_exact_mut(S::LANES).zip(src.chunks(S::LANES)) {
         let x = if src.len() == S::LANES { s.load(src) } else { s.load_partial(src) };
         s.store(dst, s.mul(x, factor));
+    }
+}
+
+/// Sets the whole vectors of `x` to zero.
+#[inline(always)]
+pub(super) fn clear<S: Simd>(s: S, x: &mut [f32]) {
+    for x in x.chunks_exact_mut(S::LANES) {
+        s.store(x, s.zero());
+    }
+}
+
+/// Sets `x[computed]`, whole vectors, to -infinity outside of `keep`, which is not empty and lies inside.
+#[inline(always)]
+pub(super) fn hide_outside<S: Simd>(s: S, x: &mut [f32], computed: Range<usize>, keep: Range<usize>) {
+    let hidden = s.splat(f32::NEG_INFINITY);
+    let mut at = computed.start;
+    while at < keep.start {
+        let x = &mut x[at..];
+        s.store(x, s.select(s.first(keep.start - at), hidden, s.load(x)));
+        at += S::LANES;
+    }
+    let mut at = keep.end / S::LANES * S::LANES;
+    while at < computed.end {
+        let x = &mut x[at..];
+        s.store(x, s.select(s.first(keep.end.saturating_sub(at)), s.load(x), hidden));
+        at += S::LANES;
     }
 }
 
