@@ -188,7 +188,9 @@ impl Task<'_> {
             let o = &self.o[i * width..][..width];
             for (dst, src) in out.chunks_mut(S::LANES).zip(o.chunks_exact(S::LANES)) {
                 // Adding zero makes -0 and 0 one: hidden keys may turn one into the other on the way.
-                s.store_partial(dst, s.add(s.mul(s.load(src), inverse), s.zero()));
+                let x = s.add(s.mul(s.load(src), inverse), s.zero());
+                // Masked stores are slow on some machines even where the mask is full.
+                if dst.len() == S::LANES { s.store(dst, x) } else { s.store_partial(dst, x) }
             }
         }
         for (sums, maxima) in self.sum.chunks_exact_mut(S::LANES).zip(self.max.chunks_exact(S::LANES)) {

@@ -294,6 +294,23 @@ fn the_gradients_of_the_twin_are_those_of_its_output() {
     }
 }
 
+#[test]
+fn a_nan_spoils_the_rows_that_see_it_and_no_other() {
+    for &isa in instruction_sets() {
+        let mut case = Case::new(AttentionDims { q_len: 40, kv_len: 40, window: Some(9), ..BASE }, 3);
+        let n = case.dims.head_dim;
+        case.kv[21 * 2 * n] = f32::NAN;
+        let (out, lse) = case.forward(isa);
+        for (i, row) in out.chunks(n).enumerate() {
+            let sees_it = (21..30).contains(&i);
+            assert!(
+                row.iter().all(|x| x.is_nan() == sees_it) && lse[i].is_nan() == sees_it,
+                "{isa:?} row {i}: {row:?}"
+            );
+        }
+    }
+}
+
 /// The first `kv_len` keys and the queries `queries` of a dense causal case, as a case of its own.
 fn part(case: &Case, batch: usize, queries: Range<usize>) -> Case {
     let (d, row) = (case.dims, case.dims.head_dim + case.gap);
@@ -454,18 +471,20 @@ fn speed() {
     for (name, dims) in shapes {
         measure(name, dims);
     }
-    for (heads, kv_heads, kv_len) in [(6, 6, 256), (14, 2, 1024), (14, 2, 8192), (32, 32, 8192)] {
-        let dims = AttentionDims { kv_len, heads, kv_heads, head_dim: 64, ..BASE };
-        let case = Case::new(dims, 0);
-        let (mut out, mut lse) = case.forward(isa());
-        let seconds = best(|| super::forward::compute(&case.problem(isa()), &mut out, &mut lse));
-        let bytes = 4 * case.kv.len();
-        println!(
-            "decode H{heads}/{kv_heads} T{kv_len}: {:.1} us, {:.1} GB/s",
-            1e6 * seconds,
-            bytes as f64 / seconds / 1e9
-        );
+    for (heads, kv_heads, kv_len) in [(1, 1, 1024), (7, 1, 1024), (1, 1, 8192)] {
+        with_threads(1, || measure_decoding("one thread,", heads, kv_heads, kv_len));
     }
+    for (heads, kv_heads, kv_len) in [(6, 6, 256), (14, 2, 1024), (14, 2, 8192), (32, 32, 8192)] {
+        measure_decoding("all threads,", heads, kv_heads, kv_len);
+    }
+}
+
+fn measure_decoding(name: &str, heads: usize, kv_heads: usize, kv_len: usize) {
+    let case = Case::new(AttentionDims { kv_len, heads, kv_heads, head_dim: 64, ..BASE }, 0);
+    let (mut out, mut lse) = case.forward(isa());
+    let seconds = best(|| super::forward::compute(&case.problem(isa()), &mut out, &mut lse));
+    let speed = 4.0 * case.kv.len() as f64 / seconds / 1e9;
+    println!("{name} decoding H{heads}/{kv_heads} T{kv_len}: {:.1} us, {speed:.1} GB/s", 1e6 * seconds);
 }
 
 fn measure(name: &str, dims: AttentionDims) {

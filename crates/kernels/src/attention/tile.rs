@@ -219,17 +219,19 @@ pub(super) fn clear<S: Simd>(s: S, x: &mut [f32]) {
 /// Sets `x[computed]`, whole vectors, to -infinity outside of `keep`, which is not empty and lies inside.
 #[inline(always)]
 pub(super) fn hide_outside<S: Simd>(s: S, x: &mut [f32], computed: Range<usize>, keep: Range<usize>) {
-    let hidden = s.splat(f32::NEG_INFINITY);
+    // The smaller of score and bound, not a selection: compilers turn that into a masked store, which some machines run
+    // slowly. A visible NaN becomes infinity here, and NaN again when the maximum is taken away from it.
+    let (open, shut) = (s.splat(f32::INFINITY), s.splat(f32::NEG_INFINITY));
     let mut at = computed.start;
     while at < keep.start {
         let x = &mut x[at..];
-        s.store(x, s.select(s.first(keep.start - at), hidden, s.load(x)));
+        s.store(x, s.min(s.load(x), s.select(s.first(keep.start - at), shut, open)));
         at += S::LANES;
     }
     let mut at = keep.end / S::LANES * S::LANES;
     while at < computed.end {
         let x = &mut x[at..];
-        s.store(x, s.select(s.first(keep.end.saturating_sub(at)), s.load(x), hidden));
+        s.store(x, s.min(s.load(x), s.select(s.first(keep.end.saturating_sub(at)), open, shut)));
         at += S::LANES;
     }
 }
@@ -239,8 +241,11 @@ pub(super) fn hide_outside<S: Simd>(s: S, x: &mut [f32], computed: Range<usize>,
 pub(super) fn add_scaled<S: Simd>(s: S, dst: &mut [f32], src: &[f32], factor: f32) {
     let factor = s.splat(factor);
     for (dst, src) in dst.chunks_mut(S::LANES).zip(src.chunks_exact(S::LANES)) {
-        let sum = s.fma(factor, s.load(src), s.load_partial(dst));
-        s.store_partial(dst, sum);
+        if dst.len() == S::LANES {
+            s.store(dst, s.fma(factor, s.load(src), s.load(dst)));
+        } else {
+            s.store_partial(dst, s.fma(factor, s.load(src), s.load_partial(dst)));
+        }
     }
 }
 
