@@ -97,7 +97,7 @@ build_tests() {
     for package in "${packages[@]}"; do args+=(-p "$package"); done
     [ -z "$lib_only" ] || args+=(--lib)
     nice cargo test "${args[@]}" --no-run --message-format=json |
-        sed -n '/"reason":"compiler-artifact"/s/.*"executable":"\([^"]*\)".*/\1/p'
+        sed -n '/"profile":{[^}]*"test":true/s/.*"executable":"\([^"]*\)".*/\1/p'
 }
 
 # Copies a file or directory to the same path below the root of the initramfs.
