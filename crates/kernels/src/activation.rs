@@ -141,7 +141,7 @@ impl Function for Gelu {
     }
     #[inline(always)]
     fn slope<S: Simd>(self, s: S, x: S::V) -> S::V {
-        const INV_SQRT_TAU: f32 = 0.398_942_28;
+        const INV_SQRT_TAU: f32 = 0.398_942_3;
         let (t, erfc, gauss) = Self::parts(s, x);
         let half = s.mul(erfc, s.splat(0.5));
         let distribution = s.select(s.lt(x, s.zero()), half, s.sub(s.splat(1.0), half));
@@ -155,7 +155,7 @@ impl Function for Gelu {
 struct GeluTanh;
 const GELU_CUBIC: f32 = 0.044_715;
 /// 2 √(2/π): (1 + tanh u) / 2 is σ(2u), so the function is x σ(TWICE (x + CUBIC x³)).
-const GELU_TWICE: f32 = 1.595_769_1;
+const GELU_TWICE: f32 = 1.595_769;
 impl Function for GeluTanh {
     #[inline(always)]
     fn value<S: Simd>(self, s: S, x: S::V) -> S::V {

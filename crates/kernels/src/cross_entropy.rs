@@ -4,10 +4,9 @@
 //! their own gradient, so that a second buffer of that size never exists.
 
 use crate::isa::{Isa, isa};
-use crate::math::exp;
 use crate::parallel::for_chunks2;
 use crate::simd::{Kernel, Simd, dispatch_on};
-use crate::softmax::{row_exp_sum, row_max};
+use crate::softmax::{row_exp_in_place, row_exp_sum, row_max, scale_row};
 
 /// The target of a row that does not count: its loss and its gradient are zero.
 pub const IGNORED: i32 = -100;
@@ -98,29 +97,15 @@ impl Kernel for Backward<'_> {
                 row.fill(0.0);
                 continue;
             }
-            let max = row_max(s, row);
-            let sum = row_exp_sum(s, row, max);
-            let target = target as usize;
-            *loss = sum.ln() + (max - row[target]);
-            let p_target = (row[target] - max).exp() / sum;
-            scale_to_gradient(s, row, max, self.scale / sum);
-            row[target] = (p_target - 1.0) * self.scale;
+            let (max, target) = (row_max(s, row), target as usize);
+            let below = max - row[target];
+            let sum = row_exp_in_place(s, row, max);
+            *loss = sum.ln() + below;
+            let p = row[target] / sum;
+            scale_row(s, row, self.scale / sum);
+            row[target] = (p - 1.0) * self.scale;
         }
     }
-}
-
-/// `row = e^(row - max) * factor`
-#[inline(always)]
-fn scale_to_gradient<S: Simd>(s: S, row: &mut [f32], max: f32, factor: f32) {
-    let (max, factor) = (s.splat(max), s.splat(factor));
-    let mut blocks = row.chunks_exact_mut(S::LANES);
-    for x in &mut blocks {
-        let y = s.mul(exp(s, s.sub(s.load(x), max)), factor);
-        s.store(x, y);
-    }
-    let x = blocks.into_remainder();
-    let y = s.mul(exp(s, s.sub(s.load_partial(x), max)), factor);
-    s.store_partial(x, y);
 }
 
 #[cfg(test)]

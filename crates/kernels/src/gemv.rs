@@ -20,12 +20,12 @@ const PIECE_BYTES: usize = 128 * 1024;
 /// What a weight may be stored as.
 pub(crate) trait Weight: Copy + Send + Sync + 'static {
     fn to_f32(self) -> f32;
-    /// Loads an 8x8 block, rows `stride` apart, transposed: vector p holds column p.
+    /// Loads eight rows of four values, rows `stride` apart, transposed: vector p holds column p.
     ///
     /// # Safety
     /// AVX2 must be available and the block readable.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn load_transposed(block: *const Self, stride: usize) -> [std::arch::x86_64::__m256; 8];
+    unsafe fn four_columns(block: *const Self, stride: usize) -> [std::arch::x86_64::__m256; 4];
 }
 
 /// Whether a product is one for this path: few rows, both operands contiguous along k, rows of `c` contiguous.
@@ -149,9 +149,9 @@ impl Weight for f32 {
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn load_transposed(block: *const f32, stride: usize) -> [std::arch::x86_64::__m256; 8] {
+    unsafe fn four_columns(block: *const f32, stride: usize) -> [std::arch::x86_64::__m256; 4] {
         // SAFETY: passed on from the caller.
-        unsafe { avx2::load_transposed_f32(block, stride) }
+        unsafe { avx2::four_columns_f32(block, stride) }
     }
 }
 
@@ -162,9 +162,9 @@ impl Weight for bf16 {
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn load_transposed(block: *const bf16, stride: usize) -> [std::arch::x86_64::__m256; 8] {
+    unsafe fn four_columns(block: *const bf16, stride: usize) -> [std::arch::x86_64::__m256; 4] {
         // SAFETY: passed on from the caller.
-        unsafe { avx2::load_transposed_bf16(block, stride) }
+        unsafe { avx2::four_columns_bf16(block, stride) }
     }
 }
 
@@ -236,11 +236,14 @@ mod avx2 {
             let w = job.w.as_ptr().add(j * job.w_stride);
             let mut p = 0;
             while p + line <= job.k {
+                // Past the end of these rows come the rows of the next group.
+                let ahead = p + AHEAD / size_of::<W>();
+                let ahead = if ahead < job.k { ahead } else { ahead - job.k + G * BLOCK * job.w_stride };
                 for (g, acc) in acc.iter_mut().enumerate() {
                     let rows = w.add(g * BLOCK * job.w_stride + p);
+                    let next = w.wrapping_add(g * BLOCK * job.w_stride + ahead);
                     for r in 0..BLOCK {
-                        let next = rows.wrapping_add(r * job.w_stride).wrapping_byte_add(AHEAD);
-                        _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(r * job.w_stride).cast());
                     }
                     for q in (0..line).step_by(BLOCK) {
                         block::<W, M>(job, rows.add(q), p + q, acc);
@@ -279,11 +282,14 @@ mod avx2 {
     unsafe fn block<W: Weight, const M: usize>(job: &Job<'_, W>, w: *const W, p: usize, acc: &mut [__m256; M]) {
         // SAFETY: passed on from the caller.
         unsafe {
-            let columns = W::load_transposed(w, job.w_stride);
-            for (q, &column) in columns.iter().enumerate() {
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    let a = _mm256_broadcast_ss(&*job.a.as_ptr().add(i * job.a_stride + p + q));
-                    *acc = _mm256_fmadd_ps(a, column, *acc);
+            // Four columns at a time leave registers for the chains of eight rows.
+            for half in [0, BLOCK / 2] {
+                let columns = W::four_columns(w.add(half), job.w_stride);
+                for (q, &column) in columns.iter().enumerate() {
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        let a = _mm256_broadcast_ss(&*job.a.as_ptr().add(i * job.a_stride + p + half + q));
+                        *acc = _mm256_fmadd_ps(a, column, *acc);
+                    }
                 }
             }
         }
@@ -312,22 +318,12 @@ mod avx2 {
         }
     }
 
+    /// Rows r and r + 4 share a register from the start, so that only shuffles within 128-bit halves are left to do.
+    ///
     /// # Safety
-    /// As [`Weight::load_transposed`].
+    /// As [`Weight::four_columns`].
     #[inline(always)]
-    pub(super) unsafe fn load_transposed_f32(block: *const f32, stride: usize) -> [__m256; 8] {
-        // SAFETY: passed on from the caller.
-        unsafe {
-            let [c0, c1, c2, c3] = four_columns(block, stride);
-            let [c4, c5, c6, c7] = four_columns(block.add(4), stride);
-            [c0, c1, c2, c3, c4, c5, c6, c7]
-        }
-    }
-
-    /// Four columns of eight rows. Rows r and r + 4 share a register from the start, so that only shuffles within
-    /// 128-bit halves are left to do.
-    #[inline(always)]
-    unsafe fn four_columns(block: *const f32, stride: usize) -> [__m256; 4] {
+    pub(super) unsafe fn four_columns_f32(block: *const f32, stride: usize) -> [__m256; 4] {
         // SAFETY: passed on from the caller.
         unsafe {
             let (r0, r1) = (two_rows(block, stride), two_rows(block.add(stride), stride));
@@ -353,38 +349,13 @@ mod avx2 {
     }
 
     /// # Safety
-    /// As [`Weight::load_transposed`].
+    /// As [`Weight::four_columns`].
     #[inline(always)]
-    pub(super) unsafe fn load_transposed_bf16(block: *const bf16, stride: usize) -> [__m256; 8] {
+    pub(super) unsafe fn four_columns_bf16(block: *const bf16, stride: usize) -> [__m256; 4] {
         // SAFETY: passed on from the caller; a bf16 is its 16 bits.
         unsafe {
-            let mut rows = [_mm_setzero_si128(); 8];
-            for (r, row) in rows.iter_mut().enumerate() {
-                *row = _mm_loadu_si128(block.add(r * stride).cast());
-            }
-            let [r0, r1, r2, r3, r4, r5, r6, r7] = rows;
-            let low = [
-                _mm_unpacklo_epi16(r0, r1),
-                _mm_unpacklo_epi16(r2, r3),
-                _mm_unpacklo_epi16(r4, r5),
-                _mm_unpacklo_epi16(r6, r7),
-            ];
-            let high = [
-                _mm_unpackhi_epi16(r0, r1),
-                _mm_unpackhi_epi16(r2, r3),
-                _mm_unpackhi_epi16(r4, r5),
-                _mm_unpackhi_epi16(r6, r7),
-            ];
-            let ([c0, c1, c2, c3], [c4, c5, c6, c7]) = (four_widened(low), four_widened(high));
-            [c0, c1, c2, c3, c4, c5, c6, c7]
-        }
-    }
-
-    /// Finishes the transposition of four columns, given as pairs of rows, and widens them.
-    #[inline(always)]
-    unsafe fn four_widened([p0, p1, p2, p3]: [__m128i; 4]) -> [__m256; 4] {
-        // SAFETY: AVX2 is available.
-        unsafe {
+            let (p0, p1) = (two_rows_bf16(block, stride), two_rows_bf16(block.add(2 * stride), stride));
+            let (p2, p3) = (two_rows_bf16(block.add(4 * stride), stride), two_rows_bf16(block.add(6 * stride), stride));
             let (a, b) = (_mm_unpacklo_epi32(p0, p1), _mm_unpacklo_epi32(p2, p3));
             let (c, d) = (_mm_unpackhi_epi32(p0, p1), _mm_unpackhi_epi32(p2, p3));
             [
@@ -394,6 +365,13 @@ mod avx2 {
                 widen(_mm_unpackhi_epi64(c, d)),
             ]
         }
+    }
+
+    /// Four values of a row and of the next, interleaved.
+    #[inline(always)]
+    unsafe fn two_rows_bf16(row: *const bf16, stride: usize) -> __m128i {
+        // SAFETY: passed on from the caller: eight bytes of each row.
+        unsafe { _mm_unpacklo_epi16(_mm_loadl_epi64(row.cast()), _mm_loadl_epi64(row.add(stride).cast())) }
     }
 
     #[inline(always)]

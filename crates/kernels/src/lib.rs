@@ -1,5 +1,32 @@
-//! Arithmetic on slices: GEMM, attention, norms, activations, cross-entropy, optimizer steps, counter-based random
-//! numbers.
+//! Arithmetic on slices: what a Transformer computes, forward and backward, on the CPU.
+//!
+//! **What it is for.** Each function takes slices, writes slices, and is as fast as the machine allows: matrix products,
+//! attention, norms, softmax, activations, rotary positions, cross-entropy, optimizer steps, random numbers. One binary
+//! holds every instruction set and chooses at run time ([`isa`]).
+//!
+//! **What it is not.** There is no tensor here, no shape inference, no gradient tape, no file; those are floors above.
+//! Wrong lengths are bugs of the caller and panic with the operation's name.
+//!
+//! **Promises.** One result for any number of threads: work is cut at fixed places ([`parallel`]) and sums have one
+//! order. A row of a product does not depend on its neighbours ([`gemm`]). Random numbers are a function of (seed,
+//! purpose, step, index) ([`rng`]). Nothing large is allocated in the steady state.
+//!
+//! **Where to start.** [`simd`] for how a kernel is written once for all instruction sets, [`elementwise`] for the
+//! simplest of them, [`naive`] for what each computes, in plain f64. A new kernel is a struct of its arguments that
+//! implements [`simd::Kernel`], a public function that splits the work and dispatches, a definition in [`naive`], and a
+//! test that compares the two on odd sizes for every instruction set.
+//!
+//! ```
+//! use loam_kernels::elementwise::{Unary, unary};
+//! use loam_kernels::{Mat, MatMut, gemm_f32};
+//!
+//! // A linear layer with two inputs, three outputs and a ReLU, on one row. The weight is [outputs, inputs].
+//! let (x, weight) = ([1.0, 2.0], [1.0, 0.0, 0.0, 1.0, -1.0, -1.0]);
+//! let (mut y, mut activated) = ([0.0; 3], [0.0; 3]);
+//! gemm_f32(MatMut::rows(&mut y, 1, 3), Mat::rows(&x, 1, 2), Mat::rows(&weight, 3, 2).t(), 0.0);
+//! unary(Unary::Relu, &mut activated, &y);
+//! assert_eq!(activated, [1.0, 2.0, 0.0]);
+//! ```
 #![allow(unsafe_code, reason = "vector intrinsics and raw loads and stores live here and nowhere above")]
 
 mod activation;

@@ -103,28 +103,17 @@ impl<const CENTRED: bool> Kernel for Forward<'_, CENTRED> {
             let lanes = S::LANES;
             for (i, (out, x)) in out.chunks_mut(lanes).zip(x.chunks(lanes)).enumerate() {
                 let at = i * lanes..i * lanes + x.len();
-                let centred = if CENTRED { s.sub(load(s, x), mean) } else { load(s, x) };
+                let centred = if CENTRED { s.sub(s.load_partial(x), mean) } else { s.load_partial(x) };
                 let normal = s.mul(centred, rstd);
-                let weight = load(s, &self.weight[at.clone()]);
+                let weight = s.load_partial(&self.weight[at.clone()]);
                 let y = match self.bias {
-                    Some(bias) => s.fma(normal, weight, load(s, &bias[at])),
+                    Some(bias) => s.fma(normal, weight, s.load_partial(&bias[at])),
                     None => s.mul(normal, weight),
                 };
-                store(s, out, y);
+                s.store_partial(out, y);
             }
         }
     }
-}
-
-/// A whole vector where there is one: the partial load costs more.
-#[inline(always)]
-fn load<S: Simd>(s: S, x: &[f32]) -> S::V {
-    if x.len() >= S::LANES { s.load(x) } else { s.load_partial(x) }
-}
-
-#[inline(always)]
-fn store<S: Simd>(s: S, x: &mut [f32], v: S::V) {
-    if x.len() >= S::LANES { s.store(x, v) } else { s.store_partial(x, v) }
 }
 
 /// The sum of `x - mean`, or of its squares.
@@ -235,17 +224,17 @@ impl Row<'_> {
         let (mut sum_g, mut sum_g_normal) = (s.zero(), s.zero());
         for (i, (dweight, dbias)) in dweight.chunks_mut(S::LANES).zip(dbias.chunks_mut(S::LANES)).enumerate() {
             let at = i * S::LANES..i * S::LANES + dweight.len();
-            let dy = load(s, &self.dy[at.clone()]);
+            let dy = s.load_partial(&self.dy[at.clone()]);
             // Lanes past the end have dy zero and so add nothing.
-            let normal = s.mul(s.sub(load(s, &self.x[at.clone()]), mean), rstd);
-            let g = s.mul(dy, load(s, &self.weight[at]));
+            let normal = s.mul(s.sub(s.load_partial(&self.x[at.clone()]), mean), rstd);
+            let g = s.mul(dy, s.load_partial(&self.weight[at]));
             sum_g_normal = s.fma(g, normal, sum_g_normal);
-            let sum = s.fma(dy, normal, load(s, dweight));
-            store(s, dweight, sum);
+            let sum = s.fma(dy, normal, s.load_partial(dweight));
+            s.store_partial(dweight, sum);
             if CENTRED {
                 sum_g = s.add(sum_g, g);
-                let sum = s.add(load(s, dbias), dy);
-                store(s, dbias, sum);
+                let sum = s.add(s.load_partial(dbias), dy);
+                s.store_partial(dbias, sum);
             }
         }
         (s.reduce_sum(sum_g), s.reduce_sum(sum_g_normal))
@@ -257,9 +246,9 @@ impl Row<'_> {
         let (mean_g, mean_g_normal) = (s.splat(mean_g), s.splat(mean_g_normal));
         for (i, dx) in dx.chunks_mut(S::LANES).enumerate() {
             let at = i * S::LANES..i * S::LANES + dx.len();
-            let normal = s.mul(s.sub(load(s, &self.x[at.clone()]), mean), rstd);
-            let g = s.mul(load(s, &self.dy[at.clone()]), load(s, &self.weight[at]));
-            store(s, dx, s.mul(rstd, s.neg_fma(normal, mean_g_normal, s.sub(g, mean_g))));
+            let normal = s.mul(s.sub(s.load_partial(&self.x[at.clone()]), mean), rstd);
+            let g = s.mul(s.load_partial(&self.dy[at.clone()]), s.load_partial(&self.weight[at]));
+            s.store_partial(dx, s.mul(rstd, s.neg_fma(normal, mean_g_normal, s.sub(g, mean_g))));
         }
     }
 }

@@ -90,18 +90,11 @@ impl Kernel for Step<'_> {
         let state = self.m.chunks_mut(S::LANES).zip(self.v.chunks_mut(S::LANES));
         let values = self.param.chunks_mut(S::LANES).zip(self.grad.chunks(S::LANES));
         for ((param, grad), (m, v)) in values.zip(state) {
-            if param.len() == S::LANES {
-                let new = update(s, &self.factors, [s.load(param), s.load(grad), s.load(m), s.load(v)]);
-                s.store(param, new[0]);
-                s.store(m, new[1]);
-                s.store(v, new[2]);
-            } else {
-                let old = [s.load_partial(param), s.load_partial(grad), s.load_partial(m), s.load_partial(v)];
-                let new = update(s, &self.factors, old);
-                s.store_partial(param, new[0]);
-                s.store_partial(m, new[1]);
-                s.store_partial(v, new[2]);
-            }
+            let old = [s.load_partial(param), s.load_partial(grad), s.load_partial(m), s.load_partial(v)];
+            let new = update(s, &self.factors, old);
+            s.store_partial(param, new[0]);
+            s.store_partial(m, new[1]);
+            s.store_partial(v, new[2]);
         }
     }
 }

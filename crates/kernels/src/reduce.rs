@@ -2,6 +2,7 @@
 
 use crate::isa::{Isa, isa};
 use crate::parallel::{CHUNK, for_chunks, reduce};
+use crate::scratch::with_scratch;
 use crate::simd::{Kernel, Simd, dispatch_on};
 
 /// Elements that are summed in f32 before the sum goes on in f64.
@@ -12,6 +13,16 @@ const F32_RUN: usize = 2048;
 enum Term {
     X,
     XY,
+}
+
+impl Term {
+    #[inline(always)]
+    fn add<S: Simd>(self, s: S, acc: S::V, x: S::V, y: S::V) -> S::V {
+        match self {
+            Term::X => s.add(acc, x),
+            Term::XY => s.fma(x, y, acc),
+        }
+    }
 }
 
 /// Sums `x` or `x * y`: f32 vectors within short runs, f64 across them.
@@ -27,15 +38,15 @@ impl Kernel for Sum<'_> {
         let mut total = 0.0;
         for (x, y) in self.x.chunks(F32_RUN).zip(self.y.chunks(F32_RUN)) {
             let mut acc = [s.zero(); 4];
-            for (x, y) in x.chunks(4 * S::LANES).zip(y.chunks(4 * S::LANES)) {
+            let (mut xs, mut ys) = (x.chunks_exact(4 * S::LANES), y.chunks_exact(4 * S::LANES));
+            for (x, y) in (&mut xs).zip(&mut ys) {
                 for (i, acc) in acc.iter_mut().enumerate() {
-                    let at = (i * S::LANES).min(x.len());
-                    let vx = s.load_partial(&x[at..]);
-                    *acc = match self.term {
-                        Term::X => s.add(*acc, vx),
-                        Term::XY => s.fma(vx, s.load_partial(&y[at..]), *acc),
-                    };
+                    let at = i * S::LANES;
+                    *acc = self.term.add(s, *acc, s.load(&x[at..]), s.load(&y[at..]));
                 }
+            }
+            for (x, y) in xs.remainder().chunks(S::LANES).zip(ys.remainder().chunks(S::LANES)) {
+                acc[0] = self.term.add(s, acc[0], s.load_partial(x), s.load_partial(y));
             }
             let acc = s.add(s.add(acc[0], acc[1]), s.add(acc[2], acc[3]));
             total += f64::from(s.reduce_sum(acc));
@@ -76,13 +87,23 @@ impl Kernel for MaxAbs<'_> {
     type Output = f32;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
-        let (mut largest, mut poison) = (s.zero(), s.zero());
-        for x in self.0.chunks(S::LANES) {
-            let x = s.abs(s.load_partial(x));
-            largest = s.max(x, largest);
-            // 0 x is 0, and NaN for infinity and NaN: a flag that costs no branch.
-            poison = s.fma(x, s.zero(), poison);
+        // 0 x is 0, and NaN for infinity and NaN: a flag that costs no branch.
+        let (mut largest, mut poison) = ([s.zero(); 4], [s.zero(); 4]);
+        let mut blocks = self.0.chunks_exact(4 * S::LANES);
+        for block in &mut blocks {
+            for i in 0..4 {
+                let x = s.abs(s.load(&block[i * S::LANES..]));
+                largest[i] = s.max(x, largest[i]);
+                poison[i] = s.fma(x, s.zero(), poison[i]);
+            }
         }
+        for x in blocks.remainder().chunks(S::LANES) {
+            let x = s.abs(s.load_partial(x));
+            largest[0] = s.max(x, largest[0]);
+            poison[0] = s.fma(x, s.zero(), poison[0]);
+        }
+        let largest = s.max(s.max(largest[0], largest[1]), s.max(largest[2], largest[3]));
+        let poison = s.add(s.add(poison[0], poison[1]), s.add(poison[2], poison[3]));
         let finite = s.all(s.eq(poison, s.zero()));
         if finite || self.0.iter().all(|x| !x.is_nan()) { s.reduce_max(largest) } else { f32::NAN }
     }
@@ -108,18 +129,39 @@ pub fn column_sums(out: &mut [f32], x: &[f32], width: usize) {
     column_sums_on(isa(), out, x, width);
 }
 
-/// Columns that one piece of work sums: 512 bytes of each row.
-const COLUMNS: usize = 128;
-/// Rows that are summed before their sum is added to the total, which keeps the rounding error of long columns small.
-const ROWS: usize = 64;
+/// Columns that one piece of work sums where the work is cut by columns.
+const COLUMNS: usize = 512;
+/// Most blocks of rows that are summed apart.
+const MAX_BLOCKS: usize = 32;
+/// Fewer rows than this are not cut into blocks.
+const FEW_ROWS: usize = 64;
 
 pub(crate) fn column_sums_on(isa: Isa, out: &mut [f32], x: &[f32], width: usize) {
     assert!(out.len() == width && x.len().is_multiple_of(width.max(1)), "column_sums: {} of {width}", x.len());
+    if x.len() <= CHUNK || x.len() < FEW_ROWS * width {
+        return sum_by_columns(isa, out, x, width);
+    }
+    // Blocks of rows are read as they lie in memory; their borders depend on the shape alone.
+    let rows = x.len() / width;
+    let block = rows.div_ceil(MAX_BLOCKS);
+    with_scratch(rows.div_ceil(block) * width, |partial| {
+        for_chunks(partial, width, |at, partial| {
+            let first = at * block;
+            partial.fill(0.0);
+            let x = &x[first..(first + block * width).min(x.len())];
+            dispatch_on(isa, ColumnSums { out: partial, x, width, first: 0 });
+        });
+        sum_by_columns(isa, out, partial, width);
+    });
+}
+
+fn sum_by_columns(isa: Isa, out: &mut [f32], x: &[f32], width: usize) {
     // A small matrix is one piece: handing it out costs more than adding it up.
     let columns = if x.len() <= CHUNK { width } else { COLUMNS };
     for_chunks(out, columns, |first, out| dispatch_on(isa, ColumnSums { out, x, width, first }));
 }
 
+/// Adds the columns from `first` on, as many as `out` has, of all rows.
 struct ColumnSums<'a> {
     out: &'a mut [f32],
     x: &'a [f32],
@@ -130,21 +172,26 @@ impl Kernel for ColumnSums<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for rows in self.x.chunks(ROWS * self.width) {
-            for (i, out) in self.out.chunks_mut(4 * S::LANES).enumerate() {
-                let first = self.first + i * 4 * S::LANES;
-                let mut acc = [s.zero(); 4];
-                for row in rows.chunks_exact(self.width) {
-                    let row = &row[first..first + out.len()];
-                    for (j, acc) in acc.iter_mut().enumerate() {
-                        let at = (j * S::LANES).min(row.len());
-                        *acc = s.add(*acc, s.load_partial(&row[at..]));
-                    }
-                }
-                for (out, acc) in out.chunks_mut(S::LANES).zip(acc) {
-                    let sum = s.add(s.load_partial(out), acc);
-                    s.store_partial(out, sum);
-                }
+        let columns = self.first..self.first + self.out.len();
+        // Four rows per visit to the sums: less traffic, and less rounding.
+        let mut fours = self.x.chunks_exact(4 * self.width);
+        for four in &mut fours {
+            let (a, rest) = four.split_at(self.width);
+            let (b, rest) = rest.split_at(self.width);
+            let (c, d) = rest.split_at(self.width);
+            let rows = [a, b, c, d].map(|row| &row[columns.clone()]);
+            for (i, out) in self.out.chunks_mut(S::LANES).enumerate() {
+                let at = i * S::LANES..i * S::LANES + out.len();
+                let (a, b) = (s.load_partial(&rows[0][at.clone()]), s.load_partial(&rows[1][at.clone()]));
+                let (c, d) = (s.load_partial(&rows[2][at.clone()]), s.load_partial(&rows[3][at]));
+                let sum = s.add(s.load_partial(out), s.add(s.add(a, b), s.add(c, d)));
+                s.store_partial(out, sum);
+            }
+        }
+        for row in fours.remainder().chunks_exact(self.width) {
+            for (out, x) in self.out.chunks_mut(S::LANES).zip(row[columns.clone()].chunks(S::LANES)) {
+                let sum = s.add(s.load_partial(out), s.load_partial(x));
+                s.store_partial(out, sum);
             }
         }
     }

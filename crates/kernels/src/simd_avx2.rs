@@ -60,12 +60,26 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load_partial(self, src: &[f32]) -> __m256 {
         // SAFETY: only lanes inside the slice are touched.
-        unsafe { _mm256_maskload_ps(src.as_ptr(), mask(src.len())) }
+        unsafe {
+            // Masks cost more than this branch, which all but the last piece of a slice takes.
+            if src.len() >= 8 {
+                _mm256_loadu_ps(src.as_ptr())
+            } else {
+                _mm256_maskload_ps(src.as_ptr(), mask(src.len()))
+            }
+        }
     }
     #[inline(always)]
     fn store_partial(self, dst: &mut [f32], v: __m256) {
         // SAFETY: only lanes inside the slice are touched.
-        unsafe { _mm256_maskstore_ps(dst.as_mut_ptr(), mask(dst.len()), v) }
+        unsafe {
+            // Masks cost more than this branch, which all but the last piece of a slice takes.
+            if dst.len() >= 8 {
+                _mm256_storeu_ps(dst.as_mut_ptr(), v);
+            } else {
+                _mm256_maskstore_ps(dst.as_mut_ptr(), mask(dst.len()), v);
+            }
+        }
     }
     #[inline(always)]
     fn load_bf16(self, src: &[bf16]) -> __m256 {

@@ -54,12 +54,26 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn load_partial(self, src: &[f32]) -> __m512 {
         // SAFETY: only lanes inside the slice are touched.
-        unsafe { _mm512_maskz_loadu_ps(mask(src.len()), src.as_ptr()) }
+        unsafe {
+            // Masks cost more than this branch, which all but the last piece of a slice takes.
+            if src.len() >= 16 {
+                _mm512_loadu_ps(src.as_ptr())
+            } else {
+                _mm512_maskz_loadu_ps(mask(src.len()), src.as_ptr())
+            }
+        }
     }
     #[inline(always)]
     fn store_partial(self, dst: &mut [f32], v: __m512) {
         // SAFETY: only lanes inside the slice are touched.
-        unsafe { _mm512_mask_storeu_ps(dst.as_mut_ptr(), mask(dst.len()), v) }
+        unsafe {
+            // Masks cost more than this branch, which all but the last piece of a slice takes.
+            if dst.len() >= 16 {
+                _mm512_storeu_ps(dst.as_mut_ptr(), v);
+            } else {
+                _mm512_mask_storeu_ps(dst.as_mut_ptr(), mask(dst.len()), v);
+            }
+        }
     }
     #[inline(always)]
     fn load_bf16(self, src: &[bf16]) -> __m512 {

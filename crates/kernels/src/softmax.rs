@@ -122,13 +122,49 @@ impl<const LOG: bool> Kernel for Forward<'_, LOG> {
     fn run<S: Simd>(self, s: S) {
         for (out, x) in self.out.chunks_exact_mut(self.width).zip(self.x.chunks_exact(self.width)) {
             let max = row_max(s, x);
-            let sum = row_exp_sum(s, x, max);
-            let (shift, inverse) = (s.splat(if LOG { max + sum.ln() } else { max }), s.splat(1.0 / sum));
-            for (out, x) in out.chunks_mut(S::LANES).zip(x.chunks(S::LANES)) {
-                let x = s.sub(s.load_partial(x), shift);
-                s.store_partial(out, if LOG { x } else { s.mul(exp(s, x), inverse) });
+            if LOG {
+                let shift = s.splat(max + row_exp_sum(s, x, max).ln());
+                for (out, x) in out.chunks_mut(S::LANES).zip(x.chunks(S::LANES)) {
+                    s.store_partial(out, s.sub(s.load_partial(x), shift));
+                }
+            } else {
+                out.copy_from_slice(x);
+                let sum = row_exp_in_place(s, out, max);
+                scale_row(s, out, 1.0 / sum);
             }
         }
+    }
+}
+
+/// `row = e^(row - max)`; returns the sum.
+#[inline(always)]
+pub(crate) fn row_exp_in_place<S: Simd>(s: S, row: &mut [f32], max: f32) -> f32 {
+    let max = s.splat(max);
+    let mut sum = [s.zero(); 2];
+    let mut blocks = row.chunks_exact_mut(2 * S::LANES);
+    for block in &mut blocks {
+        for (i, sum) in sum.iter_mut().enumerate() {
+            let x = &mut block[i * S::LANES..];
+            let e = exp(s, s.sub(s.load(x), max));
+            s.store(x, e);
+            *sum = s.add(*sum, e);
+        }
+    }
+    for x in blocks.into_remainder().chunks_mut(S::LANES) {
+        let e = exp(s, s.sub(s.load_partial(x), max));
+        s.store_partial(x, e);
+        sum[0] = s.add(sum[0], s.select(s.first(x.len()), e, s.zero()));
+    }
+    s.reduce_sum(s.add(sum[0], sum[1]))
+}
+
+/// `row *= factor`
+#[inline(always)]
+pub(crate) fn scale_row<S: Simd>(s: S, row: &mut [f32], factor: f32) {
+    let factor = s.splat(factor);
+    for x in row.chunks_mut(S::LANES) {
+        let y = s.mul(s.load_partial(x), factor);
+        s.store_partial(x, y);
     }
 }
 
