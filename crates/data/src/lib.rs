@@ -1,1 +1,24 @@
 //! From files to batches: sources, cleaning, token shards, packing, the resumable loader, the garden.
+//!
+//! The road of a text: [`source`] finds and reads files as streams, [`dedup`] drops repetitions, [`prepare`] tokenises
+//! into the memory-mapped files of [`shard`], [`packing`] plans which documents share a row, and [`loader`] gives out
+//! batches as a pure function of seed and step. [`garden`] is the corpus that needs no file.
+
+pub mod dedup;
+mod error;
+mod fingerprint;
+pub mod garden;
+pub mod hash;
+pub mod inspect;
+pub mod loader;
+pub mod packing;
+pub mod permute;
+pub mod prepare;
+pub mod shard;
+pub mod source;
+
+pub use error::{Error, Result};
+pub use garden::Garden;
+pub use loader::{CausalBatch, Example, Loader, LoaderConfig, Mode};
+pub use prepare::{Holdout, PrepareConfig, Prepared, prepare};
+pub use shard::{Part, TokenSet};
