@@ -1,4 +1,5 @@
 //! From files to shards to batches.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;

@@ -1,4 +1,5 @@
 //! Reading files: what comes out, and what bad files are told.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 use std::fs;
 use std::io::Write;

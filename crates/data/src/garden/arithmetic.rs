@@ -103,8 +103,8 @@ impl Sum {
         let key = [self.operation as u8, low as u8, high as u8];
         let hash = hash_parts(&[&seed.to_le_bytes(), b"pair", &key]);
         // One unordered pair in half as many is chosen, and one of its two orders is held out.
-        let chosen = hash % (HELD_OUT_PAIRS / 2) == 0;
-        chosen && (parts[0] == low) == ((hash >> 32) % 2 == 0)
+        let chosen = hash.is_multiple_of(HELD_OUT_PAIRS / 2);
+        chosen && (parts[0] == low) == (hash >> 32).is_multiple_of(2)
     }
 
     /// The way over the ten, if there is one: `8 + 7: 8 + 2 = 10, 10 + 5 = 15, so 8 + 7 = 15.`

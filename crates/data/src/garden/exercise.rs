@@ -210,7 +210,7 @@ impl Exercises<'_> {
     }
 
     fn one_in(&self, n: u64, purpose: &str, key: &[u64]) -> bool {
-        self.hash(purpose, key) % n == 0
+        self.hash(purpose, key).is_multiple_of(n)
     }
 }
 

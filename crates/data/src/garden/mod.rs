@@ -158,17 +158,17 @@ impl Garden {
         let exercises = self.exercises();
         let mut draw = Draw::new(self.seed, split.purpose("question"), 0);
         let (mut seen, mut questions) = (HashSet::new(), Vec::new());
-        let mut repeats = 0;
-        while questions.len() < n && repeats < 20 * n {
+        // A category with few questions runs out first; the others then make up for it.
+        for category in QUESTION_MIX.into_iter().cycle().take(20 * n) {
+            if questions.len() == n {
+                break;
+            }
             let lang = draw_lang(&mut draw);
-            let category = QUESTION_MIX[questions.len() % QUESTION_MIX.len()];
             let category =
                 if split == Split::Train && category == Category::Recall { Category::Fact } else { category };
             let exercise = chats::draw_from(&exercises, split, category, lang, &mut draw);
             if seen.insert(hash64(exercise.prompt.as_bytes())) {
                 questions.push(exercise.into());
-            } else {
-                repeats += 1;
             }
         }
         questions
@@ -208,5 +208,5 @@ const QUESTION_MIX: [Category; 12] = [
 
 /// The split a document belongs to, by its content, so that no text is in both.
 fn split_of(text: &str) -> Split {
-    if hash64(text.as_bytes()) % HELD_OUT_DOCUMENTS == 0 { Split::HeldOut } else { Split::Train }
+    if hash64(text.as_bytes()).is_multiple_of(HELD_OUT_DOCUMENTS) { Split::HeldOut } else { Split::Train }
 }

@@ -210,7 +210,7 @@ impl World {
 /// The two words of an opposite, `index` counting both directions.
 pub fn opposite(index: usize) -> (Term, Term) {
     let (left, right) = OPPOSITES[index / 2];
-    if index % 2 == 0 { (left, right) } else { (right, left) }
+    if index.is_multiple_of(2) { (left, right) } else { (right, left) }
 }
 
 /// `count` draws from `0..kinds` that use every kind about equally often.
