@@ -5,7 +5,9 @@ use loam_tensor::{DType, Device, Raw, Tensor};
 /// Positions that a fresh or grown cache has room for, at least.
 const MIN_CAPACITY: usize = 64;
 
-/// The cache of one attention layer: `[batch, capacity, kv_heads, head_dim]`, of which the first positions are filled.
+/// The cache of one attention layer: `[batch, kv_heads, capacity, head_dim]`, of which the first positions are filled.
+/// A head's keys lie one after the other, so that decoding streams them: side by side with those of other heads they
+/// come at a sixth of the speed.
 #[derive(Default)]
 pub struct LayerCache {
     keys: Option<Raw>,
@@ -22,20 +24,24 @@ impl LayerCache {
     }
 }
 
+/// Axis of the positions in a cache.
+const TIME: usize = 2;
+
 fn store(slot: &mut Option<Raw>, new: &Tensor, start: usize) -> Tensor {
     let backend = Device::Cpu.backend();
-    let len = start + new.size(1);
-    let capacity = slot.as_ref().map_or(0, |raw| raw.shape()[1]);
+    let new = new.raw().transposed(1, TIME);
+    let len = start + new.shape()[TIME];
+    let capacity = slot.as_ref().map_or(0, |raw| raw.shape()[TIME]);
     if capacity < len {
-        let mut grown = Raw::empty(DType::F32, new.shape().with(1, (2 * capacity).max(len).max(MIN_CAPACITY)));
+        let mut grown = Raw::empty(DType::F32, new.shape().with(TIME, (2 * capacity).max(len).max(MIN_CAPACITY)));
         if let Some(old) = slot.take() {
-            backend.write_region(&mut grown, 1, 0, &old.narrowed(1, 0, start));
+            backend.write_region(&mut grown, TIME, 0, &old.narrowed(TIME, 0, start));
         }
         *slot = Some(grown);
     }
     let buffer = slot.as_mut().expect("room was just made");
-    backend.write_region(buffer, 1, start, new.raw());
-    Tensor::constant(buffer.narrowed(1, 0, len))
+    backend.write_region(buffer, TIME, start, &new);
+    Tensor::constant(buffer.narrowed(TIME, 0, len).transposed(1, TIME))
 }
 
 /// One [`LayerCache`] per layer.
