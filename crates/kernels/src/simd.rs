@@ -108,7 +108,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// Square root, correctly rounded.
     fn sqrt(self, a: Self::V) -> Self::V;
-    /// Nearest integer, ties to even.
+    /// Nearest integer, ties to even; a zero may have either sign.
     fn round(self, a: Self::V) -> Self::V;
 
     /// `a < b` per lane, false for NaN.

@@ -1,1 +1,43 @@
-//! One trainer: objectives, optimizers, schedules, run directory, checkpoints, metrics.
+//! Training: one loop, and everything around it that makes a run repeatable.
+//!
+//! **What it is for.** Turning a [`Recipe`] and data into a model: objectives, AdamW, schedules, evaluation,
+//! checkpoints that resume to the same bytes, metrics and reports.
+//!
+//! **What it is not.** It defines no model and prints nothing: news goes to an [`Observer`].
+//!
+//! **Where to start.** [`train`] runs a whole recipe; [`Trainer`] is the loop alone.
+
+mod batch;
+mod checkpoint;
+mod clip;
+mod conversations;
+mod error;
+pub mod export;
+mod metrics;
+pub mod objective;
+mod optim;
+mod plot;
+mod prepare;
+pub mod recipe;
+pub mod report;
+mod run;
+mod run_dir;
+mod schedule;
+mod system;
+mod trainer;
+
+pub use batch::{LoaderSource, LoaderValidation, Source, Validation, split_rows};
+pub use checkpoint::{Checkpoints, Progress};
+pub use clip::{clip_factor, global_norm};
+pub use conversations::{encode_conversations, end_token, read_conversations};
+pub use error::{Error, Result};
+pub use metrics::{EvalRow, MetricRow, Metrics, Row, read_rows};
+pub use objective::{Loss, Objective, Pass};
+pub use optim::{AdamW, Betas};
+pub use plot::loss_svg;
+pub use recipe::{Recipe, Stage};
+pub use run::{Options, Outcome, train, with_threads};
+pub use run_dir::{Log, RunDir};
+pub use schedule::{DecayShape, Schedule};
+pub use system::{environment, peak_rss_mib, timestamp};
+pub use trainer::{Ending, Hooks, Observer, SampleFn, Settings, Silent, Summary, Trainer, check_gradients, evaluate};

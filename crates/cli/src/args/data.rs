@@ -1,0 +1,124 @@
+//! Arguments of `loam data`.
+
+use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Which documents count as repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DedupArg {
+    /// None
+    None,
+    /// Equal ones
+    Exact,
+    /// Equal ones and those that share most of their word sequences (MinHash)
+    Near,
+}
+
+/// How plain text files become documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SplitArg {
+    /// A file is one document
+    File,
+    /// Empty lines separate documents
+    EmptyLine,
+    /// The mark <|endoftext|> separates documents
+    EndOfText,
+}
+
+/// Verbs of `loam data`.
+#[derive(Debug, Subcommand)]
+pub enum DataVerb {
+    /// Turn text files into memory-mapped token shards; a second run with the same input is instant
+    Prepare(PrepareArgs),
+    /// Look into prepared shards, or into text files
+    Inspect {
+        /// A directory that `prepare` made, or text files
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<String>,
+        /// Show the beginning of shards as text, by this tokenizer.json or model
+        #[arg(short, long, value_name = "TOKENIZER_OR_MODEL")]
+        tokenizer: Option<String>,
+        /// Print one JSON value
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove equal and nearly equal documents
+    Dedup(DedupArgs),
+    /// Write the built-in corpus as files
+    Garden(GardenArgs),
+}
+
+/// Arguments of `loam data prepare`.
+#[derive(Debug, Args)]
+pub struct PrepareArgs {
+    /// Text files, patterns, or .jsonl(.gz|.zst), .csv, .parquet
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<String>,
+    /// A tokenizer.json, or a model
+    #[arg(short, long, value_name = "TOKENIZER_OR_MODEL")]
+    pub tokenizer: String,
+    /// The directory that holds the shards, each set under the hash of its content
+    #[arg(short, long, value_name = "DIR", default_value = "data")]
+    pub out: PathBuf,
+    /// The text's column in .jsonl, .csv and .parquet
+    #[arg(long, default_value = "text", value_name = "NAME")]
+    pub column: String,
+    /// Share of the documents that goes to validation
+    #[arg(long, default_value_t = 0.0, value_name = "FRACTION")]
+    pub validation: f64,
+    /// Which repeated documents to leave out
+    #[arg(long, value_enum, default_value = "none")]
+    pub dedup: DedupArg,
+    /// How plain text files become documents
+    #[arg(long, value_enum, default_value = "file")]
+    pub split: SplitArg,
+    /// Print one JSON value
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `loam data dedup`.
+#[derive(Debug, Args)]
+pub struct DedupArgs {
+    /// Text files, patterns, or .jsonl(.gz|.zst), .csv, .parquet
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<String>,
+    /// Write the documents that stay, as .jsonl; without it, only the count is printed
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The text's column in .jsonl, .csv and .parquet
+    #[arg(long, default_value = "text", value_name = "NAME")]
+    pub column: String,
+    /// Which documents count as repeated
+    #[arg(long, value_enum, default_value = "near")]
+    pub dedup: DedupArg,
+    /// How plain text files become documents
+    #[arg(long, value_enum, default_value = "empty-line")]
+    pub split: SplitArg,
+    /// Print one JSON value
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `loam data garden`.
+#[derive(Debug, Args)]
+pub struct GardenArgs {
+    /// The directory to write into
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Seed of the world
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Bytes of training text
+    #[arg(long, value_name = "BYTES")]
+    pub train_bytes: Option<usize>,
+    /// Training conversations
+    #[arg(long, value_name = "N")]
+    pub chats: Option<usize>,
+    /// Held-out questions
+    #[arg(long, value_name = "N")]
+    pub questions: Option<usize>,
+    /// Print one JSON value
+    #[arg(long)]
+    pub json: bool,
+}

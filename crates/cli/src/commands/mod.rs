@@ -1,0 +1,38 @@
+//! What the verbs do, one file each.
+
+mod bench;
+mod chat;
+mod completions;
+mod config;
+mod data;
+mod doctor;
+mod generate;
+mod model;
+mod prepare;
+mod quickstart;
+mod runs;
+mod tokenizer;
+mod train;
+
+use crate::Outcome;
+use crate::args::Verb;
+use crate::failure::Failure;
+use crate::setup::Environment;
+
+/// Runs a verb. `threads` is the number asked for, if any.
+pub fn run(verb: Verb, threads: Option<usize>, environment: &Environment) -> Result<Outcome, Failure> {
+    match verb {
+        Verb::Quickstart(args) => quickstart::run(&args, threads),
+        Verb::Tokenizer(verb) => tokenizer::run(verb, environment),
+        Verb::Data(verb) => data::run(verb, environment),
+        Verb::Train(args) => train::run(&args, threads, environment),
+        Verb::Config(verb) => config::run(verb),
+        Verb::Generate(args) => generate::run(&args, environment),
+        Verb::Chat(args) => chat::run(&args, environment),
+        Verb::Model(verb) => model::run(verb, environment),
+        Verb::Runs(verb) => runs::run(verb),
+        Verb::Bench(verb) => bench::run(verb),
+        Verb::Doctor(args) => doctor::run(&args, environment),
+        Verb::Completions { shell } => completions::run(shell),
+    }
+}

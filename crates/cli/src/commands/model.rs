@@ -1,0 +1,107 @@
+//! `loam model`: what a model is made of, and what it computes.
+
+use crate::Outcome;
+use crate::args::{LogitsArgs, ModelVerb, ShowArgs};
+use crate::failure::Failure;
+use crate::locate::model_dir;
+use crate::output::{self, Colour, paint};
+use crate::setup::Environment;
+use crate::table::{Table, bytes, grouped, short};
+use loam_models::{Footprint, Forward, Input, LanguageModel, footprint};
+use loam_tensor::no_grad;
+use serde_json::{Value, json};
+
+pub fn run(verb: ModelVerb, environment: &Environment) -> Result<Outcome, Failure> {
+    match verb {
+        ModelVerb::Show(args) => show(&args, environment)?,
+        ModelVerb::Logits(args) => logits(&args, environment)?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn show(args: &ShowArgs, environment: &Environment) -> Result<(), Failure> {
+    let dir = model_dir(&args.model, environment)?;
+    let model = LanguageModel::open(&dir)?;
+    let counts = footprint(model.spec());
+    let parameters: Vec<(String, Vec<usize>)> =
+        model.parameters().iter().map(|(name, p)| (name.clone(), p.shape().to_vec())).collect();
+    if args.json {
+        let list: Vec<Value> = parameters.iter().map(|(name, shape)| json!({"name": name, "shape": shape})).collect();
+        return output::json(&json!({
+            "path": dir, "config": model.config(), "footprint": counts, "parameters": list,
+        }));
+    }
+    output::line(&paint(Colour::Bold, &model.spec().summary()))?;
+    output::line(&format!("{}", dir.display()))?;
+    if args.tree {
+        output::line("")?;
+        for line in tree(&parameters) {
+            output::line(&line)?;
+        }
+    }
+    output::line("")?;
+    footprint_table(&counts, model.spec().max_position_embeddings)
+        .lines()
+        .iter()
+        .try_for_each(|line| output::line(line))
+}
+
+fn footprint_table(counts: &Footprint, context: usize) -> Table {
+    let mut table = Table::new(&["footprint", ""]);
+    let mut row = |name: &str, value: String| table.row(vec![name.into(), value]);
+    row("parameters", grouped(counts.parameters));
+    row("of them in matrix products", grouped(counts.matmul_parameters));
+    row("weights in f32", bytes(counts.weight_bytes_f32));
+    row("weights in bf16", bytes(counts.weight_bytes_bf16));
+    row("keys and values per token (f32)", bytes(counts.kv_bytes_per_token_f32));
+    row(&format!("keys and values of a full context of {context}"), bytes(counts.kv_bytes_per_token_f32 * context));
+    row("weights, gradients and AdamW state in training", bytes(counts.training_state_bytes));
+    row("operations per token, forward", short(counts.forward_flop_per_token as f64, "FLOP"));
+    table
+}
+
+/// Names that share a beginning under one another, each with what lies below it.
+fn tree(parameters: &[(String, Vec<usize>)]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut open: Vec<&str> = Vec::new();
+    for (name, shape) in parameters {
+        let parts: Vec<&str> = name.split('.').collect();
+        let (leaf, path) = parts.split_last().expect("a name has at least one part");
+        let shared = open.iter().zip(path).take_while(|(a, b)| a == b).count();
+        for depth in shared..path.len() {
+            let prefix = format!("{}.", path[..=depth].join("."));
+            let below = parameters.iter().filter(|(other, _)| other.starts_with(&prefix));
+            let count: usize = below.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            lines.push(format!("{}{}  {}", "  ".repeat(depth), path[depth], paint(Colour::Dim, &grouped(count))));
+        }
+        let size: usize = shape.iter().product();
+        let detail = paint(Colour::Dim, &format!("{shape:?} {}", grouped(size)));
+        lines.push(format!("{}{leaf}  {detail}", "  ".repeat(path.len())));
+        open = path.to_vec();
+    }
+    lines
+}
+
+fn logits(args: &LogitsArgs, environment: &Environment) -> Result<(), Failure> {
+    let model = LanguageModel::open(model_dir(&args.model, environment)?)?;
+    let input = Input::rows(&args.tokens, 1);
+    let values = no_grad(|| match args.last {
+        true => model.last_logits(&input, Forward::default()),
+        false => model.logits(&input, Forward::default()),
+    })?;
+    let vocab = model.spec().vocab_size;
+    let values = values.to_vec();
+    let rows: Vec<&[f32]> = values.chunks_exact(vocab).collect();
+    if args.json {
+        return output::json(&json!({"shape": [rows.len(), vocab], "logits": rows}));
+    }
+    // For eyes: the most likely tokens of each position.
+    let first = args.tokens.len() - rows.len();
+    for (index, row) in rows.iter().enumerate() {
+        let mut ranked: Vec<usize> = (0..vocab).collect();
+        ranked.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
+        let best: Vec<String> = ranked.iter().take(8).map(|&id| format!("{id}: {:.3}", row[id])).collect();
+        output::line(&format!("position {}  {}", first + index, best.join("  ")))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! Held-out questions: put to a model, scored exactly, counted by category.
+
+use crate::failure::Failure;
+use crate::progress::Progress;
+use loam_chat::{Message, Sampling};
+use loam_data::garden::{Category, Lang, Question};
+use loam_infer::{Generator, OpenModel};
+use std::path::Path;
+
+/// Longest reply in tokens; the longest right one has about half of it.
+const LONGEST_REPLY: usize = 48;
+/// Questions put between two updates of the progress bar.
+const AT_ONCE: usize = 20;
+
+/// How a question is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// As the text that the base model knows questions from: `Question: … Answer:`, ended by the line.
+    Text,
+    /// As a user's message.
+    Chat,
+}
+
+/// Right answers by category.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Score {
+    counts: Vec<(Category, usize, usize)>,
+}
+
+impl Score {
+    fn add(&mut self, category: Category, is_right: bool) {
+        let index = self.counts.iter().position(|(known, ..)| *known == category).unwrap_or_else(|| {
+            self.counts.push((category, 0, 0));
+            self.counts.len() - 1
+        });
+        self.counts[index].1 += usize::from(is_right);
+        self.counts[index].2 += 1;
+    }
+
+    /// Share of right answers in a category; `None` where nothing of it was asked.
+    pub fn of(&self, category: Category) -> Option<f64> {
+        let (_, right, all) = self.counts.iter().find(|(known, ..)| *known == category)?;
+        Some(*right as f64 / *all as f64)
+    }
+
+    /// Share of right answers to all questions.
+    pub fn total(&self) -> f64 {
+        let sum = |pick: fn(&(Category, usize, usize)) -> usize| self.counts.iter().map(pick).sum::<usize>();
+        sum(|c| c.1) as f64 / sum(|c| c.2).max(1) as f64
+    }
+}
+
+/// Puts all questions to the model in `dir`, always with the most likely answer.
+pub fn sit(dir: &Path, questions: &[Question], form: Form, name: &str) -> Result<Score, Failure> {
+    let open = OpenModel::open(dir)?;
+    let generator = open.generator();
+    let mut score = Score::default();
+    let mut progress = Progress::new(name, questions.len() as u64);
+    let mut done = 0;
+    for some in questions.chunks(AT_ONCE) {
+        let replies = replies(&generator, some, form)?;
+        for (question, reply) in some.iter().zip(&replies) {
+            score.add(question.category, question.is_right(reply));
+        }
+        done += some.len() as u64;
+        progress.update(done, &format!("{:.0} % right", 100.0 * score.total()));
+    }
+    Ok(score)
+}
+
+/// The replies to some questions, in order.
+pub fn replies(generator: &Generator<'_>, questions: &[Question], form: Form) -> Result<Vec<String>, Failure> {
+    let sampling = Sampling { max_tokens: LONGEST_REPLY, stop: vec!["\n".into()], ..Sampling::greedy() };
+    let prompts = questions.iter().map(|question| match form {
+        Form::Text => generator.encode_prompt(&as_text(question)),
+        Form::Chat => generator.encode_messages(&[Message::user(&question.prompt)]),
+    });
+    let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
+    let completions = generator.write_batch(&prompts, &sampling)?;
+    Ok(completions.into_iter().map(|completion| completion.text.trim().to_owned()).collect())
+}
+
+fn as_text(question: &Question) -> String {
+    match question.lang {
+        Lang::En => format!("Question: {}\nAnswer:", question.prompt),
+        Lang::Zh => format!("问：{}\n答：", question.prompt),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_counted_by_category_and_in_all() {
+        let mut score = Score::default();
+        score.add(Category::Fact, true);
+        score.add(Category::Fact, false);
+        score.add(Category::Copy, true);
+        score.add(Category::Copy, true);
+        assert_eq!((score.of(Category::Fact), score.of(Category::Copy)), (Some(0.5), Some(1.0)));
+        assert_eq!((score.of(Category::Recall), score.total()), (None, 0.75));
+        assert_eq!(Score::default().total(), 0.0);
+    }
+}

@@ -1,0 +1,53 @@
+//! `loam train`: a recipe becomes a model.
+
+use crate::Outcome;
+use crate::args::TrainArgs;
+use crate::failure::Failure;
+use crate::output;
+use crate::setup::Environment;
+use crate::signals::Signals;
+use crate::view::View;
+use loam_train::{Ending, Options, Recipe};
+use std::path::{Path, PathBuf};
+
+/// Where run directories go by default.
+const RUNS: &str = "runs";
+
+pub fn run(args: &TrainArgs, threads: Option<usize>, environment: &Environment) -> Result<Outcome, Failure> {
+    let mut recipe = Recipe::open(&args.recipe, &args.set)?;
+    recipe.train.threads = recipe.train.threads.or(threads);
+    let stem = args.recipe.file_stem().map_or("run".into(), |stem| stem.to_string_lossy().into_owned());
+    let signals = Signals::listen()?;
+    let mut view = View::new("training", true);
+    let outcome = loam_train::train(
+        &recipe,
+        &args.recipe,
+        Options {
+            dir: args.dir.clone(),
+            runs: PathBuf::from(RUNS),
+            name: args.name.clone().unwrap_or(stem),
+            resume: args.resume,
+            cache_dir: cache_dir(environment, Path::new(RUNS)),
+            stop: signals.stop_flag(),
+            observer: &mut view,
+        },
+    )?;
+    drop(view);
+    if outcome.summary.ending == Ending::Interrupted {
+        output::say(&format!("stopped at step {}; nothing is lost", outcome.summary.progress.step));
+        output::complain("hint", &format!("go on with --dir {} --resume", outcome.dir.display()));
+        return Ok(Outcome::Negative);
+    }
+    if let Some(row) = &outcome.summary.evaluation {
+        let bits = row.eval_bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
+        output::say(&format!("held-out loss {:.4}, perplexity {:.2}{bits}", row.eval_loss, row.eval_perplexity));
+    }
+    // The one thing that a script wants to know.
+    output::line(&outcome.dir.display().to_string())?;
+    Ok(Outcome::Done)
+}
+
+/// Where prepared data is kept for the next run: in the local store, or beside the runs where there is none.
+pub fn cache_dir(environment: &Environment, runs: &Path) -> PathBuf {
+    environment.home.as_ref().map_or_else(|| runs.join(".cache"), |home| home.join("cache"))
+}

@@ -1,0 +1,58 @@
+//! What a MODEL argument means: a directory, a run, or a name in the local store.
+
+use crate::failure::Failure;
+use crate::setup::Environment;
+use loam_formats::hf_dir::{CONFIG, TOKENIZER};
+use std::path::{Path, PathBuf};
+
+/// Finds a model's Hugging Face directory: the path itself, the `model/` of a run directory, or a name below
+/// `$LOAM_HOME/models` or `$LOAM_HOME`.
+pub fn model_dir(name: &str, environment: &Environment) -> Result<PathBuf, Failure> {
+    let places = places(name, environment);
+    if let Some(found) = places.iter().find_map(|place| holding(place, CONFIG)) {
+        return Ok(found);
+    }
+    let path = Path::new(name);
+    let hint = if path.is_dir() {
+        "a model directory holds config.json, model.safetensors and tokenizer.json; a run directory gets its model/ when \
+         training ends"
+            .to_owned()
+    } else if path.is_file() {
+        "a model is a directory with config.json and model.safetensors; this is a file".to_owned()
+    } else {
+        format!("looked at {}", list(&places))
+    };
+    Err(Failure::with_hint(format!("there is no model `{name}`"), hint))
+}
+
+/// Finds a tokenizer: a `tokenizer.json`, or whatever [`model_dir`] takes.
+pub fn tokenizer_path(name: &str, environment: &Environment) -> Result<PathBuf, Failure> {
+    if Path::new(name).is_file() {
+        return Ok(PathBuf::from(name));
+    }
+    let places = places(name, environment);
+    places.iter().find_map(|place| holding(place, TOKENIZER)).ok_or_else(|| {
+        Failure::with_hint(
+            format!("there is no tokenizer `{name}`"),
+            format!("give a tokenizer.json or a model directory that holds one; looked at {}", list(&places)),
+        )
+    })
+}
+
+fn places(name: &str, environment: &Environment) -> Vec<PathBuf> {
+    let mut places = vec![PathBuf::from(name)];
+    if let Some(home) = environment.home.as_ref().filter(|_| Path::new(name).is_relative()) {
+        places.push(home.join("models").join(name));
+        places.push(home.join(name));
+    }
+    places
+}
+
+/// The directory itself or its `model/`, whichever holds `file`.
+fn holding(place: &Path, file: &str) -> Option<PathBuf> {
+    [place.to_owned(), place.join("model")].into_iter().find(|dir| dir.join(file).is_file())
+}
+
+fn list(places: &[PathBuf]) -> String {
+    places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+}

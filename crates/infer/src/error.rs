@@ -1,0 +1,70 @@
+//! What can go wrong when a model writes.
+
+use thiserror::Error;
+
+/// Errors of this crate.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A model directory could not be read.
+    #[error(transparent)]
+    Files(#[from] loam_formats::Error),
+    /// The model could not be opened or run.
+    #[error(transparent)]
+    Model(#[from] loam_models::Error),
+    /// The tokenizer or the chat template failed.
+    #[error(transparent)]
+    Tokenizer(#[from] loam_tokenizer::Error),
+    /// A setting without meaning, or an input longer than the context.
+    #[error(transparent)]
+    Chat(#[from] loam_chat::Error),
+    /// The model's output cannot be sampled from.
+    #[error("the model gave no finite logit at step {step}")]
+    NoFiniteLogit {
+        /// Generation step, from 0.
+        step: u64,
+    },
+    /// Nothing to continue.
+    #[error("the prompt is empty, and the tokenizer has no start token to begin with")]
+    EmptyPrompt,
+    /// Messages, but no way to put them into text.
+    #[error("the model has no chat template")]
+    NoChatTemplate,
+    /// The tokenizer knows ids that the model does not.
+    #[error("the tokenizer gave id {token}, but the model's vocabulary ends at {vocab_size}")]
+    VocabularyMismatch {
+        /// The id.
+        token: u32,
+        /// Size of the model's vocabulary.
+        vocab_size: usize,
+    },
+}
+
+impl Error {
+    /// What to try.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Files(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            Self::Tokenizer(error) => error.hint(),
+            Self::Chat(error) => error.hint(),
+            Self::NoFiniteLogit { .. } => {
+                Some("the weights are damaged, or training diverged: use an earlier checkpoint".into())
+            }
+            Self::EmptyPrompt => Some("give the model at least one token to continue".into()),
+            Self::NoChatTemplate => {
+                Some("continue a plain text instead (`loam generate`), or train the model on chats first".into())
+            }
+            Self::VocabularyMismatch { .. } => Some("model and tokenizer do not belong together".into()),
+        }
+    }
+}
+
+/// Keeps what `loam-chat` knows as it is and wraps the rest.
+impl From<Error> for loam_chat::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Chat(error) => error,
+            other => Self::engine(other),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The decoding loop: one pass over the prompt, then one token at a time with cached keys and values.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use loam_chat::{Completion, FinishReason, Message, Sampling};
+use loam_models::{Forward, Input, LanguageModel};
+use loam_tensor::no_grad;
+use loam_tokenizer::{ChatTemplate, Special, Tokenizer};
+use rayon::prelude::*;
+
+use crate::sampler::{Choice, choose};
+use crate::stop::StopMatcher;
+use crate::{Error, Timings};
+
+/// Writes text with a model.
+///
+/// Borrowing model and tokenizer makes it as cheap as a reference: the trainer builds one whenever it wants a sample.
+#[derive(Debug, Clone)]
+pub struct Generator<'a> {
+    model: &'a LanguageModel,
+    tokenizer: &'a Tokenizer,
+    template: Option<&'a ChatTemplate>,
+    stop_ids: Vec<u32>,
+    keep_logprobs: bool,
+    interrupt: Option<&'a AtomicBool>,
+}
+
+/// Tokens that a model wrote.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// The ids, without an end token.
+    pub tokens: Vec<u32>,
+    /// Their natural log-probabilities under the model itself (before temperature and the other settings).
+    pub logprobs: Vec<f32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+/// A generated text and how long it took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
+    /// The text and its tokens.
+    pub completion: Completion,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+impl<'a> Generator<'a> {
+    /// A generator that ends where the tokenizer's end tokens appear. `generate` needs a chat template besides.
+    pub fn new(model: &'a LanguageModel, tokenizer: &'a Tokenizer) -> Self {
+        Self { model, tokenizer, template: None, stop_ids: tokenizer.stop_ids(), keep_logprobs: false, interrupt: None }
+    }
+
+    /// Puts conversations into text with `template`.
+    pub fn with_template(self, template: &'a ChatTemplate) -> Self {
+        Self { template: Some(template), ..self }
+    }
+
+    /// Ends at these ids instead of the tokenizer's; with none it goes on to the limit.
+    pub fn with_stop_ids(self, stop_ids: Vec<u32>) -> Self {
+        Self { stop_ids, ..self }
+    }
+
+    /// Whether completions carry the log-probability of each token.
+    pub fn keep_logprobs(self, keep_logprobs: bool) -> Self {
+        Self { keep_logprobs, ..self }
+    }
+
+    /// Ends a text early once the flag is up.
+    pub fn with_interrupt(self, interrupt: &'a AtomicBool) -> Self {
+        Self { interrupt: Some(interrupt), ..self }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'a LanguageModel {
+        self.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &'a Tokenizer {
+        self.tokenizer
+    }
+
+    /// Most tokens, prompt and answer together.
+    pub fn context(&self) -> usize {
+        self.model.spec().max_position_embeddings
+    }
+
+    /// The ids of a plain prompt, with the start token where the tokenizer puts one. An empty prompt becomes the token
+    /// that stands between texts.
+    pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>, Error> {
+        let ids = self.tokenizer.encode(prompt, Special::Add)?;
+        if !ids.is_empty() {
+            return Ok(ids);
+        }
+        let start = self.tokenizer.bos_id().or(self.tokenizer.eos_id());
+        Ok(vec![start.ok_or(Error::EmptyPrompt)?])
+    }
+
+    /// The ids of a conversation, up to where the assistant's next turn begins.
+    pub fn encode_messages(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        let template = self.template.ok_or(Error::NoChatTemplate)?;
+        let text = template.render(messages, &[], true)?;
+        // The template writes the start token itself.
+        Ok(self.tokenizer.encode(&text, Special::Parse)?)
+    }
+
+    /// Continues `prompt`, handing every token to `on_token` as it comes; `on_token` says whether to go on.
+    ///
+    /// Ends with [`FinishReason::Stop`] at an end token or where `on_token` says so, and with [`FinishReason::Length`]
+    /// after `max_tokens` or where the context is full. A prompt that leaves no room in the context is an error.
+    pub fn tokens(
+        &self,
+        prompt: &[u32],
+        sampling: &Sampling,
+        on_token: &mut dyn FnMut(u32) -> bool,
+    ) -> Result<Generated, Error> {
+        sampling.validate()?;
+        self.check(prompt)?;
+        no_grad(|| self.decode(prompt, sampling, on_token))
+    }
+
+    fn decode(
+        &self,
+        prompt: &[u32],
+        sampling: &Sampling,
+        on_token: &mut dyn FnMut(u32) -> bool,
+    ) -> Result<Generated, Error> {
+        let room = self.context() - prompt.len();
+        let limit = sampling.max_tokens.min(room);
+        let mut cache = self.model.new_cache();
+        let mut seen = prompt.to_vec();
+        let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
+        let start = Instant::now();
+        let mut logits = self.next_logits(prompt, &mut cache)?;
+        let prompt_time = start.elapsed();
+        let start = Instant::now();
+        let finish_reason = loop {
+            let Choice { token, logprob } = choose(&logits, &seen, sampling, tokens.len() as u64)?;
+            if self.stop_ids.contains(&token) {
+                break FinishReason::Stop;
+            }
+            tokens.push(token);
+            logprobs.push(logprob);
+            seen.push(token);
+            let is_interrupted = self.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed));
+            if !on_token(token) || is_interrupted {
+                break FinishReason::Stop;
+            }
+            if tokens.len() == limit {
+                break FinishReason::Length;
+            }
+            logits = self.next_logits(&[token], &mut cache)?;
+        };
+        let timings = Timings {
+            prompt_tokens: prompt.len(),
+            prompt: prompt_time,
+            // The first token comes out of the pass over the prompt, the others out of a pass of their own.
+            steps: tokens.len().saturating_sub(usize::from(finish_reason == FinishReason::Length)),
+            decode: start.elapsed(),
+        };
+        Ok(Generated { tokens, logprobs, finish_reason, timings })
+    }
+
+    fn next_logits(&self, tokens: &[u32], cache: &mut loam_models::KvCache) -> Result<Vec<f32>, Error> {
+        let forward = Forward { cache: Some(cache), ..Forward::default() };
+        Ok(self.model.last_logits(&Input::rows(tokens, 1), forward)?.to_vec())
+    }
+
+    /// Refuses a prompt that is empty, too long, or of another vocabulary.
+    pub(crate) fn check(&self, prompt: &[u32]) -> Result<(), Error> {
+        let (limit, vocab_size) = (self.context(), self.model.spec().vocab_size);
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if prompt.len() >= limit {
+            return Err(loam_chat::Error::TooLong { found: prompt.len(), limit }.into());
+        }
+        match prompt.iter().find(|&&token| token as usize >= vocab_size) {
+            Some(&token) => Err(Error::VocabularyMismatch { token, vocab_size }),
+            None => Ok(()),
+        }
+    }
+
+    /// Continues `prompt` as text. `on_text` receives whole characters as soon as it is certain that no stop text begins
+    /// with them; the pieces together are the completion's text. The completion's tokens are all that were drawn, those
+    /// of a stop text included.
+    pub fn write(&self, prompt: &[u32], sampling: &Sampling, on_text: &mut dyn FnMut(&str)) -> Result<Written, Error> {
+        let mut stream = self.tokenizer.decode_stream(true);
+        let mut stop = StopMatcher::new(&sampling.stop);
+        let mut text = String::new();
+        let mut show = |piece: &str| {
+            if !piece.is_empty() {
+                text.push_str(piece);
+                on_text(piece);
+            }
+        };
+        let generated = self.tokens(prompt, sampling, &mut |token| {
+            if let Some(new) = stream.step(token) {
+                show(&stop.push(&new));
+            }
+            !stop.is_stopped()
+        })?;
+        let rest = stream.finish().unwrap_or_default();
+        show(&stop.push(&rest));
+        show(&stop.finish());
+        // The last bytes may complete a stop text after the limit was reached.
+        let finish_reason = if stop.is_stopped() { FinishReason::Stop } else { generated.finish_reason };
+        let logprobs = self.keep_logprobs.then_some(generated.logprobs);
+        let completion = Completion { text, tokens: generated.tokens, finish_reason, logprobs };
+        Ok(Written { completion, timings: generated.timings })
+    }
+
+    /// Continues many prompts, several at a time; the results are those of [`write`](Self::write) one by one, in order.
+    pub fn write_batch(&self, prompts: &[Vec<u32>], sampling: &Sampling) -> Result<Vec<Completion>, Error> {
+        let precision = loam_tensor::precision();
+        prompts
+            .par_iter()
+            .map(|prompt| {
+                // The precision is the thread's: hand the caller's on.
+                loam_tensor::with_precision(precision, || Ok(self.write(prompt, sampling, &mut |_| {})?.completion))
+            })
+            .collect()
+    }
+}
+
+impl loam_chat::Generate for Generator<'_> {
+    fn generate(
+        &self,
+        messages: &[Message],
+        sampling: &Sampling,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<Completion, loam_chat::Error> {
+        let prompt = self.encode_messages(messages)?;
+        Ok(self.write(&prompt, sampling, on_text)?.completion)
+    }
+
+    fn complete(
+        &self,
+        prompt: &str,
+        sampling: &Sampling,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<Completion, loam_chat::Error> {
+        let prompt = self.encode_prompt(prompt)?;
+        Ok(self.write(&prompt, sampling, on_text)?.completion)
+    }
+}

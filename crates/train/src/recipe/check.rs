@@ -1,0 +1,206 @@
+//! Everything that contradicts itself in a recipe, found at once.
+
+use std::path::Path;
+
+use loam_formats::nearest;
+use serde_json::Value;
+
+use super::{Recipe, ScheduleKind, Stage, TokenizerKind};
+use crate::error::Error;
+
+/// Fields of `config.json` that some checkpoint has although no family needs them.
+const OPTIONAL_FIELDS: [&str; 6] =
+    ["head_dim", "rope_scaling", "rope_parameters", "scale_attn_weights", "bos_token_id", "eos_token_id"];
+
+impl Recipe {
+    /// Reports every contradiction and every value out of range. `path` is only used in messages.
+    pub fn validate(&self, path: &Path) -> Result<(), Error> {
+        let mut problems = Vec::new();
+        let mut hint = None;
+        self.check_model(&mut problems, &mut hint);
+        self.check_tokenizer(&mut problems);
+        self.check_data(&mut problems);
+        self.check_length(&mut problems);
+        self.check_numbers(&mut problems);
+        if problems.is_empty() { Ok(()) } else { Err(Error::Recipe { path: path.into(), problems, hint }) }
+    }
+
+    /// Family of a new model.
+    pub(crate) fn family(&self) -> &str {
+        self.model.family.as_deref().unwrap_or("llama")
+    }
+
+    fn check_model(&self, problems: &mut Vec<String>, hint: &mut Option<String>) {
+        let model = &self.model;
+        let is_new = model.family.is_some() || model.depth.is_some();
+        match (&model.path, is_new) {
+            (Some(_), true) => {
+                problems.push(
+                    "`model.path` opens a model, `model.family` and `model.depth` make a new one: keep one".into(),
+                );
+            }
+            (None, false) => problems.push("`model` needs a `path`, a `family` or a `depth`".into()),
+            (Some(_), false) if !model.config.is_empty() => {
+                let keys: Vec<_> = model.config.keys().map(|key| format!("`model.{key}`")).collect();
+                problems.push(format!("{} cannot be set: `model.path` opens a model as it is", keys.join(", ")));
+            }
+            _ => {}
+        }
+        if self.stage == Stage::Sft && is_new {
+            problems.push("`stage = \"sft\"` needs a pretrained model: set `model.path`".into());
+        }
+        if model.depth.is_some_and(|depth| depth == 0 || depth > 128) {
+            problems.push("`model.depth` must be between 1 and 128".into());
+        }
+        if is_new {
+            self.check_family(problems, hint);
+        }
+    }
+
+    fn check_family(&self, problems: &mut Vec<String>, hint: &mut Option<String>) {
+        let family = match loam_models::family_by_name(self.family()) {
+            Ok(family) => family,
+            Err(error) => return problems.push(format!("`model.family`: {error}")),
+        };
+        let defaults = (family.defaults)();
+        let known = |key: &str| defaults.get(key).is_some() || OPTIONAL_FIELDS.contains(&key);
+        for (key, value) in &self.model.config {
+            if !known(key) {
+                let fields = defaults.as_object().into_iter().flat_map(|map| map.keys().map(String::as_str));
+                let close = nearest(key, fields.chain(["path", "family", "depth", "tokens_per_parameter"]));
+                *hint = hint.take().or(close.map(|name| format!("did you mean `model.{name}`?")));
+                problems.push(format!("unknown key `model.{key}`: not a field of a {} config.json", family.name));
+            } else if let Some(expected) = other_type(value, &defaults[key.as_str()]) {
+                problems.push(format!("`model.{key}` must be {expected}, found {value}"));
+            }
+        }
+    }
+
+    fn check_tokenizer(&self, problems: &mut Vec<String>) {
+        let tokenizer = &self.tokenizer;
+        if self.model.path.is_some() && !tokenizer.is_empty() {
+            problems.push("`tokenizer` cannot be set: the model of `model.path` brings its own".into());
+        }
+        if tokenizer.path.is_some() && (tokenizer.kind.is_some() || tokenizer.vocab_size.is_some()) {
+            problems.push("`tokenizer.path` opens one, `tokenizer.kind` and `vocab_size` train one: keep one".into());
+        }
+        if tokenizer.kind != Some(TokenizerKind::Char) && tokenizer.vocab_size.is_some_and(|size| size < 300) {
+            problems.push("`tokenizer.vocab_size` must be at least 300: 256 bytes and the special tokens".into());
+        }
+    }
+
+    fn check_data(&self, problems: &mut Vec<String>) {
+        let data = &self.data;
+        if data.train.is_empty() {
+            problems.push("`data.train` names no file".into());
+        }
+        let held_out = [
+            (!data.validation.is_empty(), "`data.validation`"),
+            (data.validation_fraction.is_some(), "`data.validation_fraction`"),
+            (data.validation_tail.is_some(), "`data.validation_tail`"),
+        ];
+        let set: Vec<_> = held_out.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| *name).collect();
+        if set.len() > 1 {
+            problems.push(format!("{} exclude each other: keep one", set.join(" and ")));
+        }
+        for (name, share) in
+            [("validation_fraction", data.validation_fraction), ("validation_tail", data.validation_tail)]
+        {
+            if share.is_some_and(|share| !(0.0..=0.5).contains(&share)) {
+                problems.push(format!("`data.{name}` must be between 0 and 0.5"));
+            }
+        }
+        if data.seq_len.is_some_and(|len| len < 2) {
+            problems.push("`data.seq_len` must be at least 2 tokens".into());
+        }
+    }
+
+    fn check_length(&self, problems: &mut Vec<String>) {
+        let train = &self.train;
+        if train.batch.is_some() && train.batch_tokens.is_some() {
+            problems.push("`train.batch` and `train.batch_tokens` say the same thing: keep one".into());
+        }
+        let set = [
+            (train.steps.is_some(), "`train.steps`"),
+            (train.epochs.is_some(), "`train.epochs`"),
+            (train.tokens.is_some(), "`train.tokens`"),
+        ];
+        let set: Vec<_> = set.iter().filter(|(is_set, _)| *is_set).map(|(_, name)| *name).collect();
+        match set.len() {
+            0 if self.model.depth.is_none() => {
+                problems.push(
+                    "the length of the run is missing: set `train.steps`, `train.epochs` or `train.tokens`".into(),
+                );
+            }
+            0 | 1 => {}
+            _ => problems.push(format!("{} exclude each other: keep one", set.join(" and "))),
+        }
+        let zeros = [
+            ("steps", train.steps == Some(0)),
+            ("tokens", train.tokens == Some(0)),
+            ("epochs", train.epochs.is_some_and(|epochs| !(epochs > 0.0 && epochs.is_finite()))),
+            ("batch", train.batch == Some(0)),
+            ("batch_tokens", train.batch_tokens == Some(0)),
+            ("micro_batch", train.micro_batch == Some(0)),
+            ("threads", train.threads == Some(0)),
+            ("eval_batches", train.eval_batches == 0),
+            ("keep_checkpoints", train.keep_checkpoints == 0),
+        ];
+        problems
+            .extend(zeros.iter().filter(|(_, bad)| *bad).map(|(name, _)| format!("`train.{name}` must be above 0")));
+        if let (Some(batch), Some(micro)) = (train.batch, train.micro_batch)
+            && micro > batch
+        {
+            problems.push(format!("`train.micro_batch` is {micro}, more than `train.batch` = {batch}"));
+        }
+    }
+
+    fn check_numbers(&self, problems: &mut Vec<String>) {
+        let train = &self.train;
+        let unit = |x: f64| (0.0..1.0).contains(&x);
+        let checks = [
+            ("lr", train.lr.is_some_and(|lr| !(lr > 0.0 && lr < 10.0)), "above 0 and below 10"),
+            ("min_lr_ratio", !(0.0..=1.0).contains(&train.min_lr_ratio), "between 0 and 1"),
+            ("warmup", !unit(train.warmup), "a fraction of the steps, at least 0 and below 1"),
+            (
+                "decay",
+                train.decay.is_some_and(|d| !(d > 0.0 && d <= 1.0)),
+                "a fraction of the steps, above 0 and at most 1",
+            ),
+            ("weight_decay", !(train.weight_decay >= 0.0 && train.weight_decay < 10.0), "at least 0 and below 10"),
+            ("beta1", !unit(train.beta1), "at least 0 and below 1"),
+            ("beta2", !unit(train.beta2), "at least 0 and below 1"),
+            ("eps", !(train.eps > 0.0 && train.eps < 1.0), "above 0 and below 1"),
+            ("clip", !(train.clip >= 0.0 && train.clip.is_finite()), "at least 0"),
+            ("dropout", !unit(train.dropout), "at least 0 and below 1"),
+        ];
+        problems.extend(
+            checks.iter().filter(|(_, bad, _)| *bad).map(|(name, _, range)| format!("`train.{name}` must be {range}")),
+        );
+        if train.decay.is_some() && train.schedule != ScheduleKind::Wsd {
+            problems.push("`train.decay` belongs to `train.schedule = \"wsd\"`".into());
+        }
+        if train.schedule == ScheduleKind::Wsd && train.warmup + train.decay.unwrap_or(0.2) > 1.0 {
+            problems.push("`train.warmup` and `train.decay` together exceed the run".into());
+        }
+        if let Some(stop) = train.early_stop {
+            if stop.patience == 0 {
+                problems.push("`train.early_stop.patience` must be above 0".into());
+            }
+            if train.eval_every == Some(0) {
+                problems.push("`train.early_stop` needs evaluations, `train.eval_every = 0` has none".into());
+            }
+        }
+    }
+}
+
+/// What type the default has, if the value has another.
+fn other_type(value: &Value, default: &Value) -> Option<&'static str> {
+    match default {
+        Value::Bool(_) if !value.is_boolean() => Some("true or false"),
+        Value::Number(number) if number.is_u64() && !value.is_u64() => Some("a whole number"),
+        Value::Number(_) if !value.is_number() => Some("a number"),
+        Value::String(_) if !value.is_string() => Some("a text"),
+        _ => None,
+    }
+}

@@ -1,0 +1,171 @@
+//! Filling in every default: from the recipe as written to one that says everything.
+
+use std::str::FromStr;
+
+use loam_models::{Spec, footprint};
+use loam_tensor::Precision;
+use serde_json::{Value, json};
+
+use super::depth::{TOKENS_PER_PARAMETER, batch_tokens, depth_rule, learning_rate};
+use super::{DataMode, PrecisionChoice, Recipe, ScheduleKind, Stage, TextSplit, TokenizerKind};
+use crate::schedule::{DecayShape, Schedule};
+
+/// Most tokens of a forward pass, unless the recipe says otherwise.
+const MICRO_BATCH_TOKENS: usize = 8192;
+
+/// What defaults depend on besides the recipe: known once tokenizer, model and data are there.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// The model's architecture.
+    pub spec: &'a Spec,
+    /// Its complete `config.json`.
+    pub config: &'a Value,
+    /// Training sequences in one pass over the data, at a sequence length.
+    pub sequences: u64,
+}
+
+impl Recipe {
+    /// `config.json` of a new model: the depth rule's sizes, then what the recipe sets, then the vocabulary.
+    pub(crate) fn new_config(&self, vocab_size: usize) -> Value {
+        let mut config = self.model.depth.map(|depth| depth_rule(depth).config(self.family())).unwrap_or_default();
+        config.extend(self.model.config.clone());
+        config.insert("model_type".into(), self.family().into());
+        config.entry("vocab_size").or_insert_with(|| json!(vocab_size));
+        Value::Object(config)
+    }
+
+    /// Tokens per sequence.
+    pub(crate) fn seq_len(&self, spec: &Spec) -> usize {
+        self.data.seq_len.unwrap_or(spec.max_position_embeddings)
+    }
+
+    /// The recipe with every default filled in: it gives the same run again.
+    pub fn resolved(&self, facts: &Facts<'_>) -> Self {
+        let mut recipe = self.clone();
+        let seq_len = self.seq_len(facts.spec);
+        recipe.data.seq_len = Some(seq_len);
+        recipe.resolve_model(facts.config);
+        if self.stage == Stage::Pretrain {
+            recipe.data.mode.get_or_insert(DataMode::Packed);
+        }
+        (recipe.data.validation_fraction, recipe.data.validation_tail) = self.held_out_shares();
+        let precision = Precision::from_str(self.train.precision.name()).unwrap_or_default();
+        let tokens = self.depth_tokens(facts.spec);
+        let train = &mut recipe.train;
+        train.precision = match precision {
+            Precision::F32 => PrecisionChoice::F32,
+            Precision::Bf16 => PrecisionChoice::Bf16,
+        };
+        train.lr.get_or_insert(match (self.stage, self.model.depth) {
+            (_, Some(_)) => learning_rate(facts.spec.hidden_size),
+            (Stage::Pretrain, None) => 6e-4,
+            (Stage::Sft, None) => 2e-5,
+        });
+        let batch = self.batch(seq_len, tokens);
+        train.batch = Some(batch);
+        train.batch_tokens = None;
+        train.micro_batch = Some(train.micro_batch.unwrap_or((MICRO_BATCH_TOKENS / seq_len).max(1)).min(batch));
+        let steps = self.steps(facts, batch, seq_len, tokens);
+        (train.steps, train.epochs, train.tokens) = (Some(steps), None, None);
+        if train.schedule == ScheduleKind::Wsd {
+            train.decay.get_or_insert(0.2);
+        }
+        let eval_every = *train.eval_every.get_or_insert((steps / 10).max(1));
+        train.sample_every.get_or_insert(eval_every);
+        train.checkpoint_every.get_or_insert((steps / 5).clamp(1, 1000));
+        if train.sample_prompts.is_empty() {
+            train.sample_prompts.push(String::new());
+        }
+        recipe
+    }
+
+    /// Shares that are held out: of the documents, or of the text's end; both `None` where there are files for it.
+    pub(crate) fn held_out_shares(&self) -> (Option<f64>, Option<f64>) {
+        let data = &self.data;
+        if !data.validation.is_empty() || data.validation_fraction.is_some() || data.validation_tail.is_some() {
+            return (data.validation_fraction, data.validation_tail);
+        }
+        let is_table = |pattern: &String| {
+            let bare = pattern.strip_suffix(".gz").or(pattern.strip_suffix(".zst")).unwrap_or(pattern);
+            [".jsonl", ".csv", ".parquet"].iter().any(|ending| bare.ends_with(ending))
+        };
+        let is_one_text = data.text_split == TextSplit::File && !data.train.iter().any(is_table);
+        if is_one_text && self.stage == Stage::Pretrain { (None, Some(HELD_OUT_TAIL)) } else { (Some(HELD_OUT), None) }
+    }
+
+    fn resolve_model(&mut self, config: &Value) {
+        if self.model.path.is_some() {
+            return;
+        }
+        self.model.family = Some(self.family().to_string());
+        (self.model.depth, self.model.tokens_per_parameter) = (None, None);
+        let derived = ["architectures", "model_type", "dtype", "bos_token_id", "eos_token_id", "pad_token_id"];
+        let fields = config.as_object().into_iter().flatten();
+        self.model.config = fields
+            .filter(|(key, value)| !value.is_null() && !derived.contains(&key.as_str()))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        let tokenizer = &mut self.tokenizer;
+        if tokenizer.path.is_none() {
+            let kind = *tokenizer.kind.get_or_insert(TokenizerKind::ByteBpe);
+            if kind != TokenizerKind::Char {
+                tokenizer.vocab_size.get_or_insert(DEFAULT_VOCAB_SIZE);
+            }
+            if kind == TokenizerKind::ByteBpe {
+                tokenizer.split_digits.get_or_insert(false);
+            }
+            tokenizer.min_frequency.get_or_insert(DEFAULT_MIN_FREQUENCY);
+            tokenizer.max_bytes.get_or_insert(DEFAULT_TOKENIZER_BYTES);
+        }
+    }
+
+    /// Length of the run that the depth dial asks for.
+    fn depth_tokens(&self, spec: &Spec) -> Option<u64> {
+        let ratio = self.model.tokens_per_parameter.unwrap_or(TOKENS_PER_PARAMETER);
+        self.model.depth.map(|_| (ratio * footprint(spec).matmul_parameters as f64) as u64)
+    }
+
+    fn batch(&self, seq_len: usize, depth_tokens: Option<u64>) -> usize {
+        let rows = |tokens: u64| (tokens as f64 / seq_len as f64).round().max(1.0) as usize;
+        match (self.train.batch, self.train.batch_tokens, self.stage) {
+            (Some(batch), ..) => batch,
+            (None, Some(tokens), _) => rows(tokens),
+            (None, None, Stage::Sft) => rows(4096),
+            (None, None, Stage::Pretrain) => rows(
+                self.train.tokens.or(depth_tokens).filter(|_| self.model.depth.is_some()).map_or(16384, batch_tokens),
+            ),
+        }
+    }
+
+    fn steps(&self, facts: &Facts<'_>, batch: usize, seq_len: usize, depth_tokens: Option<u64>) -> u64 {
+        let of_tokens = |tokens: u64| tokens.div_ceil((batch * seq_len) as u64);
+        let train = &self.train;
+        let of_epochs = |epochs: f64| (epochs * facts.sequences as f64 / batch as f64).ceil() as u64;
+        let steps = train.steps.or(train.epochs.map(of_epochs)).or(train.tokens.or(depth_tokens).map(of_tokens));
+        steps.unwrap_or(1).max(1)
+    }
+
+    /// The schedule of a resolved recipe.
+    pub(crate) fn schedule(&self, steps: u64) -> Schedule {
+        let part = |fraction: f64| (fraction * steps as f64).round() as u64;
+        Schedule {
+            kind: self.train.schedule,
+            steps,
+            warmup_steps: part(self.train.warmup).min(steps.saturating_sub(1)),
+            decay_steps: part(self.train.decay.unwrap_or(0.2)),
+            decay_shape: DecayShape::OneMinusSqrt,
+            minimum: self.train.min_lr_ratio,
+        }
+    }
+}
+
+/// Share of one long text that is held out by default.
+const HELD_OUT_TAIL: f64 = 0.05;
+/// Share of the documents that is held out by default.
+pub(crate) const HELD_OUT: f64 = 0.01;
+/// Vocabulary of a new tokenizer by default.
+pub(crate) const DEFAULT_VOCAB_SIZE: usize = 8192;
+/// How often a pair must occur to be learnt, by default.
+pub(crate) const DEFAULT_MIN_FREQUENCY: u64 = 0;
+/// Most text that a new vocabulary is learnt from, by default.
+pub(crate) const DEFAULT_TOKENIZER_BYTES: u64 = 100_000_000;

@@ -1,0 +1,207 @@
+//! [`train`]: a whole recipe, from files to a model directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use loam_chat::Sampling;
+use loam_data::CausalBatch;
+use loam_infer::Generator;
+use loam_models::{LanguageModel, footprint};
+use loam_tokenizer::Tokenizer;
+use serde_json::{Value, json};
+
+use crate::batch::Validation;
+use crate::error::{Error, Result};
+use crate::export::{CardFacts, Export, export_model, model_card};
+use crate::objective::{Pretrain, Sft};
+use crate::prepare::{Prepared, Start};
+use crate::recipe::{Facts, Recipe, Stage};
+use crate::report::{self, write_reports};
+use crate::run_dir::{Log, RunDir};
+use crate::system::environment;
+use crate::trainer::{Ending, Hooks, Observer, Settings, Summary, Trainer};
+
+/// What a run needs besides its recipe.
+pub struct Options<'a> {
+    /// The run's directory. Default: a new one below `runs`.
+    pub dir: Option<PathBuf>,
+    /// Where new run directories are made.
+    pub runs: PathBuf,
+    /// Name of the run, unless the recipe has one.
+    pub name: String,
+    /// Go on with the run in `dir`.
+    pub resume: bool,
+    /// Where prepared data and tokenizers are kept for the next run.
+    pub cache_dir: PathBuf,
+    /// Once true, the run writes a checkpoint and ends.
+    pub stop: Arc<AtomicBool>,
+    /// Receives the news.
+    pub observer: &'a mut dyn Observer,
+}
+
+/// What came out of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The run's directory.
+    pub dir: PathBuf,
+    /// The trained model; `None` where the run was interrupted.
+    pub model: Option<PathBuf>,
+    /// How it went.
+    pub summary: Summary,
+    /// The recipe with every default filled in.
+    pub resolved: Recipe,
+}
+
+/// Runs a recipe; `path` is only used in messages.
+pub fn train(recipe: &Recipe, path: &Path, options: Options<'_>) -> Result<Outcome> {
+    recipe.validate(path)?;
+    with_threads(recipe.train.threads, move |threads| run(recipe, options, threads))
+}
+
+/// Runs `work` inside of a pool of this many threads (one per core by default), and tells it their number. Entering the
+/// pool once saves a hand-over per parallel operation.
+pub fn with_threads<R: Send>(threads: Option<usize>, work: impl FnOnce(usize) -> Result<R> + Send) -> Result<R> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build();
+    let pool = pool.map_err(|e| Error::Threads { threads: threads.unwrap_or(0), reason: e.to_string() })?;
+    let threads = pool.current_num_threads();
+    pool.install(|| work(threads))
+}
+
+fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome> {
+    let name = recipe.train.name.clone().unwrap_or(options.name);
+    let dir = options.dir.unwrap_or_else(|| RunDir::fresh_path(&options.runs, recipe.stage.name(), &name));
+    let dir = RunDir::open(dir, options.resume)?;
+    let mut log = Log::open(&dir, options.observer)?;
+    let start = Start::of(recipe, &options.cache_dir, &mut log)?;
+    let spec = start.model.spec();
+    let data = Prepared::open(recipe, &start, &options.cache_dir, &mut log)?;
+    let facts = Facts { spec, config: start.model.config(), sequences: data.sequences() };
+    let resolved =
+        Recipe { train: crate::recipe::TrainSection { name: Some(name), ..recipe.train.clone() }, ..recipe.clone() }
+            .resolved(&facts);
+    dir.describe(recipe, &resolved, &environment(threads, &data.description(), &start.base))?;
+    announce(&start, &resolved, &mut log);
+    let mut sample = sampler(&start.tokenizer, &resolved);
+    let hooks = Hooks { observer: &mut log, sample: Some(&mut sample), stop: options.stop };
+    let summary = run_stage(&start.model, &data, &resolved, &dir, options.resume, hooks)?;
+    drop(sample);
+    if let Some(row) = &summary.evaluation {
+        dir.write_evaluation(row)?;
+    }
+    let model = match summary.ending {
+        Ending::Interrupted => None,
+        _ => Some(export(&dir, &start, &data, &resolved, &summary)?),
+    };
+    let facts = report::Facts {
+        recipe: &resolved,
+        model: &spec.summary(),
+        parameters: start.model.num_parameters(),
+        summary: &summary,
+    };
+    write_reports(&dir, &facts)?;
+    log.on_message(&format!("report: {}", dir.join("report.md").display()));
+    Ok(Outcome { dir: dir.path().into(), model, summary, resolved })
+}
+
+/// Picks the stage's objective and data.
+fn run_stage(
+    model: &LanguageModel,
+    data: &Prepared,
+    resolved: &Recipe,
+    dir: &RunDir,
+    resume: bool,
+    mut hooks: Hooks<'_>,
+) -> Result<Summary> {
+    let settings = Settings::of(resolved);
+    let source = data.source(resolved)?;
+    let validation = data.validation(resolved)?;
+    let validation = validation.as_ref().map(|validation| validation as &dyn Validation<CausalBatch>);
+    match resolved.stage {
+        Stage::Pretrain => {
+            let mut objective = Pretrain;
+            Trainer::new(model, &mut objective, &source, validation, settings)
+                .in_run_dir(dir, resume, hooks.observer)?
+                .run(&mut hooks)
+        }
+        Stage::Sft => {
+            let mut objective = Sft;
+            Trainer::new(model, &mut objective, &source, validation, settings)
+                .in_run_dir(dir, resume, hooks.observer)?
+                .run(&mut hooks)
+        }
+    }
+}
+
+fn announce(start: &Start, resolved: &Recipe, log: &mut Log<'_>) {
+    let counts = footprint(start.model.spec());
+    let train = &resolved.train;
+    log.on_message(&format!("model: {}, {} parameters", start.model.spec().summary(), counts.parameters));
+    log.on_message(&format!(
+        "training: {} steps of {} sequences of {} tokens, precision {}, weights and optimizer state {} MiB",
+        train.steps.unwrap_or(0),
+        train.batch.unwrap_or(0),
+        resolved.data.seq_len.unwrap_or(0),
+        train.precision.name(),
+        counts.training_state_bytes >> 20,
+    ));
+}
+
+/// Continues the recipe's prompts. A prompt that cannot be continued becomes the reason why.
+fn sampler<'a>(
+    tokenizer: &'a Tokenizer,
+    recipe: &'a Recipe,
+) -> impl FnMut(&LanguageModel, u64) -> Vec<String> + Send + 'a {
+    move |model, _step| {
+        let generator = Generator::new(model, tokenizer);
+        let sampling = Sampling {
+            max_tokens: recipe.train.sample_tokens,
+            seed: recipe.seed,
+            temperature: 0.8,
+            ..Sampling::default()
+        };
+        let write = |prompt: &String| {
+            let ids = generator.encode_prompt(prompt)?;
+            Ok::<_, loam_infer::Error>(generator.write(&ids, &sampling, &mut |_| {})?.completion.text)
+        };
+        let prompts = recipe.train.sample_prompts.iter();
+        prompts
+            .map(|prompt| write(prompt).map_or_else(|e| format!("(no sample: {e})"), |text| format!("{prompt}{text}")))
+            .collect()
+    }
+}
+
+fn export(dir: &RunDir, start: &Start, data: &Prepared, resolved: &Recipe, summary: &Summary) -> Result<PathBuf> {
+    let path = dir.model_path();
+    let card = model_card(
+        &start.model,
+        &CardFacts {
+            name: resolved.train.name.as_deref().unwrap_or("model"),
+            stage: resolved.stage.name(),
+            base: resolved.model.path.as_deref(),
+            steps: summary.progress.step,
+            tokens: summary.progress.tokens,
+            held_out: summary.evaluation.map(|row| (row.eval_loss, row.eval_bits_per_byte)),
+            recipe: &resolved.to_toml(),
+        },
+    );
+    let export = Export {
+        model: &start.model,
+        tokenizer: &start.tokenizer,
+        template: start.template.as_ref(),
+        chat_end: data.chat_end(),
+        card: &card,
+    };
+    export_model(&path, &export)?;
+    Ok(path)
+}
+
+/// Size and hash of the files that a run starts from.
+pub(crate) fn file_hashes(paths: &[PathBuf]) -> Result<Value> {
+    let entry = |path: &PathBuf| -> Result<Value> {
+        let bytes = loam_formats::Mapped::open(path)?;
+        let hash = format!("{:016x}", twox_hash::XxHash3_64::oneshot(&bytes));
+        Ok(json!({"path": path.display().to_string(), "bytes": bytes.len(), "xxh3": hash}))
+    };
+    paths.iter().map(entry).collect()
+}

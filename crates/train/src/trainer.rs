@@ -1,0 +1,261 @@
+//! The only training loop. It owns accumulation, clipping, schedule, optimizer, evaluation, early stop, samples,
+//! checkpoints, resume and the stop signal; what is minimized is the objective's business.
+
+mod guard;
+mod observer;
+mod settings;
+mod step;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use loam_models::LanguageModel;
+use loam_tensor::Parameter;
+
+pub use guard::check_gradients;
+pub use observer::{Observer, Silent};
+pub use settings::Settings;
+pub use step::evaluate;
+
+use crate::batch::{Source, Validation};
+use crate::checkpoint::Progress;
+use crate::error::Result;
+use crate::metrics::{EvalRow, MetricRow, Row};
+use crate::objective::Objective;
+use crate::optim::AdamW;
+use crate::run_dir::{Journal, RunDir};
+use crate::system::peak_rss_mib;
+use step::optimizer_step;
+
+/// Writes samples of the model's text after some step.
+pub type SampleFn<'a> = dyn FnMut(&LanguageModel, u64) -> Vec<String> + Send + 'a;
+
+/// What the outside has a say in while the loop runs.
+pub struct Hooks<'a> {
+    /// Receives the news.
+    pub observer: &'a mut dyn Observer,
+    /// Writes samples.
+    pub sample: Option<&'a mut SampleFn<'a>>,
+    /// Once true, the loop finishes its step, writes a checkpoint and returns.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// After its last step.
+    Finished,
+    /// Because the evaluation got no better.
+    StoppedEarly,
+    /// By the stop flag; it can be resumed.
+    Interrupted,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// How it ended.
+    pub ending: Ending,
+    /// Where it stands.
+    pub progress: Progress,
+    /// Its last step; `None` where a resumed run had none left to do.
+    pub last_step: Option<MetricRow>,
+    /// The evaluation at the end, over all held-out batches; `None` without those, or when interrupted.
+    pub evaluation: Option<EvalRow>,
+}
+
+/// A model in training.
+pub struct Trainer<'a, O: Objective> {
+    model: &'a LanguageModel,
+    parameters: Vec<(String, Parameter)>,
+    objective: &'a mut O,
+    train: &'a dyn Source<O::Batch>,
+    validation: Option<&'a dyn Validation<O::Batch>>,
+    settings: Settings,
+    optimizer: AdamW,
+    progress: Progress,
+    journal: Option<Journal<'a>>,
+}
+
+impl<'a, O: Objective> Trainer<'a, O> {
+    /// A trainer at step 0 that keeps nothing on disk.
+    pub fn new(
+        model: &'a LanguageModel,
+        objective: &'a mut O,
+        train: &'a dyn Source<O::Batch>,
+        validation: Option<&'a dyn Validation<O::Batch>>,
+        settings: Settings,
+    ) -> Self {
+        let parameters = model.parameters();
+        let optimizer = AdamW::new(&parameters, settings.betas);
+        let validation = validation.filter(|validation| !validation.is_empty());
+        let progress = Progress::default();
+        Self { model, parameters, objective, train, validation, settings, optimizer, progress, journal: None }
+    }
+
+    /// Keeps metrics, samples and checkpoints in a run directory; with `resume` goes on from its newest checkpoint.
+    pub fn in_run_dir(mut self, dir: &'a RunDir, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
+        if resume {
+            let checkpoints = dir.checkpoints();
+            let mut report = |message: &str| observer.on_message(message);
+            if let Some(progress) = checkpoints.load_latest(&self.parameters, &mut self.optimizer, &mut report)? {
+                self.progress = progress;
+                observer.on_message(&format!("resumed at step {}", self.progress.step));
+            }
+        }
+        self.journal = Some(Journal::open(dir, &self.progress)?);
+        Ok(self)
+    }
+
+    /// Where the run stands.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Runs to the end, or until the stop flag is up.
+    pub fn run(mut self, hooks: &mut Hooks<'_>) -> Result<Summary> {
+        let steps = self.settings.schedule.steps;
+        let mut last_step = None;
+        // What an interrupted run had still to do after its last step.
+        self.after_step(hooks)?;
+        while self.progress.step < steps && !self.progress.stopped_early {
+            let row = self.step()?;
+            self.record(Row::Step(row))?;
+            hooks.observer.on_step(&row, steps);
+            last_step = Some(row);
+            if hooks.stop.load(Ordering::Relaxed) {
+                self.save_checkpoint(hooks)?;
+                return Ok(Summary {
+                    ending: Ending::Interrupted,
+                    progress: self.progress,
+                    last_step,
+                    evaluation: None,
+                });
+            }
+            self.after_step(hooks)?;
+        }
+        let ending = if self.progress.stopped_early { Ending::StoppedEarly } else { Ending::Finished };
+        if self.settings.early_stop.is_some() && self.progress.best_step != self.progress.step {
+            self.take_best_weights(hooks)?;
+        }
+        let evaluation = self.final_evaluation(hooks)?;
+        Ok(Summary { ending, progress: self.progress, last_step, evaluation })
+    }
+
+    fn step(&mut self) -> Result<MetricRow> {
+        let start = Instant::now();
+        let micro_batches = self.train.batch(self.progress.step)?;
+        let result = optimizer_step(
+            self.model,
+            &self.parameters,
+            self.objective,
+            &mut self.optimizer,
+            &self.settings,
+            (self.progress.step, &micro_batches),
+        )?;
+        self.progress.step += 1;
+        self.progress.tokens += result.tokens;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(MetricRow {
+            step: self.progress.step,
+            tokens: self.progress.tokens,
+            loss: result.loss,
+            lr: result.lr,
+            grad_norm: result.grad_norm,
+            tokens_per_s: result.tokens as f64 / seconds.max(1e-9),
+            ms: seconds * 1e3,
+            rss_mib: peak_rss_mib(),
+        })
+    }
+
+    /// Evaluation, samples and checkpoint, where they are due and not done yet.
+    fn after_step(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
+        let step = self.progress.step;
+        let is_last = step == self.settings.schedule.steps;
+        let due = |every: u64| step > 0 && every > 0 && step.is_multiple_of(every);
+        let mut is_best = false;
+        // The last step has the evaluation of the end, but early stopping compares like with like.
+        let wanted = if is_last { self.settings.early_stop.is_some() } else { due(self.settings.eval_every) };
+        if wanted && self.progress.eval_step < step {
+            is_best = self.periodic_evaluation(hooks)?;
+        }
+        if due(self.settings.sample_every) || (is_last && self.settings.sample_every > 0) {
+            self.sample(hooks)?;
+        }
+        if due(self.settings.checkpoint_every) || is_last || is_best || self.progress.stopped_early {
+            self.save_checkpoint(hooks)?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether these weights are the best so far, and early stopping wants to keep them.
+    fn periodic_evaluation(&mut self, hooks: &mut Hooks<'_>) -> Result<bool> {
+        let Some(row) = self.evaluation(self.settings.eval_batches, hooks)? else { return Ok(false) };
+        let Some(early_stop) = self.settings.early_stop else { return Ok(false) };
+        let progress = &mut self.progress;
+        if progress.best_loss.is_none_or(|best| row.eval_loss < best - early_stop.min_delta) {
+            progress.best_loss = Some(row.eval_loss);
+            progress.best_step = progress.step;
+            progress.evals_without_gain = 0;
+            return Ok(true);
+        }
+        progress.evals_without_gain += 1;
+        if progress.evals_without_gain >= early_stop.patience {
+            progress.stopped_early = true;
+            hooks.observer.on_message(&format!(
+                "stopping early at step {}: no better than at step {} in {} evaluations",
+                progress.step, progress.best_step, early_stop.patience
+            ));
+        }
+        Ok(false)
+    }
+
+    fn evaluation(&mut self, limit: u64, hooks: &mut Hooks<'_>) -> Result<Option<EvalRow>> {
+        let Some(validation) = self.validation else { return Ok(None) };
+        let row = evaluate(self.model, self.objective, &self.settings, validation, limit)?;
+        let row = EvalRow { step: self.progress.step, tokens: self.progress.tokens, ..row };
+        self.progress.eval_step = self.progress.step;
+        self.record(Row::Eval(row))?;
+        hooks.observer.on_eval(&row);
+        Ok(Some(row))
+    }
+
+    /// The last evaluation takes all held-out batches. It is not part of the checkpoint, so a resumed run repeats it.
+    fn final_evaluation(&mut self, hooks: &mut Hooks<'_>) -> Result<Option<EvalRow>> {
+        self.evaluation(u64::MAX, hooks)
+    }
+
+    fn sample(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
+        let Some(sample) = hooks.sample.as_mut() else { return Ok(()) };
+        let samples = sample(self.model, self.progress.step);
+        if let Some(journal) = &self.journal {
+            journal.dir().write_samples(self.progress.step, &samples)?;
+        }
+        hooks.observer.on_sample(self.progress.step, &samples);
+        Ok(())
+    }
+
+    fn record(&mut self, row: Row) -> Result<()> {
+        self.journal.as_mut().map_or(Ok(()), |journal| journal.metrics.append(row))
+    }
+
+    fn save_checkpoint(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        journal.metrics.sync()?;
+        let checkpoints = journal.dir().checkpoints();
+        let path =
+            checkpoints.save(&self.parameters, &self.optimizer, &self.progress, self.settings.keep_checkpoints)?;
+        hooks.observer.on_message(&format!("checkpoint: {}", path.display()));
+        Ok(())
+    }
+
+    fn take_best_weights(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
+        let (Some(journal), best) = (&self.journal, self.progress.best_step) else { return Ok(()) };
+        if best > 0 {
+            journal.dir().checkpoints().load(best, &self.parameters, None)?;
+            hooks.observer.on_message(&format!("taking the weights of step {best}, the best evaluation"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! What the loop needs to know of a recipe.
+
+use loam_tensor::Precision;
+
+use crate::optim::Betas;
+use crate::recipe::{EarlyStop, PrecisionChoice, Recipe};
+use crate::schedule::Schedule;
+
+/// Numbers that govern the loop.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Its course; also the length of the run.
+    pub schedule: Schedule,
+    /// The optimizer's settings.
+    pub betas: Betas,
+    /// Largest gradient norm; 0 is no limit.
+    pub clip: f64,
+    /// Number format of matrix products.
+    pub precision: Precision,
+    /// Dropout probability.
+    pub dropout: f64,
+    /// Seed of dropout.
+    pub seed: u64,
+    /// Steps between evaluations; 0 is only at the end.
+    pub eval_every: u64,
+    /// Batches of an evaluation; the last one takes all.
+    pub eval_batches: u64,
+    /// Steps between samples; 0 is never.
+    pub sample_every: u64,
+    /// Steps between checkpoints; 0 is only at the end.
+    pub checkpoint_every: u64,
+    /// Checkpoints that are kept.
+    pub keep_checkpoints: usize,
+    /// When to end before the last step.
+    pub early_stop: Option<EarlyStop>,
+}
+
+impl Settings {
+    /// The settings of a resolved recipe; what it leaves open is off.
+    pub fn of(recipe: &Recipe) -> Self {
+        let train = &recipe.train;
+        Self {
+            lr: train.lr.unwrap_or(6e-4),
+            schedule: recipe.schedule(train.steps.unwrap_or(1)),
+            betas: Betas { beta1: train.beta1, beta2: train.beta2, eps: train.eps, weight_decay: train.weight_decay },
+            clip: train.clip,
+            precision: match train.precision {
+                PrecisionChoice::Bf16 => Precision::Bf16,
+                PrecisionChoice::F32 => Precision::F32,
+                PrecisionChoice::Auto => "auto".parse().unwrap_or_default(),
+            },
+            dropout: train.dropout,
+            seed: recipe.seed,
+            eval_every: train.eval_every.unwrap_or(0),
+            eval_batches: train.eval_batches,
+            sample_every: train.sample_every.unwrap_or(0),
+            checkpoint_every: train.checkpoint_every.unwrap_or(0),
+            keep_checkpoints: train.keep_checkpoints,
+            early_stop: train.early_stop,
+        }
+    }
+}

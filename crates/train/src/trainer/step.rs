@@ -1,0 +1,198 @@
+//! One optimizer step, and one evaluation.
+
+use std::time::Instant;
+
+use loam_models::{DropoutKey, LanguageModel};
+use loam_tensor::{Parameter, no_grad, with_precision};
+
+use super::guard::check_gradients;
+use super::settings::Settings;
+use crate::batch::Validation;
+use crate::clip::{clip_factor, global_norm};
+use crate::error::{Error, Result};
+use crate::metrics::EvalRow;
+use crate::objective::{Objective, Pass};
+use crate::optim::AdamW;
+
+/// Keeps the dropout keys of the micro-batches of different steps apart.
+const MICRO_BATCHES_PER_STEP: u64 = 1 << 16;
+
+/// What a step found.
+pub(super) struct StepResult {
+    pub loss: f64,
+    pub lr: f64,
+    pub grad_norm: f64,
+    pub tokens: u64,
+}
+
+/// One optimizer step on the micro-batches of `step`, the first being 0.
+pub(super) fn optimizer_step<O: Objective>(
+    model: &LanguageModel,
+    parameters: &[(String, Parameter)],
+    objective: &mut O,
+    optimizer: &mut AdamW,
+    settings: &Settings,
+    (step, micro_batches): (u64, &[O::Batch]),
+) -> Result<StepResult> {
+    let (loss, tokens) = accumulate(model, objective, settings, step, micro_batches)?;
+    if !loss.is_finite() {
+        clear(parameters);
+        return Err(Error::Diverged { step: step + 1, what: "loss", value: loss });
+    }
+    if step == 0 {
+        check_gradients(parameters)?;
+    }
+    let grad_norm = global_norm(parameters);
+    if !grad_norm.is_finite() {
+        clear(parameters);
+        return Err(Error::Diverged { step: step + 1, what: "gradient norm", value: grad_norm });
+    }
+    let lr = settings.lr * settings.schedule.multiplier(step);
+    optimizer.step(lr, clip_factor(grad_norm, settings.clip));
+    clear(parameters);
+    Ok(StepResult { loss, lr, grad_norm, tokens })
+}
+
+fn clear(parameters: &[(String, Parameter)]) {
+    parameters.iter().for_each(|(_, parameter)| parameter.clear_grad());
+}
+
+/// Adds up the gradients of the mean loss over all counted tokens of the micro-batches. Returns that mean and the
+/// tokens read.
+pub(crate) fn accumulate<O: Objective>(
+    model: &LanguageModel,
+    objective: &mut O,
+    settings: &Settings,
+    step: u64,
+    micro_batches: &[O::Batch],
+) -> Result<(f64, u64)> {
+    let counted: usize = micro_batches.iter().map(|batch| objective.counted(batch)).sum();
+    if counted == 0 {
+        return Err(Error::Examples {
+            what: format!("step {}: no token of the batch is trained on", step + 1),
+            hint: "look at the data with `loam data inspect`: the texts are empty or shorter than two tokens".into(),
+        });
+    }
+    let mut loss = 0.0;
+    for (index, batch) in micro_batches.iter().enumerate() {
+        let key = || DropoutKey {
+            p: settings.dropout as f32,
+            seed: settings.seed,
+            step: step * MICRO_BATCHES_PER_STEP + index as u64,
+        };
+        let dropout = (settings.dropout > 0.0).then(key);
+        let pass = Pass { scale: 1.0 / counted as f32, dropout };
+        loss += with_precision(settings.precision, || -> Result<f64> {
+            let tensor = objective.loss(model, batch, &pass)?.tensor;
+            let value = f64::from(tensor.item());
+            tensor.backward();
+            Ok(value)
+        })?;
+    }
+    let tokens: usize = micro_batches.iter().map(|batch| objective.tokens(batch)).sum();
+    Ok((loss, tokens as u64))
+}
+
+/// Mean loss over the first `limit` held-out batches; `step` and `tokens` are copied into the row.
+pub fn evaluate<O: Objective>(
+    model: &LanguageModel,
+    objective: &mut O,
+    settings: &Settings,
+    validation: &dyn Validation<O::Batch>,
+    limit: u64,
+) -> Result<EvalRow> {
+    let start = Instant::now();
+    let (mut nats, mut counted) = (0.0, 0);
+    for index in 0..validation.len().min(limit) {
+        let batch = validation.batch(index)?;
+        let pass = Pass { scale: 1.0, dropout: None };
+        let run = || objective.loss(model, &batch, &pass).map(|loss| f64::from(loss.tensor.item()));
+        nats += with_precision(settings.precision, || no_grad(run))?;
+        counted += objective.counted(&batch);
+    }
+    let eval_loss = nats / counted.max(1) as f64;
+    Ok(EvalRow {
+        step: 0,
+        tokens: 0,
+        eval_loss,
+        eval_perplexity: eval_loss.exp(),
+        eval_bits_per_byte: validation.bytes_per_token().map(|bytes| eval_loss / std::f64::consts::LN_2 / bytes),
+        eval_tokens: counted as u64,
+        ms: start.elapsed().as_secs_f64() * 1e3,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objective::Pretrain;
+    use crate::recipe::Recipe;
+    use loam_data::CausalBatch;
+    use loam_testkit::assert_close_relative;
+
+    /// Eight rows of different lengths of counted tokens.
+    fn rows(range: std::ops::Range<u32>) -> CausalBatch {
+        let time = 12;
+        let (tokens, targets) = (Vec::new(), Vec::new());
+        let positions = vec![0; range.len() * time];
+        let mut batch = CausalBatch {
+            rows: range.len(),
+            seq_len: time,
+            tokens,
+            targets,
+            segments: None,
+            positions,
+            lengths: vec![time; range.len()],
+        };
+        for row in range {
+            let tokens: Vec<u32> = (0..time as u32).map(|i| (row * 5 + i * 3) % 11).collect();
+            let counts = |i: usize| i >= row as usize;
+            batch.targets.extend((0..time).map(|i| if counts(i) { (tokens[i] as i32 + 1) % 11 } else { -1 }));
+            batch.tokens.extend(tokens);
+        }
+        batch
+    }
+
+    #[test]
+    fn eight_micro_batches_of_one_give_the_gradient_of_one_of_eight() {
+        let config = serde_json::json!({
+            "model_type": "gpt2", "vocab_size": 11, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12,
+        });
+        let recipe = "stage = \"pretrain\"\n[train]\nprecision = \"f32\"\n";
+        let settings = Settings::of(&Recipe::parse(recipe, std::path::Path::new("test")).unwrap());
+        let run = |micro_batches: &[CausalBatch]| {
+            let model = LanguageModel::new(&config, 3).unwrap();
+            let (loss, tokens) = accumulate(&model, &mut Pretrain, &settings, 0, micro_batches).unwrap();
+            let grads = model
+                .parameters()
+                .iter()
+                .map(|(name, p)| (name.clone(), p.grad().unwrap().f32().to_vec()))
+                .collect::<Vec<_>>();
+            (loss, tokens, grads)
+        };
+        let whole = run(&[rows(0..8)]);
+        let parts = run(&(0..8).map(|row| rows(row..row + 1)).collect::<Vec<_>>());
+        assert!((whole.0 - parts.0).abs() < 1e-6, "{} {}", whole.0, parts.0);
+        assert_eq!(whole.1, parts.1);
+        for ((name, a), (_, b)) in whole.2.iter().zip(&parts.2) {
+            // Keys' biases have no effect on attention: their gradient is rounding noise, bounded absolutely.
+            let largest = a.iter().fold(0f32, |m, x| m.max(x.abs()));
+            if largest > 1e-6 {
+                assert_close_relative(name, b, a, 1e-5);
+            }
+            assert!(a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-6), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_batch_without_a_counted_token_is_an_error_with_a_hint() {
+        let config = serde_json::json!({"model_type": "gpt2", "vocab_size": 11, "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 12});
+        let model = LanguageModel::new(&config, 3).unwrap();
+        let recipe = Recipe::parse("stage = \"pretrain\"", std::path::Path::new("test")).unwrap();
+        let mut batch = rows(0..1);
+        batch.targets.fill(-1);
+        let error = accumulate(&model, &mut Pretrain, &Settings::of(&recipe), 4, &[batch]).unwrap_err();
+        assert_eq!(error.to_string(), "step 5: no token of the batch is trained on");
+        assert!(error.hint().is_some());
+    }
+}
