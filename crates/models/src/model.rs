@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use loam_formats::{Dtype, HfDir, HfWriter, TensorOut, nearest};
+use loam_kernels::cross_entropy::IGNORED;
 use loam_nn::{KvCache, Module};
 use loam_tensor::{Parameter, Tensor};
 use serde_json::{Value, json};
@@ -189,10 +190,11 @@ impl LanguageModel {
         Ok(last.linear(&self.stack.head(), None))
     }
 
-    /// Sum over all positions of the negative log-likelihood of `targets` `[batch * time]` (negative ones count
-    /// nothing), times `scale`. Natural-log units. The logits never exist as a whole.
+    /// Sum over all positions of the negative log-likelihood of `targets` `[batch * time]` (-100 counts nothing),
+    /// times `scale`. Natural-log units. The logits never exist as a whole.
     pub fn loss(&self, input: &Input<'_>, targets: &[i32], scale: f32, forward: Forward<'_>) -> Result<Tensor, Error> {
-        if let Some(target) = targets.iter().find(|&&target| target >= self.spec.vocab_size as i32) {
+        let vocab = 0..self.spec.vocab_size as i32;
+        if let Some(target) = targets.iter().find(|&&target| target != IGNORED && !vocab.contains(&target)) {
             return Err(Error::Input(format!("target {target} is outside the vocabulary of {}", self.spec.vocab_size)));
         }
         let hidden = self.hidden(input, forward)?;

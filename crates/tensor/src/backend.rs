@@ -179,7 +179,7 @@ pub trait Backend: Send + Sync {
         mask: &AttentionMask,
     ) -> AttentionGrads;
 
-    /// Negative log-likelihood of each row's target (0 where the target is negative).
+    /// Negative log-likelihood of each row's target (0 where the target is -100).
     fn cross_entropy(&self, logits: &Raw, targets: &[i32]) -> Vec<f32>;
     /// As [`Backend::cross_entropy`]; overwrites `logits` with `scale * d loss / d logits`.
     fn cross_entropy_backward(&self, logits: &mut Raw, targets: &[i32], scale: f32) -> Vec<f32>;

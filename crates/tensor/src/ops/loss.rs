@@ -10,7 +10,7 @@ use crate::tensor::{Tensor, backend};
 const CHUNK_ELEMENTS: usize = 4 << 20;
 
 impl Tensor {
-    /// Sum over rows of `-log softmax(self)[target]`, times `scale`; rows with a negative target count nothing.
+    /// Sum over rows of `-log softmax(self)[target]`, times `scale`; rows with target -100 count nothing.
     ///
     /// `self`: logits `[.., vocab]`; one target per row; natural-log units.
     pub fn cross_entropy(&self, targets: &[i32], scale: f32) -> Self {
