@@ -41,11 +41,6 @@ impl Signals {
         Arc::clone(&self.stop)
     }
 
-    /// Whether a signal came.
-    pub fn stop_wanted(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
     /// From now on Ctrl-C ends an answer, not the process, and SIGTERM needs to be said only once.
     pub fn talk(&self) {
         self.stop.store(false, Ordering::Relaxed);
