@@ -203,3 +203,16 @@ fn shapes_that_do_not_fit_panic() {
 fn a_matrix_larger_than_its_slice_panics() {
     Mat::rows(&[0.0; 5], 2, 3);
 }
+
+#[test]
+fn a_sum_over_many_rows_equals_the_naive_one_and_adds_to_what_is_there() {
+    let (m, k, n) = (17, 777, 33);
+    let (a, b) = (normal(k * m, "a"), normal(k * n, "b"));
+    let exact = naive::gemm(m, k, n, |i, p| f64::from(a[p * m + i]), |p, j| f64::from(b[p * n + j]));
+    let mut c = vec![f32::NAN; m * n];
+    gemm_f32(MatMut::rows(&mut c, m, n), Mat::rows(&a, k, m).t(), Mat::rows(&b, k, n), 0.0);
+    close(&c, &exact, k, "sum over rows");
+    gemm_f32(MatMut::rows(&mut c, m, n), Mat::rows(&a, k, m).t(), Mat::rows(&b, k, n), 1.0);
+    let twice: Vec<f64> = exact.iter().map(|e| 2.0 * e).collect();
+    close(&c, &twice, 2 * k, "added once more");
+}

@@ -147,7 +147,6 @@ impl Decoder {
         self.norm.forward(&x)
     }
 
-
     /// The head's weight `[vocab, hidden]`.
     pub(crate) fn head(&self) -> Tensor {
         Tensor::parameter(self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |head| &head.weight))

@@ -70,7 +70,9 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Files(error) => error.hint(),
-            Self::UnknownFamily { .. } => Some("convert the model, or set `model_type` to the family it follows".into()),
+            Self::UnknownFamily { .. } => {
+                Some("convert the model, or set `model_type` to the family it follows".into())
+            }
             Self::Config { .. } => Some("compare config.json with the checkpoint it came with".into()),
             Self::MissingWeight { nearest, .. } | Self::UnexpectedWeight { nearest, .. } => {
                 nearest.as_ref().map(|name| format!("the nearest name is `{name}`"))

@@ -48,8 +48,7 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
     if c.flag("scale_attn_by_inverse_layer_idx", false)? {
         return Err(Error::config("scale_attn_by_inverse_layer_idx", "is true, which is not supported"));
     }
-    let norm =
-        NormConfig { kind: NormKind::Layer, eps: c.number("layer_norm_epsilon", 1e-5)? as f32, has_bias: true };
+    let norm = NormConfig { kind: NormKind::Layer, eps: c.number("layer_norm_epsilon", 1e-5)? as f32, has_bias: true };
     let layer = LayerSpec {
         norm,
         attention: AttentionConfig {
