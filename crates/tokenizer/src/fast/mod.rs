@@ -7,6 +7,7 @@
 pub(crate) mod bpe;
 mod file;
 pub(crate) mod scan;
+pub(crate) mod short;
 
 use crate::Special;
 use aho_corasick::{AhoCorasick, MatchKind};
@@ -65,9 +66,36 @@ struct AddedTokens {
 /// Ids of words seen before.
 #[derive(Debug, Default)]
 struct Cache {
-    words: FxHashMap<Box<[u8]>, (u32, u32)>,
-    ids: Vec<u32>,
+    short: FxHashMap<u128, Ids>,
+    long: FxHashMap<Box<[u8]>, Box<[u32]>>,
     symbols: Vec<u32>,
+}
+
+/// The ids of a short word: most have so few that they fit into the table itself.
+#[derive(Debug)]
+enum Ids {
+    Few(u8, [u32; 3]),
+    Many(Box<[u32]>),
+}
+
+impl Ids {
+    fn new(ids: &[u32]) -> Self {
+        let mut few = [0; 3];
+        match few.get_mut(..ids.len()) {
+            Some(slots) => {
+                slots.copy_from_slice(ids);
+                Self::Few(ids.len() as u8, few)
+            }
+            None => Self::Many(ids.into()),
+        }
+    }
+
+    fn as_slice(&self) -> &[u32] {
+        match self {
+            Self::Few(len, ids) => &ids[..usize::from(*len)],
+            Self::Many(ids) => ids,
+        }
+    }
 }
 
 impl AddedTokens {
@@ -145,11 +173,30 @@ impl FastEncoder {
     }
 
     fn word(&self, word: &[u8], cache: &mut Cache, ids: &mut Vec<u32>) {
-        if let Some(&(start, len)) = cache.words.get(word) {
-            return ids.extend_from_slice(&cache.ids[start as usize..(start + len) as usize]);
+        let packed = short::pack(word);
+        let kept = match packed {
+            Some(packed) => cache.short.get(&packed).map(Ids::as_slice),
+            None => cache.long.get(word).map(AsRef::as_ref),
+        };
+        if let Some(kept) = kept {
+            return ids.extend_from_slice(kept);
         }
+        self.merge(word, &mut cache.symbols);
+        ids.extend_from_slice(&cache.symbols);
+        if cache.short.len() + cache.long.len() >= MOST_KEPT {
+            cache.short.clear();
+            cache.long.clear();
+        }
+        match packed {
+            Some(packed) => drop(cache.short.insert(packed, Ids::new(&cache.symbols))),
+            None if word.len() <= LONGEST_KEPT => drop(cache.long.insert(word.into(), cache.symbols.as_slice().into())),
+            None => {}
+        }
+    }
+
+    /// The ids of a word not seen before.
+    fn merge(&self, word: &[u8], symbols: &mut Vec<u32>) {
         let Kind::ByteBpe { bytes, merges, whole_words, .. } = &self.kind else { return };
-        let symbols = &mut cache.symbols;
         symbols.clear();
         match whole_words.as_ref().and_then(|w| w.get(word)) {
             Some(&id) => symbols.push(id),
@@ -157,16 +204,6 @@ impl FastEncoder {
                 symbols.extend(word.iter().map(|b| bytes[usize::from(*b)]));
                 merges.apply(symbols);
             }
-        }
-        ids.extend_from_slice(symbols);
-        if word.len() <= LONGEST_KEPT {
-            if cache.words.len() >= MOST_KEPT {
-                cache.words.clear();
-                cache.ids.clear();
-            }
-            let start = cache.ids.len() as u32;
-            cache.ids.extend_from_slice(symbols);
-            cache.words.insert(word.into(), (start, symbols.len() as u32));
         }
     }
 }

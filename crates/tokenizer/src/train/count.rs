@@ -2,6 +2,7 @@
 
 use super::Progress;
 use crate::fast::scan::{self, Scanner};
+use crate::fast::short;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use rustc_hash::FxHashMap;
@@ -13,7 +14,49 @@ use tokenizers::{NormalizedString, Normalizer, OffsetReferential, OffsetType, Pr
 /// Words and how often each occurs, sorted by word so that nothing depends on a hash.
 pub(super) type Counts = Vec<(Box<[u8]>, u64)>;
 
-type Map = FxHashMap<Box<[u8]>, u64>;
+/// Counts in the making.
+#[derive(Default)]
+struct Map {
+    short: FxHashMap<u128, u64>,
+    long: FxHashMap<Box<[u8]>, u64>,
+}
+
+impl Map {
+    fn add(&mut self, word: &[u8], n: u64) {
+        if let Some(packed) = short::pack(word) {
+            *self.short.entry(packed).or_default() += n;
+        } else if let Some(count) = self.long.get_mut(word) {
+            *count += n;
+        } else {
+            self.long.insert(word.into(), n);
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.short.len() + self.long.len()
+    }
+
+    /// The counts of both; the larger one is kept and the other entered into it.
+    fn merge(mut self, mut other: Self) -> Self {
+        if self.len() < other.len() {
+            std::mem::swap(&mut self, &mut other);
+        }
+        for (word, n) in other.short {
+            *self.short.entry(word).or_default() += n;
+        }
+        for (word, n) in other.long {
+            *self.long.entry(word).or_default() += n;
+        }
+        self
+    }
+
+    fn sorted(self) -> Counts {
+        let mut counts: Counts = self.short.into_iter().map(|(word, n)| (short::unpack(word), n)).collect();
+        counts.extend(self.long);
+        counts.par_sort_unstable();
+        counts
+    }
+}
 
 /// Text is gathered to this size before the threads share it out.
 const BATCH: usize = 64 << 20;
@@ -29,7 +72,7 @@ pub(super) fn count(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Counts> {
     gather(texts, progress, |part, map| {
-        scanner.words(part, |word| add(map, word.as_bytes(), 1));
+        scanner.words(part, |word| map.add(word.as_bytes(), 1));
         Ok(())
     })
 }
@@ -53,7 +96,7 @@ pub(super) fn count_general(
                 pre_tokenizer.pre_tokenize(&mut words).map_err(fail)?;
             }
             for (word, _, _) in words.get_splits(OffsetReferential::Original, OffsetType::Byte) {
-                add(map, word.as_bytes(), 1);
+                map.add(word.as_bytes(), 1);
             }
         }
         Ok(())
@@ -68,19 +111,12 @@ pub(super) fn count_chars(
     let counts = gather(texts, progress, |part, map| {
         let mut chars: FxHashMap<char, u64> = FxHashMap::default();
         part.chars().for_each(|c| *chars.entry(c).or_default() += 1);
-        chars.into_iter().for_each(|(c, n)| add(map, c.encode_utf8(&mut [0; 4]).as_bytes(), n));
+        chars.into_iter().for_each(|(c, n)| map.add(c.encode_utf8(&mut [0; 4]).as_bytes(), n));
         Ok(())
     })?;
     // UTF-8 sorts as code points do.
     let char = |bytes: &[u8]| std::str::from_utf8(bytes).ok().and_then(|s| s.chars().next());
     Ok(counts.iter().filter_map(|(bytes, n)| char(bytes).map(|c| (c, *n))).collect())
-}
-
-fn add(map: &mut Map, word: &[u8], n: u64) {
-    match map.get_mut(word) {
-        Some(count) => *count += n,
-        None => drop(map.insert(word.into(), n)),
-    }
 }
 
 /// Runs `work` over all texts in parallel, cut into parts, and adds up the counts.
@@ -102,7 +138,7 @@ fn gather(
             batch.push(text);
         }
         if ended || waiting >= BATCH {
-            merge(&mut total, count_batch(&batch, &work)?);
+            total = total.merge(count_batch(&batch, &work)?);
             bytes += waiting as u64;
             progress(Progress::Reading { bytes });
             batch.clear();
@@ -112,12 +148,10 @@ fn gather(
             break;
         }
     }
-    if total.is_empty() {
+    if total.len() == 0 {
         return Err(Error::EmptyText);
     }
-    let mut counts: Counts = total.into_iter().collect();
-    counts.par_sort_unstable();
-    Ok(counts)
+    Ok(total.sorted())
 }
 
 fn count_batch(batch: &[String], work: &(impl Fn(&str, &mut Map) -> Result<()> + Sync)) -> Result<Map> {
@@ -127,23 +161,7 @@ fn count_batch(batch: &[String], work: &(impl Fn(&str, &mut Map) -> Result<()> +
         .par_iter()
         .with_min_len(parts.len().div_ceil(64))
         .try_fold(Map::default, |mut map, part| work(part, &mut map).map(|()| map))
-        .try_reduce(Map::default, |mut a, mut b| {
-            if a.len() < b.len() {
-                std::mem::swap(&mut a, &mut b);
-            }
-            merge(&mut a, b);
-            Ok(a)
-        })
-}
-
-fn merge(into: &mut Map, from: Map) {
-    if into.is_empty() {
-        *into = from;
-        return;
-    }
-    for (word, n) in from {
-        *into.entry(word).or_default() += n;
-    }
+        .try_reduce(Map::default, |a, b| Ok(a.merge(b)))
 }
 
 /// Reads a UTF-8 file in pieces that can be tokenized apart; see the scanner's rule for where to cut.
