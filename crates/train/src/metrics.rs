@@ -70,14 +70,13 @@ impl Metrics {
     /// Opens the file and keeps the rows up to a point: training rows up to `step`, evaluations up to `eval_step`.
     /// Later ones belong to work that is done again, and a line torn by a kill is dropped.
     pub fn open(path: &Path, step: u64, eval_step: u64) -> Result<Self> {
-        let kept: Vec<Row> = read_rows(path)?
-            .into_iter()
-            .filter(|row| match row {
-                Row::Step(row) => row.step <= step,
-                Row::Eval(row) => row.step <= eval_step,
-            })
-            .collect();
-        let text: String = kept.iter().map(line).collect();
+        // Kept lines stay as they are: reading and writing a number may change its last digit.
+        let is_kept = |row: &Row| match row {
+            Row::Step(row) => row.step <= step,
+            Row::Eval(row) => row.step <= eval_step,
+        };
+        let kept = read_lines(path)?.into_iter().filter(|(_, row)| is_kept(row));
+        let text: String = kept.map(|(line, _)| line + "\n").collect();
         loam_formats::atomic::write_file(path, text.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path).map_err(|e| loam_formats::Error::io("open", path, e))?;
         Ok(Self { path: path.into(), file })
@@ -103,13 +102,17 @@ fn line(row: &Row) -> String {
 
 /// All rows of a file, up to the first line that is not whole. A file that does not exist has none.
 pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
+    Ok(read_lines(path)?.into_iter().map(|(_, row)| row).collect())
+}
+
+fn read_lines(path: &Path) -> Result<Vec<(String, Row)>> {
     let text = match std::fs::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(loam_formats::Error::io("read", path, e).into()),
     };
     let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-    Ok(whole.map_while(|line| serde_json::from_str(line).ok()).collect())
+    Ok(whole.map_while(|line| Some((line.to_string(), serde_json::from_str(line).ok()?))).collect())
 }
 
 #[cfg(test)]
@@ -135,7 +138,7 @@ mod tests {
             step,
             tokens: 10 * step,
             eval_loss: 2.5,
-            eval_perplexity: 2.5f64.exp(),
+            eval_perplexity: 12.25,
             eval_bits_per_byte: None,
             eval_tokens: 5,
             ms: 1.0,

@@ -142,11 +142,20 @@ fn refuse_unknown_keys(table: &Table, path: &Path) -> Result<(), Error> {
         }
         let leaf = name.rsplit('.').next().unwrap_or(&name);
         let same_leaf = known.iter().find(|key| key.rsplit('.').next() == Some(leaf));
-        let close = same_leaf.cloned().or_else(|| nearest(&name, known.iter().map(String::as_str)));
+        // Swapped letters count as two mistakes, which leaves many keys equally near.
+        let swapped = known.iter().find(|key| letters(key) == letters(&name));
+        let close = same_leaf.or(swapped).cloned();
+        let close = close.or_else(|| nearest(&name, known.iter().map(String::as_str)));
         hint = hint.or(close.map(|key| format!("did you mean `{key}`?")));
         problems.push(format!("unknown key `{name}`"));
     }
     if problems.is_empty() { Ok(()) } else { Err(Error::Recipe { path: path.into(), problems, hint }) }
+}
+
+fn letters(name: &str) -> Vec<u8> {
+    let mut letters = name.as_bytes().to_vec();
+    letters.sort_unstable();
+    letters
 }
 
 /// Dotted names of all keys, sections before what they hold.

@@ -128,6 +128,7 @@ mod tests {
     use crate::objective::Pretrain;
     use crate::recipe::Recipe;
     use loam_data::CausalBatch;
+    use loam_data::loader::IGNORED;
     use loam_testkit::assert_close_relative;
 
     /// Eight rows of different lengths of counted tokens.
@@ -147,7 +148,7 @@ mod tests {
         for row in range {
             let tokens: Vec<u32> = (0..time as u32).map(|i| (row * 5 + i * 3) % 11).collect();
             let counts = |i: usize| i >= row as usize;
-            batch.targets.extend((0..time).map(|i| if counts(i) { (tokens[i] as i32 + 1) % 11 } else { -1 }));
+            batch.targets.extend((0..time).map(|i| if counts(i) { (tokens[i] as i32 + 1) % 11 } else { IGNORED }));
             batch.tokens.extend(tokens);
         }
         batch
@@ -190,7 +191,7 @@ mod tests {
         let model = LanguageModel::new(&config, 3).unwrap();
         let recipe = Recipe::parse("stage = \"pretrain\"", std::path::Path::new("test")).unwrap();
         let mut batch = rows(0..1);
-        batch.targets.fill(-1);
+        batch.targets.fill(IGNORED);
         let error = accumulate(&model, &mut Pretrain, &Settings::of(&recipe), 4, &[batch]).unwrap_err();
         assert_eq!(error.to_string(), "step 5: no token of the batch is trained on");
         assert!(error.hint().is_some());
