@@ -1,4 +1,5 @@
 //! Running the binary as a user does, away from the user's own store and terminal.
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 #![allow(dead_code, reason = "not every test file uses every helper")]
 
 use std::path::Path;

@@ -37,6 +37,14 @@ pub struct Stage {
     pub score: Option<Score>,
 }
 
+/// Where the road ends.
+struct Arrival {
+    stages: Vec<Stage>,
+    questions: Vec<Question>,
+    /// The tuned model's directory.
+    model: PathBuf,
+}
+
 /// A quickstart on its way.
 struct Road<'a> {
     args: &'a QuickstartArgs,
@@ -56,7 +64,7 @@ pub fn run(args: &QuickstartArgs, threads: Option<usize>) -> Result<Outcome, Fai
     let plan = if args.fast { FAST } else { FULL };
     let dir = RunDir::fresh_path(&args.dir, "quickstart", name);
     let mut road = Road { args, threads, plan, dir, signals: Signals::listen()?, step: 0 };
-    let Some((stages, questions, model)) = road.walk()? else {
+    let Some(Arrival { stages, questions, model }) = road.walk()? else {
         output::say("stopped; what was trained so far is kept");
         return Ok(Outcome::Negative);
     };
@@ -87,7 +95,7 @@ const SHORTEST_TEXT: usize = 16 << 10;
 
 impl Road<'_> {
     /// All stages. `None` where a signal ended the walk.
-    fn walk(&mut self) -> Result<Option<(Vec<Stage>, Vec<Question>, PathBuf)>, Failure> {
+    fn walk(&mut self) -> Result<Option<Arrival>, Failure> {
         let grown = self.grow()?;
         let text = self.args.text.as_deref();
         let tokenizer = self.tokenizer(text.unwrap_or(&grown.train))?;
@@ -119,7 +127,7 @@ impl Road<'_> {
             Stage { name: "pretrained", evaluation: pretrained.evaluation, score: before },
             Stage { name: "tuned", evaluation: tuned.evaluation, score: after },
         ];
-        Ok(Some((stages, grown.questions, model)))
+        Ok(Some(Arrival { stages, questions: grown.questions, model }))
     }
 
     fn heading(&mut self, text: &str) {

@@ -42,7 +42,7 @@ pub struct Plan {
 pub struct Run {
     /// Optimizer steps.
     pub steps: u64,
-    /// Sequences, or conversations, per step.
+    /// Rows of a full context per step; conversations are packed into rows, too.
     pub batch: usize,
     /// Highest learning rate.
     pub lr: f64,
@@ -61,8 +61,8 @@ pub const FULL: Plan = Plan {
     layers: 4,
     heads: 4,
     context: 256,
-    pretrain: Run { steps: 800, batch: 16, lr: 3e-3 },
-    sft: Run { steps: 700, batch: 32, lr: 1.5e-3 },
+    pretrain: Run { steps: 800, batch: 8, lr: 3e-3 },
+    sft: Run { steps: 500, batch: 8, lr: 2e-3 },
 };
 
 /// The road in a minute: enough to see every step, not enough to learn much.
@@ -78,8 +78,8 @@ pub const FAST: Plan = Plan {
     layers: 3,
     heads: 3,
     context: 256,
-    pretrain: Run { steps: 150, batch: 16, lr: 4e-3 },
-    sft: Run { steps: 150, batch: 32, lr: 2e-3 },
+    pretrain: Run { steps: 100, batch: 8, lr: 4e-3 },
+    sft: Run { steps: 100, batch: 8, lr: 4e-3 },
 };
 
 /// Of a user's text, the share at its end that is held out.
