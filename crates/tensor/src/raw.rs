@@ -83,8 +83,7 @@ impl Raw {
 
     /// Rows when seen as a matrix of its last axis.
     pub fn rows(&self) -> usize {
-        let width = self.shape.width();
-        if width == 0 { 0 } else { self.count() / width }
+        self.count().checked_div(self.shape.width()).unwrap_or(0)
     }
 
     /// Whether the elements lie one after the other in row-major order.
