@@ -75,7 +75,7 @@ pub struct ModelSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<String>,
     /// Number of layers, from which the rule below chooses every other size, the learning rate, the batch and the
-    /// number of tokens that are not set.
+    /// number of tokens that are not set. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth: Option<usize>,
     /// Tokens of training per parameter of the matrix products, where `depth` chooses the length of the run.

@@ -1,5 +1,7 @@
 //! The buffer pool belongs to the whole process, so this test has a process of its own.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 mod common;
 
 use common::{hooks, settings, source, tiny_model};

@@ -1,5 +1,7 @@
 //! Recipes: what is accepted, what is refused and how, and that the shipped ones and the reference page are right.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,7 @@
 //! Whole recipes: from text files to a model directory, interrupted and resumed, and on to conversations.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 mod common;
 
 use std::fs;

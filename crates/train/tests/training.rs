@@ -1,5 +1,7 @@
 //! The loop: it learns, it repeats itself to the bit, and it survives interruptions.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Twenty AdamW steps from the same weights on the same batches as PyTorch.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 mod common;
 
 use common::{Witness, hooks};

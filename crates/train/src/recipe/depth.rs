@@ -94,7 +94,7 @@ mod tests {
             let rule = depth_rule(depth);
             assert_eq!(rule.width % rule.heads, 0, "depth {depth}");
             assert_eq!(rule.width / rule.heads % 2, 0, "rotary positions need an even head");
-            assert!(rule.gated_width >= 8 * rule.width / 3 && rule.gated_width % 64 == 0);
+            assert!(rule.gated_width >= 8 * rule.width / 3 && rule.gated_width.is_multiple_of(64));
         }
         assert_eq!(depth_rule(6), DepthRule { depth: 6, width: 384, heads: 6, gated_width: 1024, context: 512 });
     }
