@@ -1,6 +1,6 @@
 //! From files to batches: sources, cleaning, token shards, packing, the resumable loader, the garden.
 //!
-//! The road of a text: [`source`] finds and reads files as streams, [`dedup`] drops repetitions, [`prepare`] tokenises
+//! The road of a text: [`source`] finds and reads files as streams, [`dedup`] drops repetitions, [`mod@prepare`] tokenises
 //! into the memory-mapped files of [`shard`], [`packing`] plans which documents share a row, and [`loader`] gives out
 //! batches as a pure function of seed and step. [`garden`] is the corpus that needs no file.
 

@@ -2,7 +2,7 @@
 //!
 //! Keys are walked in tiles of fixed borders. Forward keeps a running maximum and sum per query row (online softmax);
 //! backward recomputes the probabilities of a tile from the log-sum-exp that forward left behind. All products are the
-//! register-blocked tile products of [`tile`].
+//! register-blocked tile products of `tile`.
 //!
 //! **Rows do not depend on each other.** Tiles are counted from key 0, every sum of a row runs in ascending order, and
 //! a key that is hidden from a row is an exact no-op for it (probability 0, rescaling factor 1). So a query row has the

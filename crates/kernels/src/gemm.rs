@@ -5,7 +5,7 @@
 //! `+ beta * c`. Nothing else in the call has a part in it: a row is the same to the bit alone or among a thousand, on
 //! one thread or many. Batched and single decoding agree because of this. The library keeps the chain once its shortcuts
 //! for thin shapes and its split of k are off; products with few rows, which it then runs at a fraction of memory speed,
-//! go to [`crate::gemv`], which keeps the same chain. Where `a` is transposed a long k is cut at fixed places.
+//! go to `gemv`, which keeps the same chain. Where `a` is transposed a long k is cut at fixed places.
 
 use crate::gemv;
 use crate::isa::has_bf16_dot;

@@ -2,7 +2,7 @@
 //!
 //! **What it is for.** Each function takes slices, writes slices, and is as fast as the machine allows: matrix products,
 //! attention, norms, softmax, activations, rotary positions, cross-entropy, optimizer steps, random numbers. One binary
-//! holds every instruction set and chooses at run time ([`isa`]).
+//! holds every instruction set and chooses at run time ([`mod@isa`]).
 //!
 //! **What it is not.** There is no tensor here, no shape inference, no gradient tape, no file; those are floors above.
 //! Wrong lengths are bugs of the caller and panic with the operation's name.

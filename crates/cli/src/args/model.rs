@@ -35,7 +35,7 @@ pub struct LogitsArgs {
     /// Only the last position's logits
     #[arg(long)]
     pub last: bool,
-    /// Print one JSON value: {"shape":[time,vocab],"logits":[[...]]}
+    /// Print one JSON value: `{"shape":[time,vocab],"logits":[[...]]}`
     #[arg(long)]
     pub json: bool,
 }
