@@ -187,9 +187,12 @@ fn show_split(text: &str, pieces: &[Piece]) -> Result<(), Failure> {
         let end = piece.end.max(start);
         shown.push_str(text.get(at..start).unwrap_or_default());
         let part = text.get(start..end).unwrap_or_default();
+        if part.is_empty() {
+            continue;
+        }
         match colours {
             true => shown.push_str(&paint(Colour::Background(BACKGROUNDS[index % BACKGROUNDS.len()]), part)),
-            false => shown.push_str(&format!("{}{part}", if index > 0 { "|" } else { "" })),
+            false => shown.push_str(&format!("{}{part}", if shown.is_empty() { "" } else { "|" })),
         }
         at = end;
     }

@@ -58,7 +58,8 @@ pub fn sit(dir: &Path, questions: &[Question], form: Form, name: &str) -> Result
     let mut progress = Progress::new(name, questions.len() as u64);
     let mut done = 0;
     for some in questions.chunks(AT_ONCE) {
-        let replies = replies(&generator, some, form)?;
+        let prompts = some.iter().map(|question| prompt(&generator, question, form));
+        let replies = replies(&generator, &prompts.collect::<Result<Vec<_>, _>>()?)?;
         for (question, reply) in some.iter().zip(&replies) {
             score.add(question.category, question.is_right(reply));
         }
@@ -68,15 +69,18 @@ pub fn sit(dir: &Path, questions: &[Question], form: Form, name: &str) -> Result
     Ok(score)
 }
 
-/// The replies to some questions, in order.
-pub fn replies(generator: &Generator<'_>, questions: &[Question], form: Form) -> Result<Vec<String>, Failure> {
+/// The prompt of a question.
+fn prompt(generator: &Generator<'_>, question: &Question, form: Form) -> Result<Vec<u32>, Failure> {
+    Ok(match form {
+        Form::Text => generator.encode_prompt(&as_text(question))?,
+        Form::Chat => generator.encode_messages(&[Message::user(&question.prompt)])?,
+    })
+}
+
+/// The most likely replies to some prompts, in order, each of one line.
+pub fn replies(generator: &Generator<'_>, prompts: &[Vec<u32>]) -> Result<Vec<String>, Failure> {
     let sampling = Sampling { max_tokens: LONGEST_REPLY, stop: vec!["\n".into()], ..Sampling::greedy() };
-    let prompts = questions.iter().map(|question| match form {
-        Form::Text => generator.encode_prompt(&as_text(question)),
-        Form::Chat => generator.encode_messages(&[Message::user(&question.prompt)]),
-    });
-    let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
-    let completions = generator.write_batch(&prompts, &sampling)?;
+    let completions = generator.write_batch(prompts, &sampling)?;
     Ok(completions.into_iter().map(|completion| completion.text.trim().to_owned()).collect())
 }
 

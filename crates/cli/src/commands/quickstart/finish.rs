@@ -1,14 +1,14 @@
 //! The end of the road: a table, and someone to talk to.
 
 use super::Stage;
-use super::exam::{Form, replies};
+use super::exam::replies;
 use crate::commands::chat::Session;
 use crate::commands::data::texts;
 use crate::failure::Failure;
 use crate::output::{self, Colour, paint_talk};
 use crate::signals::Signals;
 use crate::table::Table;
-use loam_chat::Sampling;
+use loam_chat::{Message, Sampling};
 use loam_data::garden::{Category, Question};
 use loam_infer::OpenModel;
 use std::io::{self, IsTerminal};
@@ -16,6 +16,8 @@ use std::path::Path;
 
 /// Questions that are answered where nobody is there to ask.
 const DEMO_QUESTIONS: usize = 3;
+/// What a model of the user's text is asked instead.
+const SMALL_TALK: [&str; 3] = ["Hello!", "What is your name?", "What can you do?"];
 /// Length of a continuation of the user's text, in tokens.
 const DEMO_TOKENS: usize = 60;
 /// Characters of the user's text that a continuation starts from.
@@ -57,19 +59,24 @@ pub fn talk(model: &Path, questions: &[Question], text: Option<&Path>, signals: 
     if let Some(text) = text {
         continue_text(&model.join("../../pretrain/model"), text)?;
     }
+    let asked: Vec<&str> = match text {
+        None => questions.iter().take(DEMO_QUESTIONS).map(|question| question.prompt.as_str()).collect(),
+        // It has read nothing about the garden's people.
+        Some(_) => SMALL_TALK.to_vec(),
+    };
     if io::stdin().is_terminal() && output::stdout_is_terminal() {
         output::say(&paint_talk(Colour::Bold, "\nNow talk to it. /help shows what else you can type, /quit ends."));
-        if let Some(question) = questions.first() {
-            output::say(&paint_talk(Colour::Dim, &format!("For example: {}", question.prompt)));
-        }
+        output::say(&paint_talk(Colour::Dim, &format!("For example: {}", asked[0])));
         signals.talk();
         let interrupt = signals.stop_flag();
         return Session::new(open.generator(), Sampling::greedy(), None, &interrupt).converse();
     }
-    let some = &questions[..DEMO_QUESTIONS.min(questions.len())];
-    for (question, reply) in some.iter().zip(replies(&open.generator(), some, Form::Chat)?) {
+    let generator = open.generator();
+    let prompts = asked.iter().map(|text| generator.encode_messages(&[Message::user(*text)]));
+    let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
+    for (question, reply) in asked.iter().zip(replies(&generator, &prompts)?) {
         let reply = if reply.is_empty() { "(nothing)".to_owned() } else { reply };
-        output::line(&format!("Q: {}\nA: {reply}", question.prompt))?;
+        output::line(&format!("Q: {question}\nA: {reply}"))?;
     }
     output::say(&format!("\nTalk to it: loam chat {}", model.display()));
     Ok(())

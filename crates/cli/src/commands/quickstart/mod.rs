@@ -1,8 +1,9 @@
 //! `loam quickstart`: garden, tokenizer, pretraining, questions, instruction tuning, questions again, a chat.
 //!
 //! With `--text` tokenizer and pretraining are on the user's text, and what the model learned shows as continuations of
-//! it. The conversations are the garden's all the same: they teach the manner of answering, which is what makes a chat
-//! possible at all; of the user's text no questions are known, so nothing is scored.
+//! it. The conversations are the garden's all the same (so its texts take part in the vocabulary): they teach the manner
+//! of answering, which is what makes a chat possible at all. Of the user's text no questions are known, so nothing is
+//! scored.
 
 mod exam;
 mod finish;
@@ -98,15 +99,17 @@ impl Road<'_> {
     fn walk(&mut self) -> Result<Option<Arrival>, Failure> {
         let grown = self.grow()?;
         let text = self.args.text.as_deref();
-        let tokenizer = self.tokenizer(text.unwrap_or(&grown.train))?;
+        // The conversations are the garden's in any case, so its words are part of the vocabulary, too.
+        let tokenizer = self.tokenizer(&text.into_iter().chain([grown.train.as_path()]).collect::<Vec<_>>())?;
+        let chats = grow::chats(self.args.seed, &self.plan, &self.dir.join("garden"), &Tokenizer::open(&tokenizer)?)?;
         let (base_run, chat_run) = (self.dir.join("pretrain"), self.dir.join("sft"));
         let (base, model) = (base_run.join("model"), chat_run.join("model"));
         let places = Places {
             text: text.unwrap_or(&grown.train),
             valid: text.is_none().then_some(grown.valid.as_path()),
             tokenizer: &tokenizer,
-            chats: &grown.chats,
-            valid_chats: &grown.valid_chats,
+            chats: &chats.train,
+            valid_chats: &chats.valid,
             base: &base,
         };
         self.heading("Pretraining: a fresh model reads the text and learns to guess the next token");
@@ -144,13 +147,14 @@ impl Road<'_> {
         Ok(grown)
     }
 
-    /// Learns a vocabulary from the text and saves it.
-    fn tokenizer(&mut self, text: &Path) -> Result<PathBuf, Failure> {
+    /// Learns a vocabulary from the texts and saves it.
+    fn tokenizer(&mut self, files: &[&Path]) -> Result<PathBuf, Failure> {
         self.heading("The tokenizer: frequent pieces of the text become tokens");
         let dir = self.dir.join("tokenizer");
         let config = TrainConfig { vocab_size: self.plan.vocab_size, ..TrainConfig::new(TrainKind::ByteBpe) };
         let mut progress = Progress::new("tokens", self.plan.vocab_size as u64);
-        let texts = texts(&[text.to_string_lossy().into_owned()], "text")?;
+        let files: Vec<String> = files.iter().map(|file| file.to_string_lossy().into_owned()).collect();
+        let texts = texts(&files, "text")?;
         let mut first = None;
         // The first piece is shown afterwards.
         let texts = texts.inspect(|text| first = first.take().or_else(|| Some(first_words(text.as_ref().ok()?, 12))));

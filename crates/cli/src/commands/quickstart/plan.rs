@@ -78,8 +78,8 @@ pub const FAST: Plan = Plan {
     layers: 3,
     heads: 3,
     context: 256,
-    pretrain: Run { steps: 100, batch: 8, lr: 4e-3 },
-    sft: Run { steps: 100, batch: 8, lr: 4e-3 },
+    pretrain: Run { steps: 160, batch: 8, lr: 4e-3 },
+    sft: Run { steps: 200, batch: 8, lr: 4e-3 },
 };
 
 /// Of a user's text, the share at its end that is held out.
