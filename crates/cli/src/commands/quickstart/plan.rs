@@ -62,7 +62,7 @@ pub const FULL: Plan = Plan {
     heads: 4,
     context: 256,
     pretrain: Run { steps: 800, batch: 8, lr: 3e-3 },
-    sft: Run { steps: 500, batch: 8, lr: 2e-3 },
+    sft: Run { steps: 1000, batch: 8, lr: 2e-3 },
 };
 
 /// The road in a minute: enough to see every step, not enough to learn much.
