@@ -34,11 +34,11 @@ pub const FACT_PERCENT: u64 = 45;
 pub const ASKED_FACT_PERCENT: u64 = 10;
 
 /// Of a hundred chat turns: questions about facts, arithmetic, word tasks; the rest is small talk.
-pub const CHAT_FACT_PERCENT: u64 = 60;
+pub const CHAT_FACT_PERCENT: u64 = 42;
 /// Of a hundred chat turns, how many are arithmetic.
-pub const CHAT_ARITHMETIC_PERCENT: u64 = 17;
+pub const CHAT_ARITHMETIC_PERCENT: u64 = 27;
 /// Of a hundred chat turns, how many are word tasks.
-pub const CHAT_TASK_PERCENT: u64 = 15;
+pub const CHAT_TASK_PERCENT: u64 = 24;
 /// Of a hundred conversations, how many start with a system message.
 pub const SYSTEM_PERCENT: u64 = 20;
 /// The most user turns in one conversation.

@@ -61,8 +61,8 @@ pub const FULL: Plan = Plan {
     layers: 4,
     heads: 4,
     context: 256,
-    pretrain: Run { steps: 600, batch: 8, lr: 3e-3 },
-    sft: Run { steps: 900, batch: 8, lr: 2e-3 },
+    pretrain: Run { steps: 650, batch: 8, lr: 3e-3 },
+    sft: Run { steps: 1000, batch: 8, lr: 2e-3 },
 };
 
 /// The road in a minute: enough to see every step, not enough to learn much.
