@@ -20,7 +20,7 @@ pub fn model_dir(name: &str, environment: &Environment) -> Result<PathBuf, Failu
     } else if path.is_file() {
         "a model is a directory with config.json and model.safetensors; this is a file".to_owned()
     } else {
-        format!("looked at {}", list(&places))
+        format!("give the directory of a model or of a run; looked at {}", list(&places))
     };
     Err(Failure::with_hint(format!("there is no model `{name}`"), hint))
 }

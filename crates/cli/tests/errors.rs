@@ -117,6 +117,24 @@ fn recipes_with_mistakes_are_refused_by_key() {
 }
 
 #[test]
+fn text_that_cannot_be_trained_on_is_refused_and_leaves_no_run_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("binary.txt"), b"text\0and a NUL").unwrap();
+    fs::write(dir.path().join("latin.txt"), b"caf\xe9 au lait").unwrap();
+    fs::write(dir.path().join("empty.txt"), b"").unwrap();
+    let recipe = "stage = \"pretrain\"\n[model]\nfamily = \"llama\"\n[data]\ntrain = [\"NAME\"]\n[train]\nsteps = 2\n";
+    for name in ["binary.txt", "latin.txt", "empty.txt", "absent.txt"] {
+        fs::write(dir.path().join("r.toml"), recipe.replace("NAME", name)).unwrap();
+        let ran = loam(dir.path(), &["train", "r.toml", "--dir", "run"]);
+        let hinted = ran.stderr.lines().any(|line| line.starts_with("hint: "));
+        assert!(ran.code == 2 && ran.stderr.contains(name) && hinted, "{name}: {}", ran.stderr);
+        assert!(!dir.path().join("run").exists(), "{name} left a run directory");
+    }
+    let ran = loam(dir.path(), &["train", "absent.toml"]);
+    assert!(ran.code == 2 && ran.stderr.contains("absent.toml") && ran.stderr.contains("hint: "), "{}", ran.stderr);
+}
+
+#[test]
 fn resuming_needs_to_know_which_run() {
     let dir = tempfile::tempdir().unwrap();
     let ran = loam(dir.path(), &["train", "r.toml", "--resume"]);

@@ -1,5 +1,6 @@
 //! What can go wrong with data, said once and clearly.
 
+use loam_formats::nearest;
 use std::path::{Path, PathBuf};
 
 /// Shorthand for this crate's results.
@@ -171,7 +172,10 @@ impl Error {
         names: impl Iterator<Item = &'a str>,
     ) -> Self {
         let names: Vec<&str> = names.collect();
-        let nearest = nearest(column, &names);
+        let nearest = match names[..] {
+            [only] => Some(only.to_string()),
+            _ => nearest(column, names.iter().copied()),
+        };
         Self::NoColumn {
             path: path.to_path_buf(),
             place: place.to_string(),
@@ -180,27 +184,4 @@ impl Error {
             nearest,
         }
     }
-}
-
-/// The name most similar to `wanted`; any of them if there is only one.
-fn nearest(wanted: &str, names: &[&str]) -> Option<String> {
-    let lower = wanted.to_lowercase();
-    let best = names.iter().min_by_key(|name| edit_distance(&lower, &name.to_lowercase()))?;
-    let close = edit_distance(&lower, &best.to_lowercase()) <= wanted.chars().count().max(3) / 2;
-    (close || names.len() == 1).then(|| best.to_string())
-}
-
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

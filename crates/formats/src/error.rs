@@ -102,6 +102,7 @@ impl Error {
                 path.parent().unwrap_or(path).display()
             )),
             Self::Missing { hint, .. } if !hint.is_empty() => Some(hint.clone()),
+            Self::Missing { path, .. } => Some(missing_hint(path)),
             Self::SafeTensors { .. } => Some("the file is damaged or incomplete: copy or download it again".into()),
             Self::NoSuchTensor { nearest: Some(name), .. } => Some(format!("the nearest name there is '{name}'")),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
@@ -125,10 +126,30 @@ impl Error {
     }
 }
 
-/// The candidate most similar to `name`, if any is similar at all (edit distance at most a third of its length).
+/// What is there instead of `path`: the nearest name beside it, or the first directory above it that does not exist.
+fn missing_hint(path: &Path) -> String {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(entries) = std::fs::read_dir(parent) else {
+        return format!("there is no directory {} either", parent.display());
+    };
+    let names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let wanted = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    match nearest(&wanted, names.iter().map(String::as_str)) {
+        Some(name) => format!("did you mean {}?", parent.join(name).display()),
+        None => "check the spelling; a relative path starts at the current directory".into(),
+    }
+}
+
+/// The candidate most similar to `name`, if any is similar at all: at most a third of it, or two letters, would have to
+/// change. Upper and lower case are the same.
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
-    let limit = name.chars().count() / 3;
-    candidates.map(|c| (edit_distance(name, c), c)).filter(|(d, _)| *d <= limit).min().map(|(_, c)| c.to_owned())
+    let limit = (name.chars().count() / 3).max(2);
+    let name = name.to_lowercase();
+    candidates
+        .map(|c| (edit_distance(&name, &c.to_lowercase()), c))
+        .filter(|(d, _)| *d <= limit)
+        .min()
+        .map(|(_, c)| c.to_owned())
 }
 
 fn edit_distance(a: &str, b: &str) -> usize {

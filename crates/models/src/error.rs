@@ -78,7 +78,7 @@ impl Error {
                 nearest.as_ref().map(|name| format!("the nearest name is `{name}`"))
             }
             Self::WeightShape { .. } => Some("config.json and the weights belong to different models".into()),
-            Self::Input(_) => None,
+            Self::Input(_) => Some("`loam model show` prints the vocabulary and the context of a model".into()),
         }
     }
 

@@ -130,7 +130,15 @@ fn numbers<T, const N: usize>(bytes: &[u8], decode: fn([u8; N]) -> T) -> Vec<T> 
 
 /// Where all golden files lie.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens")
+    workspace_root().join("crates/testkit/goldens")
+}
+
+/// The workspace's root directory: above the package that cargo runs this test in. What the compiler saw may have been
+/// another checkout that shares the target directory.
+pub fn workspace_root() -> PathBuf {
+    let here = std::env::current_dir().expect("tests run in their package's directory");
+    let root = here.ancestors().find(|path| path.join("Cargo.lock").is_file());
+    root.unwrap_or_else(|| panic!("no Cargo.lock in or above {}", here.display())).to_owned()
 }
 
 /// The Hugging Face directory of a case; panics where there is no such case.

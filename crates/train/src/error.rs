@@ -88,7 +88,9 @@ impl Error {
     /// A way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Recipe { hint, .. } => hint.clone(),
+            Self::Recipe { hint, .. } => Some(hint.clone().unwrap_or_else(|| {
+                "`loam config default STAGE` prints every key with its default and what it means".into()
+            })),
             Self::Files(error) => error.hint(),
             Self::Model(error) => error.hint(),
             Self::Tokenizer(error) => error.hint(),

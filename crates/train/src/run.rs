@@ -71,11 +71,15 @@ pub fn with_threads<R: Send>(threads: Option<usize>, work: impl FnOnce(usize) ->
 fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome> {
     let name = recipe.train.name.clone().unwrap_or(options.name);
     let dir = options.dir.unwrap_or_else(|| RunDir::fresh_path(&options.runs, recipe.stage.name(), &name));
+    let is_new = !dir.exists();
     let dir = RunDir::open(dir, options.resume)?;
     let mut log = Log::open(&dir, options.observer)?;
-    let start = Start::of(recipe, &options.cache_dir, &mut log)?;
+    let begun = begin(recipe, &options.cache_dir, &mut log);
+    if begun.is_err() && is_new {
+        dir.discard();
+    }
+    let (start, data) = begun?;
     let spec = start.model.spec();
-    let data = Prepared::open(recipe, &start, &options.cache_dir, &mut log)?;
     let facts = Facts { spec, config: start.model.config(), sequences: data.sequences() };
     let resolved =
         Recipe { train: crate::recipe::TrainSection { name: Some(name), ..recipe.train.clone() }, ..recipe.clone() }
@@ -102,6 +106,13 @@ fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome>
     write_reports(&dir, &facts)?;
     log.on_message(&format!("report: {}", dir.join("report.md").display()));
     Ok(Outcome { dir: dir.path().into(), model, summary, resolved })
+}
+
+/// Everything that can be wrong with the recipe's files shows here, before the first step.
+fn begin(recipe: &Recipe, cache_dir: &Path, log: &mut Log<'_>) -> Result<(Start, Prepared)> {
+    let start = Start::of(recipe, cache_dir, log)?;
+    let data = Prepared::open(recipe, &start, cache_dir, log)?;
+    Ok((start, data))
 }
 
 /// Picks the stage's objective and data.

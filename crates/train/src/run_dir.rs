@@ -52,6 +52,16 @@ impl RunDir {
         Ok(run)
     }
 
+    /// Removes a directory in which nothing was done yet but a log of why not. Whatever else lies there stays.
+    pub(crate) fn discard(&self) {
+        let _ = fs::remove_file(self.log_path());
+        let _ = fs::remove_dir(&self.path);
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.path.join("log.txt")
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -150,7 +160,7 @@ pub struct Log<'a> {
 impl<'a> Log<'a> {
     /// Appends to the log of a run.
     pub fn open(dir: &RunDir, inner: &'a mut dyn Observer) -> Result<Self> {
-        let path = dir.join("log.txt");
+        let path = dir.log_path();
         let file = OpenOptions::new().create(true).append(true).open(&path);
         Ok(Self { inner, file: file.map_err(|e| loam_formats::Error::io("open", &path, e))? })
     }

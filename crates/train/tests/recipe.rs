@@ -20,7 +20,7 @@ steps = 10
 "#;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    loam_testkit::workspace_root()
 }
 
 fn parse(text: &str) -> Result<Recipe, loam_train::Error> {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// The workspace's root directory.
 pub fn workspace_root() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.ancestors().nth(2).expect("xtask lies two levels below the root").to_owned()
+    // At run time first: a target directory may have been built for another checkout.
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&manifest).ancestors().nth(2).expect("xtask lies two levels below the root").to_owned()
 }

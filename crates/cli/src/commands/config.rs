@@ -9,7 +9,7 @@ use loam_train::{Recipe, Stage};
 pub fn run(verb: ConfigVerb) -> Result<Outcome, Failure> {
     match verb {
         ConfigVerb::Default { stage } => {
-            output::print(&Recipe::default_of(stage_by_name(&stage)?).to_toml())?;
+            output::print(&loam_train::recipe::annotated(stage_by_name(&stage)?))?;
             Ok(Outcome::Done)
         }
         ConfigVerb::Check { file, set } => {

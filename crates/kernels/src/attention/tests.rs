@@ -389,7 +389,7 @@ fn golden(file: &[u8], name: &str) -> Vec<f32> {
 
 #[test]
 fn torch_gets_the_same_numbers() {
-    let file: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens/ops.safetensors"));
+    let file: &[u8] = include_bytes!("../../../testkit/goldens/ops.safetensors");
     let gqa = AttentionDims { batch: 2, q_len: 7, kv_len: 7, heads: 4, kv_heads: 2, head_dim: 5, ..BASE };
     let both = AttentionDims { q_len: 4, kv_len: 9, heads: 2, kv_heads: 2, causal: false, ..BASE };
     for (name, dims) in [("attention-causal-gqa", gqa), ("attention-bidirectional", both)] {

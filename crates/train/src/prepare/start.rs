@@ -109,12 +109,19 @@ fn trained(recipe: &Recipe, cache_dir: &Path, observer: &mut dyn Observer) -> Re
     observer.on_message("training the tokenizer");
     let limit = section.max_bytes.unwrap_or(DEFAULT_TOKENIZER_BYTES);
     let mut taken = 0;
-    let texts = texts(&files, recipe)?.take_while(|text| {
+    let mut unreadable = None;
+    // A text that cannot be read ends them, and its own error is reported: it knows the file and a way out.
+    let readable = texts(&files, recipe)?.map_while(|text| text.map_err(|error| unreadable = Some(error)).ok());
+    let wanted = readable.take_while(|text| {
         let is_wanted = taken < limit;
-        taken += text.as_ref().map_or(0, |text| text.len() as u64);
+        taken += text.len() as u64;
         is_wanted
     });
-    let tokenizer = loam_tokenizer::train(texts, &config, &mut |_: Progress| {})?;
+    let trained = loam_tokenizer::train(wanted.map(Ok::<_, Error>), &config, &mut |_: Progress| {});
+    if let Some(error) = unreadable {
+        return Err(error);
+    }
+    let tokenizer = trained?;
     loam_formats::atomic::replace_dir(&dir, |dir| -> Result<()> {
         Ok(save_directory(dir, &tokenizer, Default::default())?)
     })?;

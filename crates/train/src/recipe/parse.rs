@@ -52,7 +52,7 @@ impl Recipe {
         Table::try_from(self).expect("a recipe is made of tables, texts and numbers")
     }
 
-    /// The default recipe of a stage: what `loam config default` prints.
+    /// The default recipe of a stage; `loam config default` prints it with comments.
     pub fn default_of(stage: Stage) -> Self {
         let text = match stage {
             Stage::Pretrain => {
