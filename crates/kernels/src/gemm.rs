@@ -1,16 +1,18 @@
-//! Matrix products. The one file that knows the GEMM library.
+//! Matrix products. The one file that knows the GEMM library, which multiplies where the CPU has bf16 dot instructions.
 //!
-//! Contract, where `a` is row-major: every element of a result is one chain over ascending k,
-//! `acc = fma(a[i][k], b[k][j], acc)` from zero (two roundings instead of one on the scalar instruction set), then
-//! `+ beta * c`. Nothing else in the call has a part in it: a row is the same to the bit alone or among a thousand, on
-//! one thread or many. Batched and single decoding agree because of this. The library keeps the chain once its shortcuts
-//! for thin shapes and its split of k are off; products with few rows, which it then runs at a fraction of memory speed,
-//! go to `gemv`, which keeps the same chain. Where `a` is transposed a long k is cut at fixed places.
+//! Contract in f32: every element of a result is one chain over ascending k, `sum = fma(a[i][k], b[k][j], sum)`, from
+//! zero, from what is there, or from a bias (two roundings instead of one on the scalar instruction set). Nothing else in
+//! the call has a part in it: a row is the same to the bit alone or among a thousand, on one thread or many. Batched and
+//! single decoding agree because of this. Products with few rows are bound by memory and go to `gemv`, the others to
+//! `blocked`; both keep the chain. The library keeps it, too, once its shortcuts for thin shapes and its split of k are
+//! off.
+
+pub(crate) mod blocked;
 
 use crate::gemv;
 use crate::isa::has_bf16_dot;
 use crate::scratch::with_scratch;
-use gemmkit::{GemmScalar, Parallelism, tuning};
+use gemmkit::{Parallelism, tuning};
 use half::bf16;
 use std::sync::Once;
 
@@ -126,49 +128,66 @@ fn check_extent(len: usize, rows: usize, cols: usize, row_stride: usize, col_str
     }
 }
 
-/// `c = a b + beta c`. With `beta` zero, `c` is not read.
-pub fn gemm_f32(c: MatMut<'_, f32>, a: Mat<'_, f32>, b: Mat<'_, f32>, beta: f32) {
-    check_shapes("gemm_f32", &c, &a, &b);
+/// What the sums of a product start from.
+#[derive(Clone, Copy, Debug)]
+pub enum Start<'a> {
+    /// Zero; `c` is not read.
+    Zero,
+    /// What `c` holds.
+    Sum,
+    /// One value per column.
+    Bias(&'a [f32]),
+}
+
+/// `c = start + a b`.
+pub fn gemm_f32(c: MatMut<'_, f32>, a: Mat<'_, f32>, b: Mat<'_, f32>, start: Start<'_>) {
+    check_shapes("gemm_f32", &c, &a, &b, start);
+    if a.cols == 0 {
+        return begin(c, start);
+    }
     if gemv::suits(&c, &a, &b) {
-        return gemv::gemv(c, a, b, beta);
+        return gemv::gemv(c, a, b, start);
     }
-    if a.col_stride > 1 && a.row_stride == 1 && a.cols > SUM_DEPTH {
-        return sum_of_products(c, a, b, beta);
-    }
-    library_gemm(c, a, b, beta);
+    blocked::product(c, a, b, start);
 }
 
-/// Rows that a sum over rows takes in one go: both operands' panels then stay in the second-level cache.
-const SUM_DEPTH: usize = 256;
-
-/// A product over a long k whose `a` is transposed: the gradient of a weight, a sum over all tokens. The rows of such a
-/// result are no tokens, so they need not be one chain, and the whole of k at once runs at a fifth of the speed.
-fn sum_of_products(mut c: MatMut<'_, f32>, a: Mat<'_, f32>, b: Mat<'_, f32>, beta: f32) {
-    for start in (0..a.cols).step_by(SUM_DEPTH) {
-        let depth = SUM_DEPTH.min(a.cols - start);
-        let beta = if start == 0 { beta } else { 1.0 };
-        let (part_a, part_b) = (a.part(0, a.rows, start, depth), b.part(start, depth, 0, b.cols));
-        library_gemm(c.reborrow(), part_a, part_b, beta);
-    }
-}
-
-/// `c = a b + beta c` with bf16 operands: products and sums in f32.
+/// `c = start + a b` with bf16 operands: products and sums in f32.
 ///
 /// Where the CPU has a bf16 dot instruction, the product of a call is rounded to bf16 once, at its end (the library
 /// returns its operands' type); elsewhere the operands are widened, which is exact, and the result is that of
 /// [`gemm_f32`].
-pub fn gemm_bf16(c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, beta: f32) {
-    check_shapes("gemm_bf16", &c, &a, &b);
+pub fn gemm_bf16(c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, start: Start<'_>) {
+    check_shapes("gemm_bf16", &c, &a, &b, start);
+    if a.cols == 0 {
+        return begin(c, start);
+    }
     if has_bf16_dot() {
-        return dot_gemm_bf16(c, a, b, beta);
+        return dot_gemm_bf16(c, a, b, start);
     }
     if gemv::suits(&c, &a, &b) {
-        return with_scratch(a.rows * a.cols, |wide| gemv::gemv(c, widened(a, wide), b, beta));
+        return with_scratch(a.rows * a.cols, |wide| gemv::gemv(c, widened(a, wide), b, start));
     }
-    widening_gemm_bf16(c, a, b, beta);
+    blocked::product(c, a, b, start);
 }
 
-fn check_shapes<T>(op: &str, c: &MatMut<'_, f32>, a: &Mat<'_, T>, b: &Mat<'_, T>) {
+/// Writes what the sums start from.
+fn begin(c: MatMut<'_, f32>, start: Start<'_>) {
+    for i in 0..c.rows {
+        for j in 0..c.cols {
+            let place = &mut c.data[i * c.row_stride + j * c.col_stride];
+            match start {
+                Start::Zero => *place = 0.0,
+                Start::Sum => {}
+                Start::Bias(bias) => *place = bias[j],
+            }
+        }
+    }
+}
+
+fn check_shapes<T>(op: &str, c: &MatMut<'_, f32>, a: &Mat<'_, T>, b: &Mat<'_, T>, start: Start<'_>) {
+    if let Start::Bias(bias) = start {
+        assert_eq!(bias.len(), c.cols, "{op}: the bias has one value per column");
+    }
     assert!(
         a.rows == c.rows && b.cols == c.cols && a.cols == b.rows,
         "{op}: [{}, {}] = [{}, {}] * [{}, {}] does not fit",
@@ -181,15 +200,15 @@ fn check_shapes<T>(op: &str, c: &MatMut<'_, f32>, a: &Mat<'_, T>, b: &Mat<'_, T>
     );
 }
 
-/// Hands the product to the library, on the rayon pool in force.
-fn library_gemm<T: GemmScalar>(c: MatMut<'_, T>, a: Mat<'_, T>, b: Mat<'_, T>, beta: T) {
+/// Hands a product to the library, on the rayon pool in force.
+fn library_gemm(c: MatMut<'_, bf16>, a: Mat<'_, bf16>, b: Mat<'_, bf16>) {
     keep_one_chain_per_element();
     let threads = match rayon::current_num_threads() {
         1 => Parallelism::Serial,
         n => Parallelism::Rayon(n),
     };
     let c = gemmkit::MatMut::new(c.data, c.rows, c.cols, c.row_stride as isize, c.col_stride as isize);
-    gemmkit::gemm(T::ONE, a.view(), b.view(), beta, c, threads);
+    gemmkit::gemm(bf16::ONE, a.view(), b.view(), bf16::ZERO, c, threads);
 }
 
 /// Turns off what would make an element's arithmetic depend on the shape of the call: the library's routes for thin
@@ -210,54 +229,22 @@ fn keep_one_chain_per_element() {
     });
 }
 
-/// Elements of an operand that are widened at a time: 16 MiB of f32.
+/// Elements of a bf16 result that are widened at a time: 8 MiB.
 const WIDEN: usize = 4 << 20;
 
-/// Widens the operands block by block into scratch; the whole of k at a time, so that each element stays one chain.
-fn widening_gemm_bf16(mut c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, beta: f32) {
-    let (m, k, n) = (a.rows, a.cols, b.cols);
-    let block = (WIDEN / k.max(1)).max(64);
-    let (block_m, block_n) = (block.min(m).max(1), block.min(n).max(1));
-    with_scratch((block_m + block_n) * k, |scratch: &mut [f32]| {
-        let (wide_a, wide_b) = scratch.split_at_mut(block_m * k);
-        for i in (0..m).step_by(block_m) {
-            let rows = block_m.min(m - i);
-            let part_a = widened(a.part(i, rows, 0, k), wide_a);
-            for j in (0..n).step_by(block_n) {
-                let cols = block_n.min(n - j);
-                let part_b = widened(b.part(0, k, j, cols), wide_b);
-                gemm_f32(c.part(i, rows, j, cols), part_a, part_b, beta);
-            }
-        }
-    });
-}
-
-/// Copies a matrix into `scratch` as f32, without gaps, in the order its elements lie in memory.
+/// Copies the few rows of a thin product's operand into `scratch` as f32, without gaps.
 fn widened<'a>(mat: Mat<'_, bf16>, scratch: &'a mut [f32]) -> Mat<'a, f32> {
-    if mat.row_stride < mat.col_stride {
-        return widened(mat.t(), scratch).t();
+    for (i, row) in scratch.chunks_exact_mut(mat.cols).enumerate() {
+        crate::convert::bf16_to_f32(row, &mat.data[i * mat.row_stride..][..mat.cols]);
     }
-    let (rows, cols) = (mat.rows, mat.cols);
-    let scratch = &mut scratch[..rows * cols];
-    if mat.col_stride == 1 && (mat.row_stride == cols || rows == 1) {
-        crate::convert::bf16_to_f32(scratch, &mat.data[..rows * cols]);
-    } else {
-        crate::parallel::for_chunks(scratch, cols.max(1) * 16, |offset, piece| {
-            for (i, out) in piece.chunks_mut(cols).enumerate() {
-                let row = &mat.data[(offset / cols + i) * mat.row_stride..];
-                for (j, x) in out.iter_mut().enumerate() {
-                    *x = row[j * mat.col_stride].to_f32();
-                }
-            }
-        });
-    }
-    Mat::rows(scratch, rows, cols)
+    Mat::rows(scratch, mat.rows, mat.cols)
 }
 
 /// The library's own bf16 product, rounded to bf16, then widened into `c`.
-fn dot_gemm_bf16(mut c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, beta: f32) {
+fn dot_gemm_bf16(mut c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, start: Start<'_>) {
     if c.row_stride < c.col_stride {
-        return dot_gemm_bf16(c.t(), b.t(), a.t(), beta);
+        assert!(!matches!(start, Start::Bias(_)), "a bias needs a row-major result");
+        return dot_gemm_bf16(c.t(), b.t(), a.t(), start);
     }
     let (m, n) = (c.rows, c.cols);
     let rows_per_block = (WIDEN / n.max(1)).clamp(64, m.max(64));
@@ -265,14 +252,14 @@ fn dot_gemm_bf16(mut c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, bet
         for i in (0..m).step_by(rows_per_block) {
             let rows = rows_per_block.min(m - i);
             let narrow = &mut narrow[..rows * n];
-            library_gemm(MatMut::rows(narrow, rows, n), a.part(i, rows, 0, a.cols), b, bf16::ZERO);
-            widen_into(c.part(i, rows, 0, n), narrow, beta);
+            library_gemm(MatMut::rows(narrow, rows, n), a.part(i, rows, 0, a.cols), b);
+            widen_into(c.part(i, rows, 0, n), narrow, start);
         }
     });
 }
 
-/// `c = product + beta c`
-fn widen_into(c: MatMut<'_, f32>, product: &[bf16], beta: f32) {
+/// `c = start + product`
+fn widen_into(c: MatMut<'_, f32>, product: &[bf16], start: Start<'_>) {
     let (rows, n, row_stride, col_stride) = (c.rows, c.cols, c.row_stride, c.col_stride);
     if rows == 0 || n == 0 {
         return;
@@ -282,8 +269,11 @@ fn widen_into(c: MatMut<'_, f32>, product: &[bf16], beta: f32) {
         let first = offset / row_stride.max(1);
         for (i, row) in piece.chunks_mut(row_stride.max(1)).enumerate() {
             let source = &product[(first + i) * n..][..n];
-            for (x, p) in row.iter_mut().step_by(col_stride).zip(source) {
-                *x = if beta == 0.0 { p.to_f32() } else { p.to_f32() + beta * *x };
+            let places = row.iter_mut().step_by(col_stride).zip(source);
+            match start {
+                Start::Zero => places.for_each(|(x, p)| *x = p.to_f32()),
+                Start::Sum => places.for_each(|(x, p)| *x += p.to_f32()),
+                Start::Bias(bias) => places.zip(bias).for_each(|((x, p), bias)| *x = bias + p.to_f32()),
             }
         }
     });

@@ -1,6 +1,7 @@
 //! Matrix products against f64, and their contract: one chain per element, whatever surrounds it.
 
-use crate::gemm::{Mat, MatMut, gemm_bf16, gemm_f32};
+use crate::gemm::blocked::product_on;
+use crate::gemm::{Mat, MatMut, Start, gemm_bf16, gemm_f32};
 use crate::gemv::gemv_on;
 use crate::isa::{has_bf16_dot, testable};
 use crate::parallel::with_threads;
@@ -21,14 +22,15 @@ fn narrow(x: &[f32]) -> Vec<bf16> {
 }
 
 /// The chain that the contract promises.
-fn chain(isa: Isa, a: impl Iterator<Item = (f32, f32)>) -> f32 {
-    let fused = isa != Isa::Scalar || cfg!(target_arch = "aarch64");
-    a.fold(0.0, |acc, (a, b)| if fused { a.mul_add(b, acc) } else { a * b + acc })
+fn chain(isa: Isa, start: f32, a: impl Iterator<Item = (f32, f32)>) -> f32 {
+    let fused = isa != Isa::Scalar;
+    a.fold(start, |acc, (a, b)| if fused { a.mul_add(b, acc) } else { a * b + acc })
 }
 
 fn close(got: &[f32], exact: &[f64], k: usize, what: &str) {
-    // k roundings, each relative to a partial sum that seldom exceeds 3 sqrt(k).
-    let tolerance = 1e-6 * (k as f64 + 1.0).sqrt() * 3.0;
+    // Sums are one chain: k roundings of at most 6e-8, each relative to a partial sum that seldom exceeds 3 sqrt(k), add
+    // up like a random walk to 2e-7 k; few of them are bounded by the largest products instead.
+    let tolerance = 3e-6 * (k as f64 + 1.0).sqrt() + 2e-7 * k as f64;
     for (i, (&g, &e)) in got.iter().zip(exact).enumerate() {
         assert!((f64::from(g) - e).abs() <= tolerance, "{what} [{i}]: {g} != {e}");
     }
@@ -46,15 +48,15 @@ fn products_of_odd_sizes_equal_the_naive_ones_in_all_four_layouts() {
                 let at = |m: Mat<'_, f32>, i, j| f64::from(m.data[i * m.row_stride + j * m.col_stride]);
                 let exact = naive::gemm(m, k, n, |i, p| at(mat_a, i, p), |p, j| at(mat_b, p, j));
                 let mut c = vec![f32::NAN; m * n];
-                gemm_f32(MatMut::rows(&mut c, m, n), mat_a, mat_b, 0.0);
+                gemm_f32(MatMut::rows(&mut c, m, n), mat_a, mat_b, Start::Zero);
                 close(&c, &exact, k, &format!("{m}x{k}x{n} layout {layout}"));
                 let before: Vec<f32> = (0..m * n).map(|i| i as f32 * 0.01).collect();
                 let mut added = before.clone();
-                gemm_f32(MatMut::rows(&mut added, m, n), mat_a, mat_b, 0.5);
-                let exact: Vec<f64> = exact.iter().zip(&before).map(|(e, b)| e + 0.5 * f64::from(*b)).collect();
-                close(&added, &exact, k + 1000, "with beta 0.5");
+                gemm_f32(MatMut::rows(&mut added, m, n), mat_a, mat_b, Start::Sum);
+                let exact: Vec<f64> = exact.iter().zip(&before).map(|(e, b)| e + f64::from(*b)).collect();
+                close(&added, &exact, k + 1000, "added to what is there");
                 let mut transposed = vec![f32::NAN; m * n];
-                gemm_f32(MatMut::rows(&mut transposed, n, m).t(), mat_a, mat_b, 0.0);
+                gemm_f32(MatMut::rows(&mut transposed, n, m).t(), mat_a, mat_b, Start::Zero);
                 assert!((0..m * n).all(|i| transposed[i % n * m + i / n] == c[i]), "a transposed result is the same");
             }
         }
@@ -70,7 +72,7 @@ fn strided_views_leave_the_gaps_alone() {
     for m_used in [m, 1] {
         let mut c = vec![7.0_f32; m * 13];
         let mat_a = Mat { rows: m_used, ..mat_a };
-        gemm_f32(MatMut::strided(&mut c, m_used, n, 13, 1), mat_a, mat_b, 0.0);
+        gemm_f32(MatMut::strided(&mut c, m_used, n, 13, 1), mat_a, mat_b, Start::Zero);
         for i in 0..m {
             let (row, gap) = c[i * 13..][..13].split_at(n);
             if i < m_used {
@@ -86,15 +88,16 @@ fn every_element_is_one_chain_whatever_the_rows_and_threads() {
     // 300 needs several of the library's default panels of k; 1100 x 70 several of its blocks of n.
     for (k, n) in [(1, 33), (9, 70), (300, 70), (1100, 70), (64, 1100)] {
         let (w, all) = (normal(n * k, "w"), normal(97 * k, "x"));
-        let expected =
-            |i: usize, j: usize| chain(isa(), all[i * k..][..k].iter().copied().zip(w[j * k..][..k].iter().copied()));
+        let expected = |i: usize, j: usize| {
+            chain(isa(), 0.0, all[i * k..][..k].iter().copied().zip(w[j * k..][..k].iter().copied()))
+        };
         let transposed: Vec<f32> = (0..k * n).map(|i| w[i % n * k + i / n]).collect();
         for m in [1, 2, 3, 5, 7, 8, 9, 16, 17, 33, 97] {
             for threads in [1, 2] {
                 for weights in [Mat::rows(&w, n, k).t(), Mat::rows(&transposed, k, n)] {
                     let mut c = vec![f32::NAN; m * n];
                     let x = Mat::rows(&all[..m * k], m, k);
-                    with_threads(threads, || gemm_f32(MatMut::rows(&mut c, m, n), x, weights, 0.0));
+                    with_threads(threads, || gemm_f32(MatMut::rows(&mut c, m, n), x, weights, Start::Zero));
                     for i in [0, m / 2, m - 1] {
                         for j in 0..n {
                             assert_eq!(
@@ -103,6 +106,41 @@ fn every_element_is_one_chain_whatever_the_rows_and_threads() {
                                 "m {m} k {k} n {n} [{i}, {j}]"
                             );
                         }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_blocked_product_keeps_the_chain_on_every_instruction_set_in_every_layout() {
+    for isa in testable() {
+        // 800 needs several panels of k, 1100 several tasks of columns, 900 several of rows.
+        for (m, k, n) in [(1, 1, 1), (13, 800, 40), (900, 5, 33), (9, 20, 1100), (25, 385, 97)] {
+            let (x, w, bias) = (normal(m * k, "x"), normal(n * k, "w"), normal(n, "bias"));
+            let flipped = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
+                (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
+            };
+            let (xt, wt) = (flipped(&x, m, k), flipped(&w, n, k));
+            let before = normal(m * n, "before");
+            for (a, b) in [
+                (Mat::rows(&x, m, k), Mat::rows(&w, n, k).t()),
+                (Mat::rows(&x, m, k), Mat::rows(&wt, k, n)),
+                (Mat::rows(&xt, k, m).t(), Mat::rows(&wt, k, n)),
+                (Mat::rows(&xt, k, m).t(), Mat::rows(&w, n, k).t()),
+            ] {
+                for start in [Start::Zero, Start::Sum, Start::Bias(&bias)] {
+                    let mut c = before.clone();
+                    product_on(isa, MatMut::rows(&mut c, m, n), a, b, start);
+                    for i in (0..m * n).step_by(if m * n > 5000 { 7 } else { 1 }) {
+                        let first = match start {
+                            Start::Zero => 0.0,
+                            Start::Sum => before[i],
+                            Start::Bias(bias) => bias[i % n],
+                        };
+                        let factors = x[i / n * k..][..k].iter().copied().zip(w[i % n * k..][..k].iter().copied());
+                        assert_eq!(c[i].to_bits(), chain(isa, first, factors).to_bits(), "{isa:?} {m}x{k}x{n} [{i}]");
                     }
                 }
             }
@@ -120,8 +158,14 @@ fn the_thin_product_keeps_the_chain_on_every_instruction_set() {
                     let (w16, x16) = (narrow(&w), narrow(&x));
                     let wide: Vec<f32> = x16.iter().map(|x| x.to_f32()).collect();
                     let (mut c, mut c16) = (vec![f32::NAN; m * n], vec![1.0; m * n]);
-                    gemv_on(isa, MatMut::rows(&mut c, m, n), Mat::rows(&x, m, k), Mat::rows(&w, n, k).t(), 0.0);
-                    gemv_on(isa, MatMut::rows(&mut c16, m, n), Mat::rows(&wide, m, k), Mat::rows(&w16, n, k).t(), 1.0);
+                    gemv_on(isa, MatMut::rows(&mut c, m, n), Mat::rows(&x, m, k), Mat::rows(&w, n, k).t(), Start::Zero);
+                    gemv_on(
+                        isa,
+                        MatMut::rows(&mut c16, m, n),
+                        Mat::rows(&wide, m, k),
+                        Mat::rows(&w16, n, k).t(),
+                        Start::Sum,
+                    );
                     for i in 0..m * n {
                         let (x, wide, w, w16) = (
                             &x[i / n * k..][..k],
@@ -129,9 +173,13 @@ fn the_thin_product_keeps_the_chain_on_every_instruction_set() {
                             &w[i % n * k..][..k],
                             &w16[i % n * k..][..k],
                         );
-                        assert_eq!(c[i], chain(isa, x.iter().copied().zip(w.iter().copied())), "{isa:?} {m}x{k}x{n}");
-                        let product = chain(isa, wide.iter().copied().zip(w16.iter().map(|w| w.to_f32())));
-                        assert_eq!(c16[i], product + 1.0, "{isa:?} bf16 {m}x{k}x{n}");
+                        assert_eq!(
+                            c[i],
+                            chain(isa, 0.0, x.iter().copied().zip(w.iter().copied())),
+                            "{isa:?} {m}x{k}x{n}"
+                        );
+                        let sum = chain(isa, 1.0, wide.iter().copied().zip(w16.iter().map(|w| w.to_f32())));
+                        assert_eq!(c16[i], sum, "{isa:?} bf16 {m}x{k}x{n}");
                     }
                 }
             }
@@ -146,13 +194,13 @@ fn bf16_products_are_those_of_the_widened_operands() {
         let exact = naive::gemm(m, k, n, |i, p| x[i * k + p].to_f64(), |p, j| w[j * k + p].to_f64());
         let wide = |x: &[bf16]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
         let (wide_x, wide_w) = (wide(&x), wide(&w));
-        for beta in [0.0, 1.0] {
+        for start in [Start::Zero, Start::Sum] {
             let (mut c, mut reference) = (vec![0.25; m * n], vec![0.25; m * n]);
-            gemm_bf16(MatMut::rows(&mut c, m, n), Mat::rows(&x, m, k), Mat::rows(&w, n, k).t(), beta);
+            gemm_bf16(MatMut::rows(&mut c, m, n), Mat::rows(&x, m, k), Mat::rows(&w, n, k).t(), start);
             let (a, b) = (Mat::rows(&wide_x, m, k), Mat::rows(&wide_w, n, k).t());
-            gemm_f32(MatMut::rows(&mut reference, m, n), a, b, beta);
+            gemm_f32(MatMut::rows(&mut reference, m, n), a, b, start);
             for i in 0..m * n {
-                let exact = exact[i] + f64::from(beta) * 0.25;
+                let exact = exact[i] + if matches!(start, Start::Sum) { 0.25 } else { 0.0 };
                 if has_bf16_dot() {
                     // One rounding to bf16 (2^-9 relative) of a sum of products of order one.
                     assert!((f64::from(c[i]) - exact).abs() <= exact.abs() * 0.004 + 0.02);
@@ -162,7 +210,7 @@ fn bf16_products_are_those_of_the_widened_operands() {
             }
             let mut transposed = vec![0.25; m * n];
             let (a, b) = (Mat::rows(&x, m, k), Mat::rows(&w, n, k).t());
-            gemm_bf16(MatMut::rows(&mut transposed, n, m).t(), a, b, beta);
+            gemm_bf16(MatMut::rows(&mut transposed, n, m).t(), a, b, start);
             assert!((0..m * n).all(|i| transposed[i % n * m + i / n] == c[i]), "a transposed result is the same");
         }
     }
@@ -175,7 +223,7 @@ fn bf16_operands_with_gaps_are_read_right() {
     let exact = naive::gemm(m, k, n, |i, p| x[i * 15 + p].to_f64(), |p, j| w[p * 30 + j].to_f64());
     let mut c = vec![f32::NAN; m * n];
     let (a, b) = (Mat::strided(&x, m, k, 15, 1), Mat::strided(&w, k, n, 30, 1));
-    gemm_bf16(MatMut::rows(&mut c, m, n), a, b, 0.0);
+    gemm_bf16(MatMut::rows(&mut c, m, n), a, b, Start::Zero);
     for (c, e) in c.iter().zip(&exact) {
         assert!((f64::from(*c) - e).abs() <= if has_bf16_dot() { e.abs() * 0.004 + 0.02 } else { 1e-5 });
     }
@@ -184,18 +232,18 @@ fn bf16_operands_with_gaps_are_read_right() {
 #[test]
 fn an_empty_contraction_gives_zero_or_what_was_there() {
     let mut c = vec![3.0; 6];
-    gemm_f32(MatMut::rows(&mut c, 2, 3), Mat::rows(&[], 2, 0), Mat::rows(&[], 0, 3), 1.0);
+    gemm_f32(MatMut::rows(&mut c, 2, 3), Mat::rows(&[], 2, 0), Mat::rows(&[], 0, 3), Start::Sum);
     assert_eq!(c, [3.0; 6]);
-    gemm_f32(MatMut::rows(&mut c, 2, 3), Mat::rows(&[], 2, 0), Mat::rows(&[], 0, 3), 0.0);
+    gemm_f32(MatMut::rows(&mut c, 2, 3), Mat::rows(&[], 2, 0), Mat::rows(&[], 0, 3), Start::Zero);
     assert_eq!(c, [0.0; 6]);
-    gemm_f32(MatMut::rows(&mut [], 0, 3), Mat::rows(&[], 0, 2), Mat::rows(&[1.0; 6], 2, 3), 0.0);
-    gemm_bf16(MatMut::rows(&mut [], 0, 3), Mat::rows(&[], 0, 2), Mat::rows(&[bf16::ONE; 6], 2, 3), 0.0);
+    gemm_f32(MatMut::rows(&mut [], 0, 3), Mat::rows(&[], 0, 2), Mat::rows(&[1.0; 6], 2, 3), Start::Zero);
+    gemm_bf16(MatMut::rows(&mut [], 0, 3), Mat::rows(&[], 0, 2), Mat::rows(&[bf16::ONE; 6], 2, 3), Start::Zero);
 }
 
 #[test]
 #[should_panic(expected = "gemm_f32: [2, 3] = [2, 2] * [1, 3] does not fit")]
 fn shapes_that_do_not_fit_panic() {
-    gemm_f32(MatMut::rows(&mut [0.0; 6], 2, 3), Mat::rows(&[0.0; 4], 2, 2), Mat::rows(&[0.0; 3], 1, 3), 0.0);
+    gemm_f32(MatMut::rows(&mut [0.0; 6], 2, 3), Mat::rows(&[0.0; 4], 2, 2), Mat::rows(&[0.0; 3], 1, 3), Start::Zero);
 }
 
 #[test]
@@ -210,9 +258,9 @@ fn a_sum_over_many_rows_equals_the_naive_one_and_adds_to_what_is_there() {
     let (a, b) = (normal(k * m, "a"), normal(k * n, "b"));
     let exact = naive::gemm(m, k, n, |i, p| f64::from(a[p * m + i]), |p, j| f64::from(b[p * n + j]));
     let mut c = vec![f32::NAN; m * n];
-    gemm_f32(MatMut::rows(&mut c, m, n), Mat::rows(&a, k, m).t(), Mat::rows(&b, k, n), 0.0);
+    gemm_f32(MatMut::rows(&mut c, m, n), Mat::rows(&a, k, m).t(), Mat::rows(&b, k, n), Start::Zero);
     close(&c, &exact, k, "sum over rows");
-    gemm_f32(MatMut::rows(&mut c, m, n), Mat::rows(&a, k, m).t(), Mat::rows(&b, k, n), 1.0);
+    gemm_f32(MatMut::rows(&mut c, m, n), Mat::rows(&a, k, m).t(), Mat::rows(&b, k, n), Start::Sum);
     let twice: Vec<f64> = exact.iter().map(|e| 2.0 * e).collect();
     close(&c, &twice, 2 * k, "added once more");
 }

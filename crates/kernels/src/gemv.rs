@@ -5,7 +5,7 @@
 //! contract (see [`crate::gemm`]). So the lanes run along j: eight rows of `w` are loaded eight columns at a time and
 //! transposed in registers, and every lane then continues its own chain over ascending k.
 
-use crate::gemm::{Mat, MatMut};
+use crate::gemm::{Mat, MatMut, Start};
 use crate::isa::{Isa, isa};
 use crate::parallel::for_ranges;
 use half::bf16;
@@ -34,13 +34,13 @@ pub(crate) fn suits<T>(c: &MatMut<'_, f32>, a: &Mat<'_, T>, b: &Mat<'_, T>) -> b
     (1..=MAX_ROWS).contains(&a.rows) && contiguous && b.col_stride >= b.rows && a.cols > 0
 }
 
-/// `c = a b + beta c` for a product that [`suits`].
-pub(crate) fn gemv<W: Weight>(c: MatMut<'_, f32>, a: Mat<'_, f32>, b: Mat<'_, W>, beta: f32) {
-    gemv_on(isa(), c, a, b, beta);
+/// `c = start + a b` for a product that [`suits`].
+pub(crate) fn gemv<W: Weight>(c: MatMut<'_, f32>, a: Mat<'_, f32>, b: Mat<'_, W>, start: Start<'_>) {
+    gemv_on(isa(), c, a, b, start);
 }
 
 /// Like [`gemv`], on a given instruction set.
-pub(crate) fn gemv_on<W: Weight>(isa: Isa, c: MatMut<'_, f32>, a: Mat<'_, f32>, b: Mat<'_, W>, beta: f32) {
+pub(crate) fn gemv_on<W: Weight>(isa: Isa, c: MatMut<'_, f32>, a: Mat<'_, f32>, b: Mat<'_, W>, start: Start<'_>) {
     assert!(isa.is_supported());
     let (k, n) = (b.rows, b.cols);
     let job = Job {
@@ -52,7 +52,7 @@ pub(crate) fn gemv_on<W: Weight>(isa: Isa, c: MatMut<'_, f32>, a: Mat<'_, f32>, 
         w: b.data,
         w_stride: b.col_stride,
         k,
-        beta,
+        start,
     };
     let rows_per_piece = (PIECE_BYTES / (k * size_of::<W>())).next_multiple_of(2 * BLOCK).max(2 * BLOCK);
     for_ranges(n, rows_per_piece, |columns| {
@@ -79,7 +79,7 @@ struct Job<'a, W> {
     w: &'a [W],
     w_stride: usize,
     k: usize,
-    beta: f32,
+    start: Start<'a>,
 }
 
 impl<W: Weight> Job<'_, W> {
@@ -107,10 +107,14 @@ impl<W: Weight> Job<'_, W> {
             for i in 0..self.rows {
                 let a = &self.a[i * self.a_stride..][..self.k];
                 // Eight chains side by side, so that they do not wait for each other.
-                let mut acc = [0.0_f32; BLOCK];
+                let mut acc: [f32; BLOCK] = std::array::from_fn(|j| match j < width {
+                    // SAFETY: passed on from the caller.
+                    true => unsafe { self.first(i, first + j) },
+                    false => 0.0,
+                });
                 for (p, &a) in a.iter().enumerate() {
                     for (j, acc) in acc[..width].iter_mut().enumerate() {
-                        *acc = step(a, self.w[(first + j) * self.w_stride + p].to_f32(), *acc);
+                        *acc += a * self.w[(first + j) * self.w_stride + p].to_f32();
                     }
                 }
                 for (j, &acc) in acc[..width].iter().enumerate() {
@@ -121,25 +125,29 @@ impl<W: Weight> Job<'_, W> {
         }
     }
 
-    /// Writes one element, adding `beta` times what was there.
+    /// Where the chain of an element starts.
     ///
     /// # Safety
     /// As [`Job::run`], for column `j`.
     #[inline(always)]
-    unsafe fn put(&self, i: usize, j: usize, product: f32) {
-        // SAFETY: the element is inside `c` and no other thread touches it.
-        unsafe {
-            let place = self.c.0.add(i * self.c_stride + j);
-            *place = if self.beta == 0.0 { product } else { step(self.beta, *place, product) };
+    unsafe fn first(&self, i: usize, j: usize) -> f32 {
+        match self.start {
+            Start::Zero => 0.0,
+            // SAFETY: the element is inside `c` and no other thread touches it.
+            Start::Sum => unsafe { *self.c.0.add(i * self.c_stride + j) },
+            Start::Bias(bias) => bias[j],
         }
     }
-}
 
-/// One link of the chain, as the GEMM library's kernel for this architecture makes it: its scalar kernel on x86 rounds
-/// twice, its NEON kernel, which is the one in use wherever this runs on ARM, once.
-#[inline(always)]
-fn step(a: f32, b: f32, acc: f32) -> f32 {
-    if cfg!(target_arch = "aarch64") { a.mul_add(b, acc) } else { a * b + acc }
+    /// Writes one element.
+    ///
+    /// # Safety
+    /// As [`Job::run`], for column `j`.
+    #[inline(always)]
+    unsafe fn put(&self, i: usize, j: usize, sum: f32) {
+        // SAFETY: the element is inside `c` and no other thread touches it.
+        unsafe { *self.c.0.add(i * self.c_stride + j) = sum };
+    }
 }
 
 impl Weight for f32 {
@@ -170,7 +178,7 @@ impl Weight for bf16 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{BLOCK, Job, Weight};
+    use super::{BLOCK, Job, Start, Weight};
     use half::bf16;
     use std::arch::x86_64::*;
     use std::ops::Range;
@@ -214,11 +222,11 @@ mod avx2 {
             for j in j..columns.end {
                 for i in 0..M {
                     let (a, w) = (&job.a[i * job.a_stride..][..job.k], &job.w[j * job.w_stride..][..job.k]);
-                    let mut product = 0.0_f32;
+                    let mut sum = job.first(i, j);
                     for (a, w) in a.iter().zip(w) {
-                        product = a.mul_add(w.to_f32(), product);
+                        sum = a.mul_add(w.to_f32(), sum);
                     }
-                    put(job, i, j, product);
+                    job.put(i, j, sum);
                 }
             }
         }
@@ -233,6 +241,11 @@ mod avx2 {
         // SAFETY: passed on from the caller; prefetches may point anywhere.
         unsafe {
             let mut acc = [[_mm256_setzero_ps(); M]; G];
+            for (g, acc) in acc.iter_mut().enumerate() {
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    *acc = first_block(job, i, j + g * BLOCK);
+                }
+            }
             let w = job.w.as_ptr().add(j * job.w_stride);
             let mut p = 0;
             while p + line <= job.k {
@@ -295,27 +308,23 @@ mod avx2 {
         }
     }
 
+    /// Where the chains of eight elements start.
     #[inline(always)]
-    unsafe fn put_block<W: Weight>(job: &Job<'_, W>, i: usize, j: usize, product: __m256) {
-        // SAFETY: the eight elements are inside `c` and no other thread touches them.
+    unsafe fn first_block<W: Weight>(job: &Job<'_, W>, i: usize, j: usize) -> __m256 {
+        // SAFETY: the eight elements are inside `c`, or of the bias, and no other thread touches them.
         unsafe {
-            let place = job.c.0.add(i * job.c_stride + j);
-            let value = if job.beta == 0.0 {
-                product
-            } else {
-                _mm256_fmadd_ps(_mm256_set1_ps(job.beta), _mm256_loadu_ps(place), product)
-            };
-            _mm256_storeu_ps(place, value);
+            match job.start {
+                Start::Zero => _mm256_setzero_ps(),
+                Start::Sum => _mm256_loadu_ps(job.c.0.add(i * job.c_stride + j)),
+                Start::Bias(bias) => _mm256_loadu_ps(bias[j..][..BLOCK].as_ptr()),
+            }
         }
     }
 
     #[inline(always)]
-    unsafe fn put<W: Weight>(job: &Job<'_, W>, i: usize, j: usize, product: f32) {
-        // SAFETY: the element is inside `c` and no other thread touches it.
-        unsafe {
-            let place = job.c.0.add(i * job.c_stride + j);
-            *place = if job.beta == 0.0 { product } else { job.beta.mul_add(*place, product) };
-        }
+    unsafe fn put_block<W: Weight>(job: &Job<'_, W>, i: usize, j: usize, sums: __m256) {
+        // SAFETY: the eight elements are inside `c` and no other thread touches them.
+        unsafe { _mm256_storeu_ps(job.c.0.add(i * job.c_stride + j), sums) };
     }
 
     /// Rows r and r + 4 share a register from the start, so that only shuffles within 128-bit halves are left to do.

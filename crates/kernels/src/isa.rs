@@ -26,6 +26,14 @@ impl Isa {
         }
     }
 
+    /// f32 values in a vector.
+    pub fn lanes(self) -> usize {
+        match self {
+            Isa::Scalar | Isa::Avx2 => 8,
+            Isa::Avx512 => 16,
+        }
+    }
+
     /// Every instruction set, whether or not this machine has it.
     pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
 

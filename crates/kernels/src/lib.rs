@@ -18,12 +18,12 @@
 //!
 //! ```
 //! use loam_kernels::elementwise::{Unary, unary};
-//! use loam_kernels::{Mat, MatMut, gemm_f32};
+//! use loam_kernels::{Mat, MatMut, Start, gemm_f32};
 //!
 //! // A linear layer with two inputs, three outputs and a ReLU, on one row. The weight is [outputs, inputs].
 //! let (x, weight) = ([1.0, 2.0], [1.0, 0.0, 0.0, 1.0, -1.0, -1.0]);
 //! let (mut y, mut activated) = ([0.0; 3], [0.0; 3]);
-//! gemm_f32(MatMut::rows(&mut y, 1, 3), Mat::rows(&x, 1, 2), Mat::rows(&weight, 3, 2).t(), 0.0);
+//! gemm_f32(MatMut::rows(&mut y, 1, 3), Mat::rows(&x, 1, 2), Mat::rows(&weight, 3, 2).t(), Start::Zero);
 //! unary(Unary::Relu, &mut activated, &y);
 //! assert_eq!(activated, [1.0, 2.0, 0.0]);
 //! ```
@@ -60,5 +60,5 @@ mod simd_avx512;
 mod simd_tests;
 pub mod softmax;
 
-pub use gemm::{Mat, MatMut, gemm_bf16, gemm_f32};
+pub use gemm::{Mat, MatMut, Start, gemm_bf16, gemm_f32};
 pub use isa::{Isa, isa};

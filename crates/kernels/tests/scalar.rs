@@ -3,7 +3,7 @@
 use loam_kernels::elementwise::{Unary, unary};
 use loam_kernels::isa::{Isa, force, isa};
 use loam_kernels::rng::Rng;
-use loam_kernels::{Mat, MatMut, gemm_f32};
+use loam_kernels::{Mat, MatMut, Start, gemm_f32};
 
 #[test]
 fn forcing_scalar_reaches_the_gemm_library_and_keeps_one_chain_per_element() {
@@ -16,7 +16,7 @@ fn forcing_scalar_reaches_the_gemm_library_and_keeps_one_chain_per_element() {
     Rng::new(1, "w", 0).fill_normal(&mut w, 0.0, 1.0);
     for m in [1, 8, 9, 33] {
         let mut c = vec![f32::NAN; m * n];
-        gemm_f32(MatMut::rows(&mut c, m, n), Mat::rows(&x[..m * k], m, k), Mat::rows(&w, n, k).t(), 0.0);
+        gemm_f32(MatMut::rows(&mut c, m, n), Mat::rows(&x[..m * k], m, k), Mat::rows(&w, n, k).t(), Start::Zero);
         for (i, &c) in c.iter().enumerate() {
             let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
             // ARM has no instruction set but scalar here, while the library uses NEON there, which rounds once.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::backend::Device;
+use crate::backend::{Device, Start};
 use crate::dims::Dims;
 use crate::parameter::Parameter;
 use crate::raw::{DType, Raw};
@@ -90,9 +90,9 @@ impl Grads<'_> {
         }
     }
 
-    /// Lets `work` accumulate into input `index`'s gradient in place: `work(slot, beta)` must set
-    /// `slot = beta * slot + grad`, where `beta` is 0 for a fresh slot with unspecified contents.
-    pub(crate) fn accumulate(&mut self, index: usize, work: impl FnOnce(&mut Raw, f32)) {
+    /// Lets `work` accumulate into input `index`'s gradient in place: `work(slot, start)` must set
+    /// `slot = start + grad`, where the start is zero for a fresh slot with unspecified contents.
+    pub(crate) fn accumulate(&mut self, index: usize, work: impl FnOnce(&mut Raw, Start<'static>)) {
         match &self.parents[index] {
             None => {}
             Some(Origin::Parameter(parameter)) => parameter.accumulate(work),
@@ -102,8 +102,8 @@ impl Grads<'_> {
 
     /// As [`Grads::accumulate`] for operations that can only add: a fresh slot arrives zeroed.
     pub(crate) fn add_into(&mut self, index: usize, work: impl FnOnce(&mut Raw)) {
-        self.accumulate(index, |slot, beta| {
-            if beta == 0.0 {
+        self.accumulate(index, |slot, start| {
+            if matches!(start, Start::Zero) {
                 slot.f32_mut().fill(0.0);
             }
             work(slot);
@@ -138,14 +138,14 @@ impl Engine {
         }
     }
 
-    fn accumulate(&mut self, node: &Arc<Node>, work: impl FnOnce(&mut Raw, f32)) {
+    fn accumulate(&mut self, node: &Arc<Node>, work: impl FnOnce(&mut Raw, Start<'static>)) {
         self.ready.entry(node.id).or_insert_with(|| node.clone());
-        let (mut slot, beta) = match self.grads.remove(&node.id) {
-            None => (Raw::empty(DType::F32, node.shape), 0.0),
-            Some(sum) if sum.is_dense() && sum.is_unique() => (sum, 1.0),
-            Some(sum) => (Device::Cpu.backend().copy(&sum), 1.0),
+        let (mut slot, start) = match self.grads.remove(&node.id) {
+            None => (Raw::empty(DType::F32, node.shape), Start::Zero),
+            Some(sum) if sum.is_dense() && sum.is_unique() => (sum, Start::Sum),
+            Some(sum) => (Device::Cpu.backend().copy(&sum), Start::Sum),
         };
-        work(&mut slot, beta);
+        work(&mut slot, start);
         self.grads.insert(node.id, slot);
     }
 

@@ -62,6 +62,17 @@ pub struct AttentionGrads {
     pub bias: Option<Raw>,
 }
 
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    /// Zero: what the destination holds is not read.
+    Zero,
+    /// What the destination holds.
+    Sum,
+    /// One value per column.
+    Bias(&'a Raw),
+}
+
 /// Which statistic a norm divides by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormKind {
@@ -90,8 +101,6 @@ pub trait Backend: Send + Sync {
     fn add_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw);
     /// `dst[.., start..start + n, ..] = src` along `axis`; `src` may be strided.
     fn write_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw);
-    /// Every row of `dst` becomes `row`.
-    fn fill_rows(&self, dst: &mut Raw, row: &Raw);
     /// The same numbers in another element type.
     fn cast(&self, x: &Raw, dtype: DType) -> Raw;
 
@@ -123,9 +132,9 @@ pub trait Backend: Send + Sync {
     /// Sum over the last axis: `[.., width] -> [..]`.
     fn sum_last(&self, x: &Raw) -> Raw;
 
-    /// `dst = a b + beta dst` for matrices or equal batches of matrices `[batch, m, k] x [batch, k, n]`, any strides,
-    /// both operands f32 or both bf16, result f32.
-    fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, beta: f32);
+    /// `dst = start + a b` for matrices or equal batches of matrices `[batch, m, k] x [batch, k, n]`, any strides, both
+    /// operands f32 or both bf16, result f32.
+    fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>);
 
     /// Softmax over the last axis.
     fn softmax(&self, x: &Raw) -> Raw;

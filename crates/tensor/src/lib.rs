@@ -34,7 +34,7 @@ mod raw;
 mod tensor;
 
 pub use autograd::{is_recording, no_grad};
-pub use backend::{AttentionMask, Backend, Device, Dropout, NormKind, RopeTables};
+pub use backend::{AttentionMask, Backend, Device, Dropout, NormKind, RopeTables, Start};
 pub use dims::{Dims, MAX_RANK};
 pub use loam_kernels::elementwise::Unary;
 pub use loam_kernels::optim::AdamW;

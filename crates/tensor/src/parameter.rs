@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::backend::Device;
+use crate::backend::{Device, Start};
 use crate::dims::Dims;
 use crate::raw::{DType, Raw};
 
@@ -117,13 +117,13 @@ impl Parameter {
         }
     }
 
-    /// Runs `work` on the gradient slot: `(slot, 0.0)` when there was none yet (contents unspecified), else
-    /// `(slot, 1.0)`, so that a matrix product can accumulate straight into it.
-    pub(crate) fn accumulate(&self, work: impl FnOnce(&mut Raw, f32)) {
+    /// Runs `work` on the gradient slot: `(slot, Start::Zero)` when there was none yet (contents unspecified),
+    /// else `(slot, Start::Sum)`, so that a matrix product can accumulate straight into it.
+    pub(crate) fn accumulate(&self, work: impl FnOnce(&mut Raw, Start<'static>)) {
         let mut slot = lock(&self.0.grad);
         match slot.as_mut() {
-            Some(grad) => work(grad, 1.0),
-            None => work(slot.insert(Raw::empty(DType::F32, self.0.shape)), 0.0),
+            Some(grad) => work(grad, Start::Sum),
+            None => work(slot.insert(Raw::empty(DType::F32, self.0.shape)), Start::Zero),
         }
     }
 

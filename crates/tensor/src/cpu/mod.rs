@@ -4,18 +4,15 @@ mod strided;
 
 use loam_kernels::attention::{self, AttentionDims, Heads, Masking};
 use loam_kernels::elementwise::{self, Binary, Unary};
-use loam_kernels::gemm::{Mat, MatMut, gemm_bf16, gemm_f32};
+use loam_kernels::gemm::{self, Mat, MatMut, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
-use loam_kernels::{convert, cross_entropy, embedding, norm, parallel, rope, softmax};
+use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
 
-use crate::backend::{AttentionGrads, AttentionMask, Backend, Dropout, NormKind, RopeTables};
+use crate::backend::{AttentionGrads, AttentionMask, Backend, Dropout, NormKind, RopeTables, Start};
 use crate::raw::{DType, Raw};
 
 /// Kernels on the threads of the current rayon pool.
 pub(crate) struct Cpu;
-
-/// Rows that one thread fills at a time.
-const FILL_ROWS: usize = 64;
 
 fn like(x: &Raw) -> Raw {
     Raw::empty(DType::F32, x.shape())
@@ -58,13 +55,6 @@ impl Backend for Cpu {
 
     fn write_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw) {
         strided::into_region(dst, axis, start, src, |d, s| *d = s);
-    }
-
-    fn fill_rows(&self, dst: &mut Raw, row: &Raw) {
-        let row = row.f32();
-        parallel::for_chunks(dst.f32_mut(), row.len() * FILL_ROWS, |_, piece| {
-            piece.chunks_exact_mut(row.len()).for_each(|place| place.copy_from_slice(row));
-        });
     }
 
     fn cast(&self, x: &Raw, dtype: DType) -> Raw {
@@ -149,7 +139,12 @@ impl Backend for Cpu {
         out
     }
 
-    fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, beta: f32) {
+    fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>) {
+        let start = match start {
+            Start::Zero => gemm::Start::Zero,
+            Start::Sum => gemm::Start::Sum,
+            Start::Bias(bias) => gemm::Start::Bias(bias.f32()),
+        };
         let rank = a.shape().len();
         let batch = if rank == 3 { a.shape()[0] } else { 1 };
         let shape = dst.shape();
@@ -160,10 +155,10 @@ impl Backend for Cpu {
             let c = MatMut { data: out, rows, cols, row_stride: cols, col_stride: 1 };
             match (a.dtype(), b.dtype()) {
                 (DType::F32, DType::F32) => {
-                    gemm_f32(c, matrix(a.strided_f32(), a, index), matrix(b.strided_f32(), b, index), beta);
+                    gemm_f32(c, matrix(a.strided_f32(), a, index), matrix(b.strided_f32(), b, index), start);
                 }
                 (DType::Bf16, DType::Bf16) => {
-                    gemm_bf16(c, matrix(a.strided_bf16(), a, index), matrix(b.strided_bf16(), b, index), beta);
+                    gemm_bf16(c, matrix(a.strided_bf16(), a, index), matrix(b.strided_bf16(), b, index), start);
                 }
                 (x, y) => panic!("matmul of {x:?} and {y:?}: operands have one element type"),
             }

@@ -1,5 +1,6 @@
 //! Matrix products.
 
+use crate::backend::Start;
 use crate::dims::Dims;
 use crate::precision::{Precision, precision};
 use crate::raw::{DType, Raw};
@@ -27,7 +28,7 @@ fn lowered(x: &Raw, precision: Precision) -> Raw {
 
 fn product(a: &Raw, b: &Raw, shape: impl Into<Dims>) -> Raw {
     let mut out = Raw::empty(DType::F32, shape);
-    backend().matmul(&mut out, a, b, 0.0);
+    backend().matmul(&mut out, a, b, Start::Zero);
     out
 }
 
@@ -41,14 +42,12 @@ impl Tensor {
         let x = as_matrix(&operand(self, precision));
         let w = operand(weight, precision);
         let mut y = Raw::empty(DType::F32, [x.rows(), out_features]);
-        let mut beta = 0.0;
+        let bias_values = bias.map(Tensor::dense);
         if let Some(bias) = bias {
             assert_eq!(bias.count(), out_features, "linear: bias {:?} for {out_features} outputs", bias.shape());
-            // The product is then added to the bias, which saves a pass over the result.
-            backend().fill_rows(&mut y, &bias.dense());
-            beta = 1.0;
         }
-        backend().matmul(&mut y, &x, &w.transposed(0, 1), beta);
+        let start = bias_values.as_ref().map_or(Start::Zero, Start::Bias);
+        backend().matmul(&mut y, &x, &w.transposed(0, 1), start);
         let y = y.reshaped(shape.with(shape.len() - 1, out_features));
         let mut parents = vec![self, weight];
         parents.extend(bias);
@@ -60,9 +59,9 @@ impl Tensor {
             }
             let dy = lowered(&dy, precision);
             if grads.wants(0) {
-                grads.accumulate(0, |slot, beta| matmul_into(slot, [x.rows(), in_features], &dy, &w, beta));
+                grads.accumulate(0, |slot, start| matmul_into(slot, [x.rows(), in_features], &dy, &w, start));
             }
-            grads.accumulate(1, |slot, beta| backend().matmul(slot, &dy.transposed(0, 1), &x, beta));
+            grads.accumulate(1, |slot, start| backend().matmul(slot, &dy.transposed(0, 1), &x, start));
         })
     }
 
@@ -80,16 +79,16 @@ impl Tensor {
         Self::from_op(y, &[self, other], move |dy, grads| {
             let dy = lowered(dy, precision);
             let (last, before) = (rank - 1, rank - 2);
-            grads.accumulate(0, |slot, beta| backend().matmul(slot, &dy, &w.transposed(last, before), beta));
-            grads.accumulate(1, |slot, beta| backend().matmul(slot, &x.transposed(last, before), &dy, beta));
+            grads.accumulate(0, |slot, start| backend().matmul(slot, &dy, &w.transposed(last, before), start));
+            grads.accumulate(1, |slot, start| backend().matmul(slot, &x.transposed(last, before), &dy, start));
         })
     }
 }
 
 /// A matrix product into a slot of another shape with as many elements.
-fn matmul_into(slot: &mut Raw, matrix: [usize; 2], a: &Raw, b: &Raw, beta: f32) {
+fn matmul_into(slot: &mut Raw, matrix: [usize; 2], a: &Raw, b: &Raw, start: Start<'_>) {
     let shape = slot.shape();
     slot.reshape_in_place(matrix);
-    backend().matmul(slot, a, b, beta);
+    backend().matmul(slot, a, b, start);
     slot.reshape_in_place(shape);
 }

@@ -1,6 +1,7 @@
 //! Cross-entropy, alone and fused with the head that makes the logits.
 
 use crate::autograd::is_recording;
+use crate::backend::Start;
 use crate::ops::linear::as_matrix;
 use crate::precision::{Precision, precision};
 use crate::raw::{DType, Raw};
@@ -46,7 +47,7 @@ impl Tensor {
             let len = chunk_rows.min(rows - start);
             let h_chunk = h.narrowed(0, start, len);
             let mut logits = Raw::empty(DType::F32, [len, vocab]);
-            backend().matmul(&mut logits, &h_chunk, &w.transposed(0, 1), 0.0);
+            backend().matmul(&mut logits, &h_chunk, &w.transposed(0, 1), Start::Zero);
             let chunk_targets = &targets[start..start + len];
             let losses = if wants_grad {
                 let losses = backend().cross_entropy_backward(&mut logits, chunk_targets, scale);
@@ -94,10 +95,10 @@ impl HeadGrads {
             }
         };
         let mut dh = Raw::empty(DType::F32, [h.rows(), w.shape().width()]);
-        backend().matmul(&mut dh, dlogits, w, 0.0);
+        backend().matmul(&mut dh, dlogits, w, Start::Zero);
         backend().write_region(&mut self.hidden, 0, start, &dh);
-        let beta = if start == 0 { 0.0 } else { 1.0 };
-        backend().matmul(&mut self.weight, &dlogits.transposed(0, 1), h, beta);
+        let sum = if start == 0 { Start::Zero } else { Start::Sum };
+        backend().matmul(&mut self.weight, &dlogits.transposed(0, 1), h, sum);
     }
 }
 
