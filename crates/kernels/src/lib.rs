@@ -49,6 +49,7 @@ pub mod optim;
 pub mod parallel;
 mod reduce;
 pub mod rng;
+pub mod roofline;
 pub mod rope;
 mod scratch;
 pub mod simd;
@@ -61,4 +62,5 @@ mod simd_tests;
 pub mod softmax;
 
 pub use gemm::{Mat, MatMut, Start, gemm_bf16, gemm_f32};
+pub use half::bf16;
 pub use isa::{Isa, isa};

@@ -30,6 +30,7 @@ mod ops;
 mod parameter;
 mod pool;
 mod precision;
+pub mod profile;
 mod raw;
 mod tensor;
 

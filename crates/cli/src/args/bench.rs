@@ -1,10 +1,14 @@
-//! Arguments of `loam bench`.
+//! `loam bench`.
 
 use clap::{Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// Verbs of `loam bench`.
+/// What is measured.
 #[derive(Debug, Subcommand)]
+#[command(
+    after_help = "Timings on a shared machine drift by a factor of two within an hour: compare what was measured in one run.\n\
+    `bench/peers/compare.py` alternates Loam and PyTorch and prints the median ratio."
+)]
 pub enum BenchVerb {
     /// Training steps of a GPT-2-style model on random tokens
     Train {
@@ -14,6 +18,30 @@ pub enum BenchVerb {
         /// Element type of the matrix products
         #[arg(long, value_enum, default_value = "auto")]
         precision: PrecisionArg,
+        /// Also say where the time goes, operation by operation, beside what the machine could do
+        #[arg(long)]
+        profile: bool,
+        /// Print one JSON value
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prefill and single-stream decoding of a GPT-2-style model on random tokens
+    Infer {
+        /// The shape
+        #[arg(long, value_enum, default_value = "gpt2")]
+        config: BenchConfig,
+        /// Element type of the matrix products
+        #[arg(long, value_enum, default_value = "auto")]
+        precision: PrecisionArg,
+        /// Tokens that are decoded one after the other
+        #[arg(long, default_value_t = 32, value_name = "N")]
+        tokens: usize,
+        /// Print one JSON value
+        #[arg(long)]
+        json: bool,
+    },
+    /// Single operations at the shapes of training and decoding, beside what the machine could do
+    Kernels {
         /// Print one JSON value
         #[arg(long)]
         json: bool,

@@ -9,6 +9,7 @@ use loam_kernels::optim::{AdamW, adamw_step};
 use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
 
 use crate::backend::{AttentionGrads, AttentionMask, Backend, Dropout, NormKind, RopeTables, Start};
+use crate::profile;
 use crate::raw::{DType, Raw};
 
 /// Kernels on the threads of the current rayon pool.
@@ -16,6 +17,12 @@ pub(crate) struct Cpu;
 
 fn like(x: &Raw) -> Raw {
     Raw::empty(DType::F32, x.shape())
+}
+
+/// Arithmetic of one of attention's products, of which forward has two and backward five.
+fn product_flop(dims: &AttentionDims) -> f64 {
+    let all = 2.0 * (dims.batch * dims.heads * dims.q_len * dims.kv_len * dims.head_dim) as f64;
+    if dims.causal && dims.q_len == dims.kv_len { all / 2.0 } else { all }
 }
 
 /// A `[batch, time, heads, head_dim]` view as the attention kernels take it.
@@ -44,20 +51,24 @@ fn matrix<'a, T>(data: &'a [T], x: &Raw, index: usize) -> Mat<'a, T> {
 
 impl Backend for Cpu {
     fn copy(&self, x: &Raw) -> Raw {
+        let _op = profile::op("copy", &[x, x]);
         let mut out = like(x);
         strided::copy(out.f32_mut(), x);
         out
     }
 
     fn add_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw) {
+        let _op = profile::op("add_region", &[src, src, src]);
         strided::into_region(dst, axis, start, src, |d, s| *d += s);
     }
 
     fn write_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw) {
+        let _op = profile::op("write_region", &[src, src]);
         strided::into_region(dst, axis, start, src, |d, s| *d = s);
     }
 
     fn cast(&self, x: &Raw, dtype: DType) -> Raw {
+        let _op = profile::op("cast", &[x, x]);
         let mut out = Raw::empty(dtype, x.shape());
         match (x.dtype(), dtype) {
             (DType::F32, DType::Bf16) => convert::f32_to_bf16(out.bf16_mut(), x.f32()),
@@ -68,69 +79,82 @@ impl Backend for Cpu {
     }
 
     fn unary(&self, op: Unary, x: &Raw) -> Raw {
+        let _op = profile::op("unary", &[x, x]);
         let mut out = like(x);
         elementwise::unary(op, out.f32_mut(), x.f32());
         out
     }
 
     fn unary_backward(&self, op: Unary, x: &Raw, dy: &Raw) -> Raw {
+        let _op = profile::op("unary_backward", &[x, dy, x]);
         let mut dx = like(x);
         elementwise::unary_backward(op, dx.f32_mut(), x.f32(), dy.f32());
         dx
     }
 
     fn binary(&self, op: Binary, a: &Raw, b: &Raw) -> Raw {
+        let _op = profile::op("binary", &[a, b, a]);
         let mut out = like(a);
         elementwise::binary(op, out.f32_mut(), a.f32(), b.f32());
         out
     }
 
     fn affine(&self, x: &Raw, scale: f32, shift: f32) -> Raw {
+        let _op = profile::op("affine", &[x, x]);
         let mut out = like(x);
         elementwise::affine(out.f32_mut(), x.f32(), scale, shift);
         out
     }
 
     fn axpy(&self, dst: &mut Raw, scale: f32, x: &Raw) {
+        let _op = profile::op("axpy", &[x, x, x]);
         elementwise::axpy(dst.f32_mut(), scale, x.f32());
     }
 
     fn gated(&self, act: Unary, gate: &Raw, up: &Raw) -> Raw {
+        let _op = profile::op("gated", &[gate, up, gate]);
         let mut out = like(gate);
         elementwise::gated(act, out.f32_mut(), gate.f32(), up.f32());
         out
     }
 
     fn gated_backward(&self, act: Unary, gate: &Raw, up: &Raw, dy: &Raw) -> (Raw, Raw) {
+        let _op = profile::op("gated_backward", &[gate, up, dy, gate, up]);
         let (mut dgate, mut dup) = (like(gate), like(up));
         elementwise::gated_backward(act, dgate.f32_mut(), dup.f32_mut(), gate.f32(), up.f32(), dy.f32());
         (dgate, dup)
     }
 
     fn dropout(&self, x: &Raw, dropout: Dropout) -> Raw {
+        let _op = profile::op("dropout", &[x, x]);
         let mut out = like(x);
         elementwise::dropout(out.f32_mut(), x.f32(), dropout.p, dropout.seed, dropout.step);
         out
     }
 
     fn sum(&self, x: &Raw) -> f32 {
+        let _op = profile::op("sum", &[x]);
         elementwise::sum(x.f32())
     }
 
     fn sum_of_squares(&self, x: &Raw) -> f64 {
+        let _op = profile::op("sum_of_squares", &[x]);
         elementwise::sum_of_squares(x.f32())
     }
 
     fn all_finite(&self, x: &Raw) -> bool {
+        let _op = profile::op("all_finite", &[x]);
         elementwise::all_finite(x.f32())
     }
 
     fn add_column_sums(&self, dst: &mut Raw, x: &Raw) {
+        let _op = profile::op("add_column_sums", &[x]);
         let width = dst.count();
         elementwise::column_sums(dst.f32_mut(), x.f32(), width);
     }
 
     fn sum_last(&self, x: &Raw) -> Raw {
+        let _op = profile::op("sum_last", &[x]);
         let (shape, width) = (x.shape(), x.shape().width());
         let mut out = Raw::empty(DType::F32, &shape[..shape.len() - 1]);
         for (total, row) in out.f32_mut().iter_mut().zip(x.f32().chunks_exact(width.max(1))) {
@@ -149,6 +173,8 @@ impl Backend for Cpu {
         let batch = if rank == 3 { a.shape()[0] } else { 1 };
         let shape = dst.shape();
         let (rows, cols) = (a.shape()[rank - 2], b.shape()[rank - 1]);
+        let flop = 2.0 * (batch * rows * cols * a.shape()[rank - 1]) as f64;
+        let _op = profile::op("matmul", &[a, b, dst]).with_flop(flop);
         assert_eq!(a.shape()[rank - 1], b.shape()[rank - 2], "matmul: {:?} x {:?}", a.shape(), b.shape());
         assert_eq!(dst.count(), batch * rows * cols, "matmul: {:?} x {:?} into {shape:?}", a.shape(), b.shape());
         for (index, out) in dst.f32_mut().chunks_exact_mut((rows * cols).max(1)).enumerate() {
@@ -166,30 +192,35 @@ impl Backend for Cpu {
     }
 
     fn softmax(&self, x: &Raw) -> Raw {
+        let _op = profile::op("softmax", &[x, x]);
         let mut out = like(x);
         softmax::softmax(out.f32_mut(), x.f32(), x.shape().width());
         out
     }
 
     fn softmax_backward(&self, y: &Raw, dy: &Raw) -> Raw {
+        let _op = profile::op("softmax_backward", &[y, dy, y]);
         let mut dx = like(y);
         softmax::softmax_backward(dx.f32_mut(), y.f32(), dy.f32(), y.shape().width());
         dx
     }
 
     fn log_softmax(&self, x: &Raw) -> Raw {
+        let _op = profile::op("log_softmax", &[x, x]);
         let mut out = like(x);
         softmax::log_softmax(out.f32_mut(), x.f32(), x.shape().width());
         out
     }
 
     fn log_softmax_backward(&self, y: &Raw, dy: &Raw) -> Raw {
+        let _op = profile::op("log_softmax_backward", &[y, dy, y]);
         let mut dx = like(y);
         softmax::log_softmax_backward(dx.f32_mut(), y.f32(), dy.f32(), y.shape().width());
         dx
     }
 
     fn gather_last(&self, x: &Raw, ids: &[u32]) -> Raw {
+        let _op = profile::op("gather_last", &[]);
         let width = x.shape().width();
         let mut out = Raw::empty(DType::F32, [ids.len()]);
         for ((picked, row), &id) in out.f32_mut().iter_mut().zip(x.f32().chunks_exact(width)).zip(ids) {
@@ -199,6 +230,7 @@ impl Backend for Cpu {
     }
 
     fn scatter_add_last(&self, dst: &mut Raw, ids: &[u32], src: &Raw) {
+        let _op = profile::op("scatter_add_last", &[src, src, src]);
         let width = dst.shape().width();
         for ((row, &id), &value) in dst.f32_mut().chunks_exact_mut(width).zip(ids).zip(src.f32()) {
             row[id as usize] += value;
@@ -206,6 +238,7 @@ impl Backend for Cpu {
     }
 
     fn norm(&self, kind: NormKind, x: &Raw, weight: &Raw, bias: Option<&Raw>, eps: f32) -> (Raw, Raw) {
+        let _op = profile::op("norm", &[x, x]);
         let mut out = like(x);
         let per_row = if kind == NormKind::Layer { 2 } else { 1 };
         let mut stats = Raw::empty(DType::F32, [x.rows() * per_row]);
@@ -229,6 +262,7 @@ impl Backend for Cpu {
         dweight: &mut Raw,
         dbias: Option<&mut Raw>,
     ) -> Raw {
+        let _op = profile::op("norm_backward", &[dy, x, x]);
         let mut dx = like(x);
         let (dw, db) = (dweight.f32_mut(), dbias.map(Raw::f32_mut));
         match kind {
@@ -241,6 +275,7 @@ impl Backend for Cpu {
     }
 
     fn rope(&self, x: &Raw, tables: &RopeTables, inverse: bool) -> Raw {
+        let _op = profile::op("rope", &[x, x]);
         let mut out = like(x);
         strided::copy(out.f32_mut(), x);
         let [batch, time, heads, head_dim] = x.shape()[..] else { panic!("rope of shape {:?}", x.shape()) };
@@ -258,6 +293,7 @@ impl Backend for Cpu {
     }
 
     fn embedding(&self, table: &Raw, ids: &[u32]) -> Raw {
+        let _op = profile::op("embedding", &[]);
         let width = table.shape().width();
         let mut out = Raw::empty(DType::F32, [ids.len(), width]);
         embedding::embedding(out.f32_mut(), table.f32(), ids, width);
@@ -265,11 +301,13 @@ impl Backend for Cpu {
     }
 
     fn embedding_backward(&self, dtable: &mut Raw, dy: &Raw, ids: &[u32]) {
+        let _op = profile::op("embedding_backward", &[dy, dy]);
         let width = dtable.shape().width();
         embedding::embedding_backward(dtable.f32_mut(), dy.f32(), ids, width);
     }
 
     fn attention(&self, q: &Raw, k: &Raw, v: &Raw, dims: &AttentionDims, mask: &AttentionMask) -> (Raw, Raw) {
+        let _op = profile::op("attention", &[q, k, v, q]).with_flop(product_flop(dims) * 2.0);
         let mut out = Raw::empty(DType::F32, [dims.batch, dims.q_len, dims.heads, dims.head_dim]);
         let mut lse = Raw::empty(DType::F32, [dims.batch, dims.heads, dims.q_len]);
         attention::attention(out.f32_mut(), lse.f32_mut(), heads(q), heads(k), heads(v), dims, &masking(mask));
@@ -287,6 +325,7 @@ impl Backend for Cpu {
         dims: &AttentionDims,
         mask: &AttentionMask,
     ) -> AttentionGrads {
+        let _op = profile::op("attention_backward", &[dout, out, q, k, v, q, k, v]).with_flop(product_flop(dims) * 5.0);
         let kv_shape = [dims.batch, dims.kv_len, dims.kv_heads, dims.head_dim];
         let mut dq = Raw::empty(DType::F32, [dims.batch, dims.q_len, dims.heads, dims.head_dim]);
         let (mut dk, mut dv) = (Raw::empty(DType::F32, kv_shape), Raw::empty(DType::F32, kv_shape));
@@ -311,12 +350,14 @@ impl Backend for Cpu {
     }
 
     fn cross_entropy(&self, logits: &Raw, targets: &[i32]) -> Vec<f32> {
+        let _op = profile::op("cross_entropy", &[logits]);
         let mut losses = vec![0.0; targets.len()];
         cross_entropy::cross_entropy(&mut losses, logits.f32(), targets, logits.shape().width());
         losses
     }
 
     fn cross_entropy_backward(&self, logits: &mut Raw, targets: &[i32], scale: f32) -> Vec<f32> {
+        let _op = profile::op("cross_entropy_backward", &[logits, logits]);
         let vocab = logits.shape().width();
         let mut losses = vec![0.0; targets.len()];
         cross_entropy::cross_entropy_backward_in_place(&mut losses, logits.f32_mut(), targets, vocab, scale);
@@ -324,6 +365,7 @@ impl Backend for Cpu {
     }
 
     fn adamw(&self, value: &mut Raw, grad: &Raw, m: &mut Raw, v: &mut Raw, step: &AdamW) {
+        let _op = profile::op("adamw", &[value, value, grad, m, m, v, v]);
         adamw_step(value.f32_mut(), grad.f32(), m.f32_mut(), v.f32_mut(), step);
     }
 }

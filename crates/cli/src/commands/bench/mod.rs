@@ -1,0 +1,50 @@
+//! `loam bench`: how fast this machine is at what Loam does, and how fast it could be.
+
+mod infer;
+mod kernels;
+mod shape;
+mod tokenizer;
+mod train;
+
+use crate::Outcome;
+use crate::args::BenchVerb;
+use crate::failure::Failure;
+use loam_kernels::roofline;
+use loam_tensor::Precision;
+
+pub fn run(verb: BenchVerb) -> Result<Outcome, Failure> {
+    match verb {
+        BenchVerb::Train { config, precision, profile, json } => train::run(config, precision, profile, json)?,
+        BenchVerb::Infer { config, precision, tokens, json } => infer::run(config, precision, tokens, json)?,
+        BenchVerb::Kernels { json } => kernels::run(json)?,
+        BenchVerb::Tokenizer { file, vocab_size, json } => tokenizer::run(&file, vocab_size, json)?,
+    }
+    Ok(Outcome::Done)
+}
+
+/// What the machine can do at most.
+struct Roof {
+    flop_per_s: f64,
+    bytes_per_s: f64,
+}
+
+impl Roof {
+    fn measured(precision: Precision) -> Self {
+        let flop_per_s = match precision {
+            Precision::F32 => roofline::peak_flop_per_s(),
+            Precision::Bf16 => roofline::peak_bf16_flop_per_s(),
+        };
+        Self { flop_per_s, bytes_per_s: roofline::read_bytes_per_s() }
+    }
+
+    /// The share of the roof that an operation reaches: the time it must take at least, by arithmetic or by traffic, of
+    /// the time it took. Above 1 where the data came from a cache.
+    fn share(&self, flop: f64, bytes: f64, seconds: f64) -> f64 {
+        (flop / self.flop_per_s).max(bytes / self.bytes_per_s) / seconds
+    }
+}
+
+fn round(value: f64, digits: i32) -> f64 {
+    let scale = 10_f64.powi(digits);
+    (value * scale).round() / scale
+}

@@ -1,0 +1,130 @@
+//! `loam bench train`: steps of training, and where their time goes.
+
+use super::shape::{Shape, precision_of};
+use super::{Roof, round};
+use crate::args::{BenchConfig, PrecisionArg};
+use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::table::Table;
+use crate::{output, table};
+use loam_models::{Forward, Input};
+use loam_tensor::profile::{self, OpCost};
+use loam_tensor::with_precision;
+use loam_train::{AdamW, Betas, peak_rss_mib};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Steps before the clock starts: caches fill, buffers are allocated.
+const WARMUP: usize = 3;
+const LEARNING_RATE: f64 = 1e-3;
+
+pub fn run(config: BenchConfig, precision: PrecisionArg, profile: bool, json: bool) -> Result<(), Failure> {
+    let shape = Shape::of(config);
+    let precision = precision_of(precision)?;
+    let model = shape.model()?;
+    let tokens = shape.draw("bench tokens", shape.tokens());
+    let targets: Vec<i32> = shape.draw("bench targets", shape.tokens()).into_iter().map(|id| id as i32).collect();
+    let betas = Betas { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    let mut optimizer = AdamW::new(&model.parameters(), betas);
+    let mut progress = Progress::new("steps", (WARMUP + shape.steps) as u64);
+    let mut last_loss = 0.0;
+    let mut step = |number: usize| -> Result<f64, Failure> {
+        let start = Instant::now();
+        with_precision(precision, || {
+            let scale = 1.0 / shape.tokens() as f32;
+            let loss = model.loss(&Input::rows(&tokens, shape.batch), &targets, scale, Forward::default())?;
+            last_loss = loss.item();
+            loss.backward();
+            optimizer.step(LEARNING_RATE, 1.0);
+            Ok::<(), loam_models::Error>(())
+        })?;
+        model.parameters().iter().for_each(|(_, parameter)| parameter.clear_grad());
+        let seconds = start.elapsed().as_secs_f64();
+        progress.update(number as u64 + 1, "");
+        Ok(seconds)
+    };
+    for number in 0..WARMUP {
+        step(number)?;
+    }
+    let mut timed = || (0..shape.steps).map(|number| step(WARMUP + number)).collect::<Result<Vec<f64>, Failure>>();
+    let (times, costs) = if profile { profile::recorded(timed) } else { (timed(), BTreeMap::new()) };
+    let times = times?;
+    progress.finish();
+    let step_s = median(&times);
+    let (tokens_per_s, gflop_per_s) = (shape.tokens() as f64 / step_s, shape.flop() / step_s / 1e9);
+    let peak_rss_mib = peak_rss_mib();
+    let mut report = json!({
+        "config": shape.name, "precision": precision.to_string(),
+        "step_s": round(step_s, 4), "tokens_per_s": tokens_per_s.round(), "gflop_per_s": round(gflop_per_s, 1),
+        "peak_rss_mib": peak_rss_mib, "loss": round(f64::from(last_loss), 4),
+    });
+    if !json {
+        output::line(&format!(
+            "{} {precision}: {:.1} ms per step, {} tokens/s, {gflop_per_s:.1} GFLOP/s, {peak_rss_mib} MiB at most, \
+             loss {last_loss:.4}",
+            shape.name,
+            step_s * 1e3,
+            table::grouped(tokens_per_s.round() as usize),
+        ))?;
+    }
+    if profile {
+        let roof = Roof::measured(precision);
+        report["peak_gflop_per_s"] = json!(round(roof.flop_per_s / 1e9, 1));
+        report["read_gb_per_s"] = json!(round(roof.bytes_per_s / 1e9, 1));
+        report["operations"] = operations(&costs, &times, &roof, json)?;
+    }
+    if json { output::json(&report) } else { Ok(()) }
+}
+
+/// The median, as Python's statistics module takes it.
+fn median(times: &[f64]) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 }
+}
+
+/// The operations of an average step, most expensive first: as a table on stdout, or as JSON.
+fn operations(
+    costs: &BTreeMap<&'static str, OpCost>,
+    times: &[f64],
+    roof: &Roof,
+    json: bool,
+) -> Result<Value, Failure> {
+    let (steps, total) = (times.len() as f64, times.iter().sum::<f64>());
+    let mut costs: Vec<(&str, OpCost)> = costs.iter().map(|(name, cost)| (*name, *cost)).collect();
+    costs.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
+    let accounted: f64 = costs.iter().map(|(_, cost)| cost.seconds).sum();
+    costs.push(("(everything else)", OpCost { seconds: total - accounted, ..OpCost::default() }));
+    let mut table = Table::new(&["operation", "calls", "ms", "share", "GFLOP/s", "GB/s", "of roof"]);
+    let mut rows = Vec::new();
+    for (name, cost) in &costs {
+        let rate = |amount: f64| if cost.seconds > 0.0 { amount / cost.seconds / 1e9 } else { 0.0 };
+        let (gflop, gb, of_roof) =
+            (rate(cost.flop), rate(cost.bytes), roof.share(cost.flop, cost.bytes, cost.seconds.max(1e-9)));
+        let (ms, share) = (cost.seconds / steps * 1e3, cost.seconds / total);
+        rows.push(json!({
+            "operation": name, "calls": cost.calls as f64 / steps, "ms": round(ms, 3), "share": round(share, 4),
+            "gflop_per_s": round(gflop, 1), "gb_per_s": round(gb, 1), "of_roof": round(of_roof, 3),
+        }));
+        table.row(vec![
+            (*name).to_owned(),
+            format!("{:.0}", cost.calls as f64 / steps),
+            format!("{ms:.2}"),
+            format!("{:.1} %", 100.0 * share),
+            if cost.flop > 0.0 { format!("{gflop:.1}") } else { "-".into() },
+            if cost.bytes > 0.0 { format!("{gb:.1}") } else { "-".into() },
+            if cost.bytes > 0.0 { format!("{:.0} %", 100.0 * of_roof) } else { "-".into() },
+        ]);
+    }
+    if !json {
+        output::line(&format!(
+            "roof: {:.1} GFLOP/s, {:.1} GB/s read from memory (more from a cache)",
+            roof.flop_per_s / 1e9,
+            roof.bytes_per_s / 1e9
+        ))?;
+        table.lines().iter().try_for_each(|line| output::line(line))?;
+    }
+    Ok(Value::Array(rows))
+}

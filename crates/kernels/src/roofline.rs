@@ -1,0 +1,89 @@
+//! What this machine can do at most, measured: the roof that everything else is compared with.
+
+use crate::isa::has_bf16_dot;
+use crate::parallel::for_chunks;
+use crate::simd::{Kernel, Simd, dispatch};
+use std::time::Instant;
+
+/// Runs of a measurement; the fastest counts, since the machine's other users only ever make one longer.
+const RUNS: usize = 7;
+/// Independent sums: two units, four to five cycles each, and some to spare.
+const CHAINS: usize = 12;
+/// Multiply-adds per chain and run: about 20 ms.
+const STEPS: usize = 2_000_000;
+/// Values read per run: 256 MiB, far beyond every cache.
+const READ: usize = 64 << 20;
+
+fn fastest(mut work: impl FnMut()) -> f64 {
+    work();
+    let time = |work: &mut dyn FnMut()| {
+        let start = Instant::now();
+        work();
+        start.elapsed().as_secs_f64()
+    };
+    (0..RUNS).map(|_| time(&mut work)).fold(f64::INFINITY, f64::min)
+}
+
+struct Chains;
+
+impl Kernel for Chains {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let (factor, step) = (s.splat(std::hint::black_box(0.999_999)), s.splat(std::hint::black_box(1e-6)));
+        let mut sums = [s.zero(); CHAINS];
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = s.fma(*sum, factor, step);
+            }
+        }
+        sums.iter().map(|&sum| s.reduce_sum(sum)).sum()
+    }
+}
+
+/// f32 operations per second of all threads of the rayon pool in force: multiply-adds in registers, counted as two.
+pub fn peak_flop_per_s() -> f64 {
+    let threads = rayon::current_num_threads();
+    let lanes = crate::isa().lanes();
+    let mut results = vec![0.0_f32; threads];
+    let seconds = fastest(|| for_chunks(&mut results, 1, |_, result| result[0] = dispatch(Chains)));
+    std::hint::black_box(&results);
+    2.0 * (threads * lanes * CHAINS * STEPS) as f64 / seconds
+}
+
+/// bf16 operations per second: twice those of f32 where the CPU has a dot instruction, which takes two products per lane
+/// at the same rate; elsewhere bf16 operands are multiplied as f32.
+pub fn peak_bf16_flop_per_s() -> f64 {
+    peak_flop_per_s() * if has_bf16_dot() { 2.0 } else { 1.0 }
+}
+
+struct Sum<'a>(&'a [f32]);
+
+impl Kernel for Sum<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let mut sums = [s.zero(); CHAINS];
+        for piece in self.0.chunks_exact(CHAINS * S::LANES) {
+            for (sum, values) in sums.iter_mut().zip(piece.chunks_exact(S::LANES)) {
+                *sum = s.add(*sum, s.load(values));
+            }
+        }
+        sums.iter().map(|&sum| s.reduce_sum(sum)).sum()
+    }
+}
+
+/// Bytes per second that all threads of the rayon pool in force read from memory, one after the other.
+pub fn read_bytes_per_s() -> f64 {
+    let threads = rayon::current_num_threads();
+    let values = vec![1.0_f32; READ];
+    let share = READ / threads;
+    let mut results = vec![0.0_f32; threads];
+    let seconds = fastest(|| {
+        for_chunks(&mut results, 1, |index, result| result[0] = dispatch(Sum(&values[index * share..][..share])));
+    });
+    std::hint::black_box(&results);
+    4.0 * (share * threads) as f64 / seconds
+}
