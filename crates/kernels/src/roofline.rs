@@ -6,7 +6,7 @@ use crate::simd::{Kernel, Simd, dispatch};
 use std::time::Instant;
 
 /// Runs of a measurement; the fastest counts, since the machine's other users only ever make one longer.
-const RUNS: usize = 7;
+const RUNS: usize = 25;
 /// Independent sums: two units, four to five cycles each, and some to spare.
 const CHAINS: usize = 12;
 /// Multiply-adds per chain and run: about 20 ms.

@@ -56,8 +56,9 @@ pub(crate) fn op(name: &'static str, tensors: &[&Raw]) -> Op {
 
 impl Op {
     /// Also does this much arithmetic.
-    pub(crate) fn with_flop(self, flop: f64) -> Self {
-        Self { flop, ..self }
+    pub(crate) fn with_flop(mut self, flop: f64) -> Self {
+        self.flop = flop;
+        self
     }
 }
 

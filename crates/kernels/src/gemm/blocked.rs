@@ -68,27 +68,41 @@ pub(crate) fn product_on<E: Element>(isa: Isa, c: MatMut<'_, f32>, a: Mat<'_, E>
     }
     assert!(c.col_stride == 1 || c.cols == 1, "the columns or the rows of a result lie side by side");
     let width = STRIP * isa.lanes();
-    let panels = a.cols.div_ceil(DEPTH).max(1);
-    let depth = a.cols.div_ceil(panels).max(1);
-    let most_columns = (PANEL / depth / width).max(1) * width;
-    let columns = c.cols.div_ceil(c.cols.div_ceil(most_columns)).next_multiple_of(width);
-    let across = c.cols.div_ceil(columns);
-    // Four tasks per thread even out what the machine does besides.
-    let down = (4 * rayon::current_num_threads()).div_ceil(across).min(c.rows.div_ceil(ROWS)).max(1);
-    let rows = c.rows.div_ceil(down).next_multiple_of(12);
-    let down = c.rows.div_ceil(rows);
+    let depth = a.cols.div_ceil(a.cols.div_ceil(DEPTH));
+    let Grid { rows, columns } = grid(c.rows, c.cols, depth, width);
+    let (down, across) = (c.rows.div_ceil(rows), c.cols.div_ceil(columns));
     let place = Place { data: c.data.as_mut_ptr(), stride: c.row_stride };
     for_ranges(across * down, 1, |tasks| {
         for task in tasks {
             let (row, column) = (task % down * rows, task / down * columns);
             let tile = Tile { row, rows: rows.min(c.rows - row), column, columns: columns.min(c.cols - column) };
-            with_scratch(depth * columns + PACKED_STRIPS * 12 * depth, |scratch| {
+            with_scratch(depth * columns + PACKED_STRIPS * packed_strip(12, depth), |scratch| {
                 let (panel, strips) = scratch.split_at_mut(depth * columns);
                 let place = &place;
                 dispatch_on(isa, Task { place, a, b, start, tile, depth, panel, strips });
             });
         }
     });
+}
+
+/// Rows and columns of `c` per task.
+struct Grid {
+    rows: usize,
+    columns: usize,
+}
+
+/// Cuts `c` into equal tasks, as many as keep all threads busy to the end.
+fn grid(rows: usize, cols: usize, depth: usize, width: usize) -> Grid {
+    let threads = rayon::current_num_threads();
+    let strips = cols.div_ceil(width);
+    let most = (PANEL / depth / width).clamp(1, strips);
+    // A few tasks per thread even out what the machine does besides; each packs its part of `b` anew, so it should have
+    // rows enough to make up for it.
+    let down = (4 * threads).div_ceil(strips.div_ceil(most)).min(rows.div_ceil(ROWS));
+    // Columns are cut further until the tasks divide among the threads: with one panel of rows there is no other cut.
+    let across = (strips.div_ceil(most)..=strips).find(|across| (across * down).is_multiple_of(threads));
+    let across = across.unwrap_or(strips.div_ceil(most));
+    Grid { rows: rows.div_ceil(down).next_multiple_of(12), columns: strips.div_ceil(across) * width }
 }
 
 /// The result, which every task writes its own part of.
@@ -169,7 +183,7 @@ impl<E: Element> Task<'_, E> {
             let rows = (PACKED_STRIPS * MR).min(tile.rows - row);
             pack_rows::<S, E, MR>(s, self.strips, a.part(row, rows, 0, depth));
             for strip in 0..rows.div_ceil(MR) {
-                let left = Left { data: self.strips[strip * MR * depth..].as_ptr(), row: None };
+                let left = Left { data: self.strips[strip * packed_strip(MR, depth)..].as_ptr(), row: None };
                 let below = row + strip * MR;
                 self.strip::<S, MR>(s, left, below, MR.min(tile.rows - below), depth, start);
             }
@@ -404,28 +418,52 @@ fn pack_transposed<S: Simd>(s: S, strip: &mut [f32], part: Mat<'_, f32>, width: 
     }
 }
 
+/// Elements of a packed strip of `a`, with room for a vector that sticks out.
+#[inline(always)]
+fn packed_strip(rows: usize, depth: usize) -> usize {
+    rows * depth + crate::simd::MAX_LANES
+}
+
 /// Copies rows of `a` into strips of `MR`: step p of a strip is `MR` values; missing rows become zero.
 #[inline(always)]
 fn pack_rows<S: Simd, E: Element, const MR: usize>(s: S, strips: &mut [f32], a: Mat<'_, E>) {
-    let depth = a.cols;
-    for (row, strip) in (0..a.rows).step_by(MR).zip(strips.chunks_mut((MR * depth).max(1))) {
+    let (depth, size) = (a.cols, packed_strip(MR, a.cols));
+    let mut packed = 0;
+    if let Some(a) = E::as_f32(&a).filter(|a| a.row_stride == 1) {
+        packed = pack_lines::<S, MR>(s, strips, a);
+    }
+    for (strip, row) in (0..a.rows).step_by(MR).enumerate().skip(packed) {
         let rows = MR.min(a.rows - row);
         let part = a.part(row, rows, 0, depth);
-        let mut done = 0;
-        if let Some(part) = E::as_f32(&part).filter(|part| part.row_stride == 1 && rows == MR) {
-            // A vector is longer than a step: what it writes too much is overwritten by the next ones.
-            let room = strip.len();
-            while done < depth && done * MR + S::LANES <= room && done * part.col_stride + S::LANES <= part.data.len() {
-                let values = s.load(&part.data[done * part.col_stride..]);
-                s.store(&mut strip[done * MR..], values);
-                done += 1;
-            }
-        }
-        for (p, step) in strip.chunks_exact_mut(MR).enumerate().skip(done) {
+        for (p, step) in strips[strip * size..][..MR * depth].chunks_exact_mut(MR).enumerate() {
             for (i, x) in step.iter_mut().enumerate() {
                 let at = i * part.row_stride + p * part.col_stride;
                 *x = if i < rows { part.data[at].to_f32() } else { 0.0 };
             }
         }
     }
+}
+
+/// Copies whole strips of an `a` whose rows lie side by side, and returns how many. All strips of a step at once: each
+/// line of `a` is then touched once.
+#[inline(always)]
+fn pack_lines<S: Simd, const MR: usize>(s: S, strips: &mut [f32], a: Mat<'_, f32>) -> usize {
+    let (depth, size) = (a.cols, packed_strip(MR, a.cols));
+    // A vector is longer than a step: what it reads too much must be there, and what it writes too much is overwritten
+    // by the next one or lies behind the strip.
+    let last_line = a.data.len().saturating_sub((depth - 1) * a.col_stride);
+    let readable = if last_line < S::LANES { 0 } else { (last_line - S::LANES) / MR + 1 };
+    let whole = (a.rows / MR).min(readable);
+    assert!(strips.len() >= whole * size);
+    for p in 0..depth {
+        for strip in 0..whole {
+            // SAFETY: the vector ends inside of `a`, as was computed for its last line, and inside of its strip and the
+            // room behind it.
+            unsafe {
+                let values = s.load_ptr(a.data.as_ptr().add(p * a.col_stride + strip * MR));
+                s.store_ptr(strips.as_mut_ptr().add(strip * size + p * MR), values);
+            }
+        }
+    }
+    whole
 }
