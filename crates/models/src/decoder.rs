@@ -39,9 +39,13 @@ pub struct Forward<'a> {
     pub cache: Option<&'a mut KvCache>,
     /// Dropout, while training with it.
     pub dropout: Option<DropoutKey>,
+    /// Whether backward computes each block's activations again instead of keeping them: the same numbers, a third more
+    /// time, a fraction of the memory.
+    pub recompute: bool,
 }
 
 /// One block: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+#[derive(Clone)]
 struct Block {
     attention_norm: Norm,
     attention: Attention,
@@ -141,8 +145,14 @@ impl Decoder {
         }
         x = context.drop(x, 0);
         for (index, layer) in self.layers.iter().enumerate() {
-            let cache = forward.cache.as_mut().map(|cache| &mut cache.layers[index]);
-            x = layer.forward(&x, index as u64, &context, cache);
+            x = match forward.cache.as_mut() {
+                Some(cache) => layer.forward(&x, index as u64, &context, Some(&mut cache.layers[index])),
+                None if forward.recompute => {
+                    let (layer, context) = (layer.clone(), context.clone());
+                    x.recomputed(move |x| layer.forward(x, index as u64, &context, None))
+                }
+                None => layer.forward(&x, index as u64, &context, None),
+            };
         }
         self.norm.forward(&x)
     }

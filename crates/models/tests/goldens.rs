@@ -83,7 +83,7 @@ fn decoding_step_by_step_gives_the_same_bits_as_one_pass() {
             let mut cache = model.new_cache();
             let mut start = 0;
             for len in [5, 1, 1, 3, 1, 6] {
-                let forward = Forward { cache: Some(&mut cache), dropout: None };
+                let forward = Forward { cache: Some(&mut cache), ..Forward::default() };
                 let part = model.logits(&Input::rows(&row[start..start + len], 1), forward).expect("valid input");
                 let expected = &whole[start * vocab..(start + len) * vocab];
                 assert_eq!(part.to_vec(), expected, "{case}: positions {start}..{}", start + len);

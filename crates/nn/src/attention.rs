@@ -29,6 +29,7 @@ pub struct AttentionConfig {
 }
 
 /// Attention with its four projections.
+#[derive(Clone)]
 pub struct Attention {
     /// Queries.
     pub q_proj: Linear,

@@ -14,6 +14,7 @@ pub struct DropoutKey {
 }
 
 /// Shared by all layers of one forward pass.
+#[derive(Clone)]
 pub struct LayerContext {
     /// Rotary tables of the positions at hand, for models that use them.
     pub rope: Option<RopeTables>,

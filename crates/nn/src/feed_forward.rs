@@ -20,6 +20,7 @@ pub struct FeedForwardConfig {
 }
 
 /// `down(act(up x))`, or `down(act(gate x) * up x)`.
+#[derive(Clone)]
 pub struct FeedForward {
     /// Present when gated.
     pub gate_proj: Option<Linear>,

@@ -5,6 +5,7 @@ use loam_tensor::{Parameter, Tensor};
 use crate::module::{Module, join};
 
 /// `y = x W^T + b`. Adapters, quantised weights and FLOP counts hang here.
+#[derive(Clone)]
 pub struct Linear {
     /// `[out_features, in_features]`.
     pub weight: Parameter,

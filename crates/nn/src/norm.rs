@@ -16,6 +16,7 @@ pub struct NormConfig {
 }
 
 /// Layer norm or RMS norm over the last axis.
+#[derive(Clone)]
 pub struct Norm {
     /// `[width]`, starts at one.
     pub weight: Parameter,

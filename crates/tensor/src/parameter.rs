@@ -81,6 +81,11 @@ impl Parameter {
         lock(&self.0.grad).clone()
     }
 
+    /// The gradient, which the parameter then has no more.
+    pub(crate) fn take_grad(&self) -> Option<Raw> {
+        lock(&self.0.grad).take()
+    }
+
     /// Forgets the gradient.
     pub fn clear_grad(&self) {
         *lock(&self.0.grad) = None;

@@ -209,3 +209,23 @@ fn attention_of_views_of_one_projection() {
         part(0).attention(&part(1), &part(2), &spec)
     });
 }
+
+#[test]
+fn what_is_recomputed_has_the_same_value_and_gradients_to_the_bit() {
+    let (x, w) = (random("x", &[5, 4]), random("w", &[4, 4]));
+    let network = |w: &Parameter| {
+        let w = w.clone();
+        move |x: &Tensor| x.linear(&Tensor::parameter(&w), None).unary(Unary::Tanh).linear(&Tensor::parameter(&w), None)
+    };
+    let run = |recomputed: bool| {
+        let input = Tensor::parameter(&x);
+        let output = if recomputed { input.recomputed(network(&w)) } else { network(&w)(&input) };
+        let (value, loss) = (output.to_vec(), (&output * &output).sum());
+        loss.backward();
+        let gradients = [&x, &w].map(|p| p.grad().unwrap().f32().to_vec());
+        [&x, &w].into_iter().for_each(Parameter::clear_grad);
+        (value, gradients)
+    };
+    assert_eq!(run(true), run(false));
+    assert!(run(true).1.iter().flatten().any(|&g| g != 0.0));
+}

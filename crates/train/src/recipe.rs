@@ -217,6 +217,8 @@ pub struct TrainSection {
     pub name: Option<String>,
     /// Number format of matrix products and saved activations; weights and optimizer state are always f32.
     pub precision: PrecisionChoice,
+    /// Which activations are thrown away and computed again in backward: the same result in less memory and more time.
+    pub recompute: Recompute,
     /// Threads. Default: one per core.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -291,6 +293,7 @@ impl Default for TrainSection {
         Self {
             name: None,
             precision: PrecisionChoice::Auto,
+            recompute: Recompute::None,
             threads: None,
             lr: None,
             min_lr_ratio: 0.1,
@@ -353,6 +356,17 @@ impl PrecisionChoice {
             Self::Bf16 => "bf16",
         }
     }
+}
+
+/// Which activations backward computes again instead of keeping them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// None.
+    #[default]
+    None,
+    /// Those inside of a block: its input is kept. A third more time.
+    Block,
 }
 
 /// Course of the learning rate after the warmup.

@@ -42,6 +42,18 @@ fn the_losses_are_the_same_for_one_and_two_threads() {
     assert_eq!(losses(1), losses(2));
 }
 
+#[test]
+fn recomputing_activations_changes_no_bit_of_the_run() {
+    let run = |recompute: bool| {
+        let model = tiny_model(1);
+        let mut witness = Witness::default();
+        let settings = Settings { dropout: 0.1, recompute, ..settings(8) };
+        Trainer::new(&model, &mut Pretrain, &source, None, settings).run(&mut hooks(&mut witness)).unwrap();
+        (witness.losses().iter().map(|loss| loss.to_bits()).collect::<Vec<_>>(), bits(&model))
+    };
+    assert_eq!(run(true), run(false));
+}
+
 /// Trains in a run directory; stops after `stop_at` and returns how it ended.
 fn run_in(dir: &Path, resume: bool, stop_at: Option<u64>, settings: Settings) -> (Ending, Vec<u32>, Witness) {
     let model = tiny_model(1);

@@ -18,6 +18,9 @@ pub enum BenchVerb {
         /// Element type of the matrix products
         #[arg(long, value_enum, default_value = "auto")]
         precision: PrecisionArg,
+        /// Compute each block's activations again in backward instead of keeping them
+        #[arg(long)]
+        recompute: bool,
         /// Also say where the time goes, operation by operation, beside what the machine could do
         #[arg(long)]
         profile: bool,

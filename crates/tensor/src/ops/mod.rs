@@ -7,5 +7,6 @@ mod index;
 mod linear;
 mod loss;
 mod norm;
+mod recompute;
 mod reduce;
 mod shape;

@@ -3,7 +3,7 @@
 use loam_tensor::Precision;
 
 use crate::optim::Betas;
-use crate::recipe::{EarlyStop, PrecisionChoice, Recipe};
+use crate::recipe::{EarlyStop, PrecisionChoice, Recipe, Recompute};
 use crate::schedule::Schedule;
 
 /// Numbers that govern the loop.
@@ -21,6 +21,8 @@ pub struct Settings {
     pub precision: Precision,
     /// Dropout probability.
     pub dropout: f64,
+    /// Whether backward computes each block's activations again.
+    pub recompute: bool,
     /// Seed of dropout.
     pub seed: u64,
     /// Steps between evaluations; 0 is only at the end.
@@ -52,6 +54,7 @@ impl Settings {
                 PrecisionChoice::Auto => "auto".parse().unwrap_or_default(),
             },
             dropout: train.dropout,
+            recompute: train.recompute == Recompute::Block,
             seed: recipe.seed,
             eval_every: train.eval_every.unwrap_or(0),
             eval_batches: train.eval_batches,

@@ -81,7 +81,7 @@ pub(crate) fn accumulate<O: Objective>(
             step: step * MICRO_BATCHES_PER_STEP + index as u64,
         };
         let dropout = (settings.dropout > 0.0).then(key);
-        let pass = Pass { scale: 1.0 / counted as f32, dropout };
+        let pass = Pass { scale: 1.0 / counted as f32, dropout, recompute: settings.recompute };
         loss += with_precision(settings.precision, || -> Result<f64> {
             let tensor = objective.loss(model, batch, &pass)?.tensor;
             let value = f64::from(tensor.item());
@@ -105,7 +105,7 @@ pub fn evaluate<O: Objective>(
     let (mut nats, mut counted) = (0.0, 0);
     for index in 0..validation.len().min(limit) {
         let batch = validation.batch(index)?;
-        let pass = Pass { scale: 1.0, dropout: None };
+        let pass = Pass { scale: 1.0, dropout: None, recompute: false };
         let run = || objective.loss(model, &batch, &pass).map(|loss| f64::from(loss.tensor.item()));
         nats += with_precision(settings.precision, || no_grad(run))?;
         counted += objective.counted(&batch);

@@ -58,6 +58,7 @@ pub fn settings(steps: u64) -> Settings {
         clip: 1.0,
         precision: Precision::F32,
         dropout: 0.0,
+        recompute: false,
         seed: 1,
         eval_every: 0,
         eval_batches: 2,

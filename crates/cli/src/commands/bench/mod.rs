@@ -14,7 +14,9 @@ use loam_tensor::Precision;
 
 pub fn run(verb: BenchVerb) -> Result<Outcome, Failure> {
     match verb {
-        BenchVerb::Train { config, precision, profile, json } => train::run(config, precision, profile, json)?,
+        BenchVerb::Train { config, precision, recompute, profile, json } => {
+            train::run(config, precision, recompute, profile, json)?;
+        }
         BenchVerb::Infer { config, precision, tokens, json } => infer::run(config, precision, tokens, json)?,
         BenchVerb::Kernels { json } => kernels::run(json)?,
         BenchVerb::Tokenizer { file, vocab_size, json } => tokenizer::run(&file, vocab_size, json)?,

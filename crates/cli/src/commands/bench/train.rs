@@ -19,7 +19,13 @@ use std::time::Instant;
 const WARMUP: usize = 3;
 const LEARNING_RATE: f64 = 1e-3;
 
-pub fn run(config: BenchConfig, precision: PrecisionArg, profile: bool, json: bool) -> Result<(), Failure> {
+pub fn run(
+    config: BenchConfig,
+    precision: PrecisionArg,
+    recompute: bool,
+    profile: bool,
+    json: bool,
+) -> Result<(), Failure> {
     let shape = Shape::of(config);
     let precision = precision_of(precision)?;
     let model = shape.model()?;
@@ -33,7 +39,12 @@ pub fn run(config: BenchConfig, precision: PrecisionArg, profile: bool, json: bo
         let start = Instant::now();
         with_precision(precision, || {
             let scale = 1.0 / shape.tokens() as f32;
-            let loss = model.loss(&Input::rows(&tokens, shape.batch), &targets, scale, Forward::default())?;
+            let loss = model.loss(
+                &Input::rows(&tokens, shape.batch),
+                &targets,
+                scale,
+                Forward { recompute, ..Forward::default() },
+            )?;
             last_loss = loss.item();
             loss.backward();
             optimizer.step(LEARNING_RATE, 1.0);
