@@ -1,6 +1,6 @@
 //! Matrix products. The one file that knows the GEMM library, which multiplies where the CPU has bf16 dot instructions.
 //!
-//! Contract in f32: every element of a result is one chain over ascending k, `sum = fma(a[i][k], b[k][j], sum)`, from
+//! Contract in f32, where `a` is not transposed: every element of a result is one chain over ascending k, `sum = fma(a[i][k], b[k][j], sum)`, from
 //! zero, from what is there, or from a bias (two roundings instead of one on the scalar instruction set). Nothing else in
 //! the call has a part in it: a row is the same to the bit alone or among a thousand, on one thread or many. Batched and
 //! single decoding agree because of this. Products with few rows are bound by memory and go to `gemv`, the others to
@@ -100,17 +100,6 @@ impl<'a, T> MatMut<'a, T> {
             cols: self.rows,
             row_stride: self.col_stride,
             col_stride: self.row_stride,
-        }
-    }
-
-    /// The same matrix, borrowed for a shorter time.
-    pub fn reborrow(&mut self) -> MatMut<'_, T> {
-        MatMut {
-            data: self.data,
-            rows: self.rows,
-            cols: self.cols,
-            row_stride: self.row_stride,
-            col_stride: self.col_stride,
         }
     }
 

@@ -3,7 +3,9 @@
 //! A task copies its part of `b` into strips [`STRIP`] vectors wide that stay in the second-level cache, takes a few rows
 //! of `a` at a time, which stay in the first-level cache, and runs over all strips (Goto and van de Geijn 2008, "Anatomy
 //! of high-performance matrix multiplication", with `a` and `b` exchanged). The sums of an element rest in `c` between
-//! two panels and are continued from there, so cutting k changes no bit.
+//! two panels and are continued from there, so cutting k changes no bit. Where `a` is transposed, each panel is summed by
+//! itself instead: such a product is a sum over tokens, whose rows are no tokens, and many short sums lose fewer digits
+//! than a long one.
 
 use super::{Mat, MatMut, Start};
 use crate::parallel::for_ranges;
@@ -15,7 +17,7 @@ use half::bf16;
 /// Vectors per strip of `b`.
 const STRIP: usize = 2;
 /// Longest panel of k.
-const DEPTH: usize = 384;
+pub(crate) const DEPTH: usize = 384;
 /// Elements of `b` that a task packs at a time: 288 KiB, a part of the second-level cache of every current core.
 const PANEL: usize = 72 * 1024;
 /// Fewest rows of `c` in a task where `b` would be packed once more for them.
@@ -61,11 +63,16 @@ pub(crate) fn product_on<E: Element>(isa: Isa, c: MatMut<'_, f32>, a: Mat<'_, E>
     if c.rows == 0 || c.cols == 0 || a.cols == 0 {
         return;
     }
+    let apart = a.row_stride == 1 && a.col_stride > 1;
     if c.row_stride < c.col_stride {
-        // A bias per row has no place in the transposed problem; it is rare enough to be written first.
         assert!(!matches!(start, Start::Bias(_)), "a bias needs a row-major result");
-        return product_on(isa, c.t(), b.t(), a.t(), start);
+        return tasks(isa, c.t(), b.t(), a.t(), start, apart);
     }
+    tasks(isa, c, a, b, start, apart);
+}
+
+/// A product whose result is row-major; `apart` sums every panel of k by itself.
+fn tasks<E: Element>(isa: Isa, c: MatMut<'_, f32>, a: Mat<'_, E>, b: Mat<'_, E>, start: Start<'_>, apart: bool) {
     assert!(c.col_stride == 1 || c.cols == 1, "the columns or the rows of a result lie side by side");
     let width = STRIP * isa.lanes();
     let depth = a.cols.div_ceil(a.cols.div_ceil(DEPTH));
@@ -79,7 +86,7 @@ pub(crate) fn product_on<E: Element>(isa: Isa, c: MatMut<'_, f32>, a: Mat<'_, E>
             with_scratch(depth * columns + PACKED_STRIPS * packed_strip(12, depth), |scratch| {
                 let (panel, strips) = scratch.split_at_mut(depth * columns);
                 let place = &place;
-                dispatch_on(isa, Task { place, a, b, start, tile, depth, panel, strips });
+                dispatch_on(isa, Task { place, a, b, start, apart, tile, depth, panel, strips });
             });
         }
     });
@@ -129,6 +136,7 @@ struct Task<'a, E> {
     a: Mat<'a, E>,
     b: Mat<'a, E>,
     start: Start<'a>,
+    apart: bool,
     tile: Tile,
     depth: usize,
     panel: &'a mut [f32],
@@ -212,7 +220,14 @@ impl<E: Element> Task<'_, E> {
                 Start::Bias(bias) => Some(&bias[tile.column + column..][..columns]),
                 _ => None,
             };
-            let corner = Corner { c, stride: self.place.stride, rows, columns, continues: matches!(start, Start::Sum) };
+            let corner = Corner {
+                c,
+                stride: self.place.stride,
+                rows,
+                columns,
+                sums: matches!(start, Start::Sum),
+                apart: self.apart,
+            };
             let right = self.panel[column * depth..][..width * depth].as_ptr();
             // SAFETY: `left` and `right` hold `depth` steps of `MR` rows and `width` columns; the corner is this task's.
             unsafe {
@@ -258,7 +273,9 @@ struct Corner {
     stride: usize,
     rows: usize,
     columns: usize,
-    continues: bool,
+    /// Whether the result goes on from what `c` holds, or is added to it.
+    sums: bool,
+    apart: bool,
 }
 
 /// Steps of k per turn of the innermost loop, so that their addresses are computed once.
@@ -281,7 +298,7 @@ unsafe fn registers<S: Simd, const MR: usize, const WHOLE: bool>(
     let mut sums = [[s.zero(); STRIP]; MR];
     // SAFETY: the caller vouches for all places.
     unsafe {
-        if corner.continues {
+        if corner.sums && !corner.apart {
             for (i, sums) in sums.iter_mut().enumerate() {
                 if WHOLE || i < corner.rows {
                     *sums = load::<S, WHOLE>(s, corner.c.add(i * corner.stride), corner.columns);
@@ -300,6 +317,14 @@ unsafe fn registers<S: Simd, const MR: usize, const WHOLE: bool>(
         }
         for step in 0..depth % UNROLL {
             add_step::<S, MR>(s, left, step, right.add(step * STRIP * S::LANES), &mut sums);
+        }
+        if corner.sums && corner.apart {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                if WHOLE || i < corner.rows {
+                    let before = load::<S, WHOLE>(s, corner.c.add(i * corner.stride), corner.columns);
+                    sums.iter_mut().zip(before).for_each(|(sum, before)| *sum = s.add(before, *sum));
+                }
+            }
         }
         for (i, sums) in sums.iter().enumerate() {
             if WHOLE || i < corner.rows {
