@@ -52,10 +52,10 @@ pub fn peak_flop_per_s() -> f64 {
     2.0 * (threads * lanes * CHAINS * STEPS) as f64 / seconds
 }
 
-/// bf16 operations per second: twice those of f32 where the CPU has a dot instruction, which takes two products per lane
-/// at the same rate; elsewhere bf16 operands are multiplied as f32.
-pub fn peak_bf16_flop_per_s() -> f64 {
-    peak_flop_per_s() * if has_bf16_dot() { 2.0 } else { 1.0 }
+/// How many times the f32 operations the CPU makes in bf16: two where it has a dot instruction, which takes two products
+/// per lane at the same rate; elsewhere bf16 operands are multiplied as f32.
+pub fn bf16_factor() -> f64 {
+    if has_bf16_dot() { 2.0 } else { 1.0 }
 }
 
 struct Sum<'a>(&'a [f32]);

@@ -42,7 +42,7 @@ pub use loam_kernels::optim::AdamW;
 pub use loam_kernels::rope::RopeStyle;
 pub use ops::attention::AttentionSpec;
 pub use parameter::Parameter;
-pub use pool::{PoolStats, pool_stats, trim_pool};
+pub use pool::{PoolStats, pool_stats};
 pub use precision::{Precision, precision, with_precision};
 pub use raw::{DType, Raw};
 pub use tensor::Tensor;

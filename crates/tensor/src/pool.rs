@@ -64,25 +64,6 @@ pub fn pool_stats() -> PoolStats {
     with_pool(|pool| pool.stats)
 }
 
-/// Gives every slab that holds nothing back to the system, for example between two stages of different shapes.
-pub fn trim_pool() {
-    with_pool(|pool| {
-        let is_free = |pool: &Pool, address: &usize, slab: &MmapMut| pool.free.get(address) == Some(&slab.len());
-        let empty: Vec<usize> = pool
-            .slabs
-            .iter()
-            .filter(|(address, slab)| is_free(pool, address, slab))
-            .map(|(address, _)| *address)
-            .collect();
-        for address in empty {
-            if let Some(slab) = pool.slabs.remove(&address) {
-                pool.remove_free(address, slab.len());
-                pool.stats.idle_bytes -= slab.len();
-            }
-        }
-    });
-}
-
 impl Pool {
     fn add_free(&mut self, address: usize, length: usize) {
         self.free.insert(address, length);

@@ -1,6 +1,7 @@
 //! `loam bench`.
 
 use clap::{Subcommand, ValueEnum};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// What is measured.
@@ -37,8 +38,8 @@ pub enum BenchVerb {
         #[arg(long, value_enum, default_value = "auto")]
         precision: PrecisionArg,
         /// Tokens that are decoded one after the other
-        #[arg(long, default_value_t = 32, value_name = "N")]
-        tokens: usize,
+        #[arg(long, default_value = "32", value_name = "N")]
+        tokens: NonZeroUsize,
         /// Print one JSON value
         #[arg(long)]
         json: bool,

@@ -18,8 +18,13 @@ pub fn run(config: BenchConfig, precision: PrecisionArg, tokens: usize, json: bo
     let shape = Shape::of(config);
     let precision = precision_of(precision)?;
     let model = shape.model()?;
-    let prompt_len = shape.time.saturating_sub(tokens).max(1);
-    let tokens = tokens.min(shape.time - prompt_len).max(1);
+    let prompt_len = shape.time.saturating_sub(tokens);
+    if prompt_len == 0 {
+        return Err(Failure::with_hint(
+            format!("--tokens {tokens}: no position of {} is left for a prompt", shape.name),
+            format!("its context has {}: ask for 1 to {} tokens", shape.time, shape.time - 1),
+        ));
+    }
     let prompt = shape.draw("bench prompt", prompt_len);
     let (prefill_s, decode_s) = with_precision(precision, || {
         no_grad(|| -> Result<(f64, f64), Failure> {
@@ -45,7 +50,7 @@ pub fn run(config: BenchConfig, precision: PrecisionArg, tokens: usize, json: bo
             Ok((prefill_s, times[times.len() / 2]))
         })
     })?;
-    let roof = Roof::measured(precision);
+    let roof = Roof::measured().of(precision);
     let footprint = footprint(model.spec());
     // Of a prompt only the last position goes through the head.
     let head = 2 * shape.head_parameters();

@@ -35,8 +35,7 @@ const ROWS: usize = 4096;
 const WIDTH: usize = 2048;
 
 pub fn run(json: bool) -> Result<(), Failure> {
-    let (roof, roof_bf16) = (Roof::measured(Precision::F32), Roof::measured(Precision::Bf16));
-    let mut sheet = Sheet { roof, roof_bf16, rows: Vec::new() };
+    let mut sheet = Sheet { roof: Roof::measured(), rows: Vec::new() };
     products(&mut sheet);
     thin(&mut sheet);
     attentions(&mut sheet);
@@ -47,7 +46,6 @@ pub fn run(json: bool) -> Result<(), Failure> {
 /// What was measured so far.
 struct Sheet {
     roof: Roof,
-    roof_bf16: Roof,
     rows: Vec<Row>,
 }
 
@@ -56,20 +54,20 @@ struct Row {
     seconds: f64,
     flop: f64,
     bytes: f64,
-    is_bf16: bool,
+    precision: Precision,
 }
 
 impl Sheet {
     fn measure(&mut self, name: String, flop: f64, bytes: f64, work: impl FnMut()) {
-        self.rows.push(Row { is_bf16: name.contains("bf16"), name, seconds: fastest(work), flop, bytes });
+        let precision = if name.contains("bf16") { Precision::Bf16 } else { Precision::F32 };
+        self.rows.push(Row { name, precision, seconds: fastest(work), flop, bytes });
     }
 
     fn print(&self, json: bool) -> Result<(), Failure> {
         let mut table = Table::new(&["operation", "us", "GFLOP/s", "GB/s", "of roof"]);
         let mut rows = Vec::new();
         for row in &self.rows {
-            let roof = if row.is_bf16 { &self.roof_bf16 } else { &self.roof };
-            let share = roof.share(row.flop, row.bytes, row.seconds);
+            let share = self.roof.of(row.precision).share(row.flop, row.bytes, row.seconds);
             let (gflop, gb) = (row.flop / row.seconds / 1e9, row.bytes / row.seconds / 1e9);
             rows.push(json!({
                 "operation": row.name, "us": round(row.seconds * 1e6, 1), "gflop_per_s": round(gflop, 1),
@@ -85,7 +83,7 @@ impl Sheet {
         }
         let peaks = json!({
             "peak_gflop_per_s": round(self.roof.flop_per_s / 1e9, 1),
-            "peak_bf16_gflop_per_s": round(self.roof_bf16.flop_per_s / 1e9, 1),
+            "peak_bf16_gflop_per_s": round(self.roof.of(Precision::Bf16).flop_per_s / 1e9, 1),
             "read_gb_per_s": round(self.roof.bytes_per_s / 1e9, 1),
         });
         if json {

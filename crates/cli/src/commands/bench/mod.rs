@@ -17,7 +17,7 @@ pub fn run(verb: BenchVerb) -> Result<Outcome, Failure> {
         BenchVerb::Train { config, precision, recompute, profile, json } => {
             train::run(config, precision, recompute, profile, json)?;
         }
-        BenchVerb::Infer { config, precision, tokens, json } => infer::run(config, precision, tokens, json)?,
+        BenchVerb::Infer { config, precision, tokens, json } => infer::run(config, precision, tokens.get(), json)?,
         BenchVerb::Kernels { json } => kernels::run(json)?,
         BenchVerb::Tokenizer { file, vocab_size, json } => tokenizer::run(&file, vocab_size, json)?,
     }
@@ -31,12 +31,15 @@ struct Roof {
 }
 
 impl Roof {
-    fn measured(precision: Precision) -> Self {
-        let flop_per_s = match precision {
-            Precision::F32 => roofline::peak_flop_per_s(),
-            Precision::Bf16 => roofline::peak_bf16_flop_per_s(),
-        };
-        Self { flop_per_s, bytes_per_s: roofline::read_bytes_per_s() }
+    /// In f32.
+    fn measured() -> Self {
+        Self { flop_per_s: roofline::peak_flop_per_s(), bytes_per_s: roofline::read_bytes_per_s() }
+    }
+
+    /// The f32 roof as another precision has it.
+    fn of(&self, precision: Precision) -> Self {
+        let factor = if precision == Precision::Bf16 { roofline::bf16_factor() } else { 1.0 };
+        Self { flop_per_s: self.flop_per_s * factor, bytes_per_s: self.bytes_per_s }
     }
 
     /// The share of the roof that an operation reaches: the time it must take at least, by arithmetic or by traffic, of

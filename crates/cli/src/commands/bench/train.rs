@@ -80,7 +80,7 @@ pub fn run(
         ))?;
     }
     if profile {
-        let roof = Roof::measured(precision);
+        let roof = Roof::measured().of(precision);
         report["peak_gflop_per_s"] = json!(round(roof.flop_per_s / 1e9, 1));
         report["read_gb_per_s"] = json!(round(roof.bytes_per_s / 1e9, 1));
         report["operations"] = operations(&costs, &times, &roof, json)?;
