@@ -149,7 +149,7 @@ impl Decoder {
                 Some(cache) => layer.forward(&x, index as u64, &context, Some(&mut cache.layers[index])),
                 None if forward.recompute => {
                     let (layer, context) = (layer.clone(), context.clone());
-                    x.recomputed(move |x| layer.forward(x, index as u64, &context, None))
+                    x.recomputed(&layer.parameters(), move |x| layer.forward(x, index as u64, &context, None))
                 }
                 None => layer.forward(&x, index as u64, &context, None),
             };

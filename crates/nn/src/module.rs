@@ -6,6 +6,13 @@ use loam_tensor::Parameter;
 pub trait Module {
     /// Calls `visit` with the dotted name and the parameter, for each parameter below `path`, in a fixed order.
     fn visit(&self, path: &str, visit: &mut dyn FnMut(String, &Parameter));
+
+    /// All parameters, in the order of [`Module::visit`].
+    fn parameters(&self) -> Vec<Parameter> {
+        let mut parameters = Vec::new();
+        self.visit("", &mut |_, parameter| parameters.push(parameter.clone()));
+        parameters
+    }
 }
 
 /// `path.name`, or just `name` at the root.

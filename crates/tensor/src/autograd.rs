@@ -4,7 +4,7 @@
 //! freed on the way back. Gradients of inner nodes live only during [`backward`]; those of parameters stay with them.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -149,25 +149,61 @@ impl Engine {
         self.grads.insert(node.id, slot);
     }
 
-    fn run(&mut self) {
+    /// Runs every node that has a gradient, newest first; hands on the parameters that `uses` lists at a node once it is
+    /// done.
+    fn run(&mut self, mut uses: HashMap<u64, Vec<Parameter>>, on_complete: &mut OnComplete<'_>) {
         while let Some((id, node)) = self.ready.pop_last() {
             let grad = self.grads.remove(&id).expect("a node is ready only once it has a gradient");
             let backward = node.backward.lock().unwrap_or_else(PoisonError::into_inner).take();
             let backward = backward.expect("backward runs once per graph: its saved activations are consumed");
             let grad = if grad.is_dense() { grad } else { Device::Cpu.backend().copy(&grad) };
             backward(&grad.reshaped(node.shape), &mut Grads { engine: self, parents: &node.parents });
+            uses.remove(&id).iter().flatten().for_each(&mut *on_complete);
         }
     }
 }
 
+/// Receives a parameter once its gradient is complete.
+pub(crate) type OnComplete<'a> = dyn FnMut(&Parameter) + 'a;
+
+/// The parameters of a graph, each at its earliest use: nodes run in descending order, so there its gradient is complete.
+fn earliest_uses(root: &Arc<Node>) -> HashMap<u64, Vec<Parameter>> {
+    let mut earliest: BTreeMap<usize, (u64, Parameter)> = BTreeMap::new();
+    let (mut seen, mut open) = (HashSet::from([root.id]), vec![root.clone()]);
+    while let Some(node) = open.pop() {
+        for parent in node.parents.iter().flatten() {
+            match parent {
+                Origin::Parameter(parameter) => {
+                    let use_ = earliest.entry(parameter.address()).or_insert((node.id, parameter.clone()));
+                    use_.0 = use_.0.min(node.id);
+                }
+                Origin::Node(parent) => {
+                    if seen.insert(parent.id) {
+                        open.push(parent.clone());
+                    }
+                }
+            }
+        }
+    }
+    let mut uses: HashMap<u64, Vec<Parameter>> = HashMap::new();
+    earliest.into_values().for_each(|(id, parameter)| uses.entry(id).or_default().push(parameter));
+    uses
+}
+
 /// Back-propagates `grad` from a tensor made by `origin`, adding to the gradients of all parameters it depends on.
-pub(crate) fn backward(origin: &Origin, grad: Raw) {
+pub(crate) fn backward(origin: &Origin, grad: Raw, on_complete: Option<&mut OnComplete<'_>>) {
     match origin {
-        Origin::Parameter(parameter) => parameter.add_grad(grad),
+        Origin::Parameter(parameter) => {
+            parameter.add_grad(grad);
+            on_complete.into_iter().for_each(|on_complete| on_complete(parameter));
+        }
         Origin::Node(node) => {
             let mut engine = Engine::default();
             engine.add(node, grad);
-            engine.run();
+            match on_complete {
+                Some(on_complete) => engine.run(earliest_uses(node), on_complete),
+                None => engine.run(HashMap::new(), &mut |_| {}),
+            }
         }
     }
 }

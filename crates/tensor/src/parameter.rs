@@ -106,6 +106,11 @@ impl Parameter {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// Tells parameters apart, as long as they live.
+    pub fn address(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
     /// Changes the value in place. Panics if a tensor still holds it: that graph's backward would see other numbers.
     pub fn change(&self, work: impl FnOnce(&mut Raw)) {
         *lock(&self.0.low_precision) = None;

@@ -110,19 +110,32 @@ impl Tensor {
 
     /// Back-propagates from this scalar with gradient 1: adds to the gradient of every parameter it depends on.
     pub fn backward(self) {
-        assert_eq!(self.count(), 1, "backward() starts at a scalar, not at shape {:?}", self.shape());
-        let seed = Raw::full(self.shape(), 1.0);
-        self.backward_with(seed);
+        self.run_backward(None, None);
+    }
+
+    /// Like [`Tensor::backward`]; calls `on_complete` with each parameter as soon as its gradient is complete and no
+    /// later part of the pass needs its value. It may be changed there, and its gradient freed: then all gradients never
+    /// exist at once (Lv et al. 2024, "Full parameter fine-tuning for large language models with limited resources").
+    pub fn backward_consuming(self, on_complete: &mut dyn FnMut(&Parameter)) {
+        self.run_backward(None, Some(on_complete));
     }
 
     /// Back-propagates from this tensor with the given gradient of the same shape.
     pub fn backward_with(self, grad: Raw) {
+        self.run_backward(Some(grad), None);
+    }
+
+    fn run_backward(self, grad: Option<Raw>, on_complete: Option<&mut dyn FnMut(&Parameter)>) {
+        let grad = grad.unwrap_or_else(|| {
+            assert_eq!(self.count(), 1, "backward() starts at a scalar, not at shape {:?}", self.shape());
+            Raw::full(self.shape(), 1.0)
+        });
         assert_eq!(grad.shape(), self.shape(), "a gradient has the shape of its tensor");
         let Self { raw, origin, .. } = self;
         // The value itself is not needed any more: free it before its inputs' gradients are allocated.
         drop(raw);
         if let Some(origin) = origin {
-            autograd::backward(&origin, grad);
+            autograd::backward(&origin, grad, on_complete);
         }
     }
 }

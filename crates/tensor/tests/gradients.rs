@@ -219,7 +219,8 @@ fn what_is_recomputed_has_the_same_value_and_gradients_to_the_bit() {
     };
     let run = |recomputed: bool| {
         let input = Tensor::parameter(&x);
-        let output = if recomputed { input.recomputed(network(&w)) } else { network(&w)(&input) };
+        let output =
+            if recomputed { input.recomputed(std::slice::from_ref(&w), network(&w)) } else { network(&w)(&input) };
         let (value, loss) = (output.to_vec(), (&output * &output).sum());
         loss.backward();
         let gradients = [&x, &w].map(|p| p.grad().unwrap().f32().to_vec());
@@ -228,4 +229,45 @@ fn what_is_recomputed_has_the_same_value_and_gradients_to_the_bit() {
     };
     assert_eq!(run(true), run(false));
     assert!(run(true).1.iter().flatten().any(|&g| g != 0.0));
+}
+
+#[test]
+fn a_parameter_may_be_changed_and_its_gradient_freed_as_soon_as_it_is_complete() {
+    // `shared` is used first and last, so it is complete last; each of the others right after its own layer.
+    let (x, shared, middle) = (random("x", &[5, 4]), random("shared", &[4, 4]), random("middle", &[4, 4]));
+    let names = [("x", &x), ("shared", &shared), ("middle", &middle)];
+    let loss = |recomputed: bool| {
+        let y = Tensor::parameter(&x).linear(&Tensor::parameter(&shared), None);
+        let layer = {
+            let middle = middle.clone();
+            move |y: &Tensor| y.linear(&Tensor::parameter(&middle), None).unary(Unary::Tanh)
+        };
+        let y = if recomputed { y.recomputed(std::slice::from_ref(&middle), layer) } else { layer(&y) };
+        let y = y.linear(&Tensor::parameter(&shared), None);
+        (&y * &y).sum()
+    };
+    loss(false).backward();
+    let expected = names.map(|(_, parameter)| parameter.grad().unwrap().f32().to_vec());
+    names.iter().for_each(|(_, parameter)| parameter.clear_grad());
+    for recomputed in [false, true] {
+        let before = names.map(|(_, parameter)| parameter.to_vec());
+        let (mut order, mut gradients) = (Vec::new(), Vec::new());
+        loss(recomputed).backward_consuming(&mut |parameter| {
+            order.push(names.iter().find(|(_, known)| known.is_same(parameter)).unwrap().0);
+            gradients.push(parameter.grad().unwrap().f32().to_vec());
+            parameter.change(|value| value.f32_mut().fill(0.0));
+            parameter.clear_grad();
+        });
+        // The first layer's two inputs are complete at the same node.
+        assert_eq!(order[0], "middle");
+        for (name, gradient) in order.iter().zip(gradients) {
+            let index = names.iter().position(|(known, _)| known == name).unwrap();
+            assert_eq!(gradient, expected[index], "{name}");
+        }
+        assert_eq!(order.len(), 3);
+        for ((_, parameter), before) in names.iter().zip(before) {
+            assert!(parameter.grad().is_none() && parameter.to_vec().iter().all(|&x| x == 0.0));
+            parameter.set(&before);
+        }
+    }
 }

@@ -4,8 +4,12 @@ use loam_tensor::{Device, Parameter};
 
 /// L2 norm of all gradients together. The sum runs in f64 in the order given, so it has one value.
 pub fn global_norm(parameters: &[(String, Parameter)]) -> f64 {
-    let squares = parameters.iter().filter_map(|(_, parameter)| parameter.grad());
-    squares.map(|grad| Device::Cpu.backend().sum_of_squares(&grad)).sum::<f64>().sqrt()
+    parameters.iter().map(|(_, parameter)| squared_norm(parameter)).sum::<f64>().sqrt()
+}
+
+/// Squared L2 norm of a parameter's gradient; 0 where it has none.
+pub fn squared_norm(parameter: &Parameter) -> f64 {
+    parameter.grad().map_or(0.0, |grad| Device::Cpu.backend().sum_of_squares(&grad))
 }
 
 /// Factor that scales gradients of this norm down to at most `limit` (0 is no limit).

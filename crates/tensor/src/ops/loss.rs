@@ -7,8 +7,8 @@ use crate::precision::{Precision, precision};
 use crate::raw::{DType, Raw};
 use crate::tensor::{Tensor, backend};
 
-/// Logits of one chunk of rows: enough for the matrix product to run at full speed, little enough to stay cheap.
-const CHUNK_ELEMENTS: usize = 4 << 20;
+/// Most logits of one chunk of rows: 64 MiB. A product with fewer rows spends its time on copying the head.
+const CHUNK_ELEMENTS: usize = 16 << 20;
 
 impl Tensor {
     /// Sum over rows of `-log softmax(self)[target]`, times `scale`; rows with target -100 count nothing.
@@ -41,7 +41,8 @@ impl Tensor {
         let wants_grad = is_recording() && (self.wants_grad() || weight.wants_grad());
         let mut head = HeadGrads::new(wants_grad, [rows, width], [vocab, width]);
         let mut sum = 0.0f64;
-        let chunk_rows = (CHUNK_ELEMENTS / vocab).clamp(16, rows.max(16));
+        let chunks = rows.div_ceil((CHUNK_ELEMENTS / vocab).max(16)).max(1);
+        let chunk_rows = rows.div_ceil(chunks);
         let mut start = 0;
         while start < rows {
             let len = chunk_rows.min(rows - start);

@@ -1,5 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019): Adam with weight decay that does not go through the moments.
 
+use std::collections::HashMap;
+
 use loam_tensor::{Device, Parameter};
 
 /// Settings that stay the same for a whole run.
@@ -19,6 +21,8 @@ pub struct Betas {
 pub struct AdamW {
     betas: Betas,
     slots: Vec<Slot>,
+    /// Index of a parameter's slot, by its address.
+    places: HashMap<usize, usize>,
     steps: u64,
 }
 
@@ -40,27 +44,32 @@ impl AdamW {
             v: Parameter::zeros(parameter.shape()),
             weight_decay: if parameter.shape().len() >= 2 { betas.weight_decay } else { 0.0 },
         };
-        let slots = parameters.iter().filter(|(_, parameter)| parameter.is_trainable()).map(slot).collect();
-        Self { betas, slots, steps: 0 }
+        let slots: Vec<Slot> = parameters.iter().filter(|(_, parameter)| parameter.is_trainable()).map(slot).collect();
+        let places = slots.iter().enumerate().map(|(index, slot)| (slot.parameter.address(), index)).collect();
+        Self { betas, slots, places, steps: 0 }
     }
 
-    /// One step with the gradients at hand, each multiplied by `grad_scale` first.
-    pub fn step(&mut self, lr: f64, grad_scale: f64) {
+    /// Begins a step: each parameter may be updated once until the next one.
+    pub fn begin_step(&mut self) {
         self.steps += 1;
-        for slot in &self.slots {
-            let step = loam_tensor::AdamW {
-                lr: lr as f32,
-                beta1: self.betas.beta1 as f32,
-                beta2: self.betas.beta2 as f32,
-                eps: self.betas.eps as f32,
-                weight_decay: slot.weight_decay as f32,
-                grad_scale: grad_scale as f32,
-                step: self.steps,
-            };
-            slot.parameter.step(|value, grad| {
-                slot.m.change(|m| slot.v.change(|v| Device::Cpu.backend().adamw(value, grad, m, v, &step)));
-            });
-        }
+    }
+
+    /// Updates a parameter with its gradient, multiplied by `grad_scale`, and frees that. Nothing without a gradient.
+    pub fn update(&mut self, parameter: &Parameter, lr: f64, grad_scale: f64) {
+        let Some(slot) = self.places.get(&parameter.address()).map(|&index| &self.slots[index]) else { return };
+        let step = loam_tensor::AdamW {
+            lr: lr as f32,
+            beta1: self.betas.beta1 as f32,
+            beta2: self.betas.beta2 as f32,
+            eps: self.betas.eps as f32,
+            weight_decay: slot.weight_decay as f32,
+            grad_scale: grad_scale as f32,
+            step: self.steps,
+        };
+        parameter.step(|value, grad| {
+            slot.m.change(|m| slot.v.change(|v| Device::Cpu.backend().adamw(value, grad, m, v, &step)));
+        });
+        parameter.clear_grad();
     }
 
     /// Both moments of every parameter: `m.<name>`, then `v.<name>`.

@@ -8,7 +8,7 @@ use loam_tensor::{Parameter, no_grad, with_precision};
 use super::guard::check_gradients;
 use super::settings::Settings;
 use crate::batch::Validation;
-use crate::clip::{clip_factor, global_norm};
+use crate::clip::{clip_factor, global_norm, squared_norm};
 use crate::error::{Error, Result};
 use crate::metrics::EvalRow;
 use crate::objective::{Objective, Pass};
@@ -34,21 +34,28 @@ pub(super) fn optimizer_step<O: Objective>(
     settings: &Settings,
     (step, micro_batches): (u64, &[O::Batch]),
 ) -> Result<StepResult> {
-    let (loss, tokens) = accumulate(model, objective, settings, step, micro_batches)?;
-    if !loss.is_finite() {
-        clear(parameters);
-        return Err(Error::Diverged { step: step + 1, what: "loss", value: loss });
-    }
+    let lr = settings.lr * settings.schedule.multiplier(step);
+    optimizer.begin_step();
+    // With nothing to wait for, a gradient lives from its last addend to its parameter's update only.
+    let at_once = settings.clip == 0.0 && micro_batches.len() == 1 && step > 0;
+    let mut squares = 0.0;
+    let mut update = |parameter: &Parameter| {
+        squares += squared_norm(parameter);
+        optimizer.update(parameter, lr, 1.0);
+    };
+    let consume = at_once.then_some(&mut update as &mut dyn FnMut(&Parameter));
+    let (loss, tokens) =
+        accumulate(model, objective, settings, step, micro_batches, consume).inspect_err(|_| clear(parameters))?;
     if step == 0 {
         check_gradients(parameters)?;
     }
-    let grad_norm = global_norm(parameters);
+    let grad_norm = if at_once { squares.sqrt() } else { global_norm(parameters) };
     if !grad_norm.is_finite() {
         clear(parameters);
         return Err(Error::Diverged { step: step + 1, what: "gradient norm", value: grad_norm });
     }
-    let lr = settings.lr * settings.schedule.multiplier(step);
-    optimizer.step(lr, clip_factor(grad_norm, settings.clip));
+    let grad_scale = clip_factor(grad_norm, settings.clip);
+    parameters.iter().for_each(|(_, parameter)| optimizer.update(parameter, lr, grad_scale));
     clear(parameters);
     Ok(StepResult { loss, lr, grad_norm, tokens })
 }
@@ -57,14 +64,15 @@ fn clear(parameters: &[(String, Parameter)]) {
     parameters.iter().for_each(|(_, parameter)| parameter.clear_grad());
 }
 
-/// Adds up the gradients of the mean loss over all counted tokens of the micro-batches. Returns that mean and the
-/// tokens read.
+/// Adds up the gradients of the mean loss over all counted tokens of the micro-batches; `consume` gets each parameter
+/// once its gradient is complete. Returns that mean and the tokens read.
 pub(crate) fn accumulate<O: Objective>(
     model: &LanguageModel,
     objective: &mut O,
     settings: &Settings,
     step: u64,
     micro_batches: &[O::Batch],
+    mut consume: Option<&mut dyn FnMut(&Parameter)>,
 ) -> Result<(f64, u64)> {
     let counted: usize = micro_batches.iter().map(|batch| objective.counted(batch)).sum();
     if counted == 0 {
@@ -85,7 +93,13 @@ pub(crate) fn accumulate<O: Objective>(
         loss += with_precision(settings.precision, || -> Result<f64> {
             let tensor = objective.loss(model, batch, &pass)?.tensor;
             let value = f64::from(tensor.item());
-            tensor.backward();
+            if !value.is_finite() {
+                return Err(Error::Diverged { step: step + 1, what: "loss", value });
+            }
+            match consume.as_mut() {
+                Some(consume) => tensor.backward_consuming(consume),
+                None => tensor.backward(),
+            }
             Ok(value)
         })?;
     }
@@ -163,7 +177,7 @@ mod tests {
         let settings = Settings::of(&Recipe::parse(recipe, std::path::Path::new("test")).unwrap());
         let run = |micro_batches: &[CausalBatch]| {
             let model = LanguageModel::new(&config, 3).unwrap();
-            let (loss, tokens) = accumulate(&model, &mut Pretrain, &settings, 0, micro_batches).unwrap();
+            let (loss, tokens) = accumulate(&model, &mut Pretrain, &settings, 0, micro_batches, None).unwrap();
             let grads = model
                 .parameters()
                 .iter()
@@ -186,13 +200,41 @@ mod tests {
     }
 
     #[test]
+    fn updating_each_parameter_as_its_gradient_completes_gives_the_same_weights_to_the_bit() {
+        let config = serde_json::json!({
+            "model_type": "gpt2", "vocab_size": 11, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12,
+        });
+        let run = |clip: f64, recompute: &str| {
+            let text = format!("stage = \"pretrain\"\n[train]\nclip = {clip:?}\nrecompute = \"{recompute}\"\n");
+            let settings = Settings::of(&Recipe::parse(&text, std::path::Path::new("test")).unwrap());
+            let model = LanguageModel::new(&config, 3).unwrap();
+            let parameters = model.parameters();
+            let mut optimizer = AdamW::new(&parameters, settings.betas);
+            let mut norms = Vec::new();
+            for step in 0..3 {
+                let batch = (step, &[rows(0..8)][..]);
+                let result = optimizer_step(&model, &parameters, &mut Pretrain, &mut optimizer, &settings, batch);
+                norms.push(result.unwrap().grad_norm);
+            }
+            (parameters.iter().map(|(_, parameter)| parameter.to_vec()).collect::<Vec<_>>(), norms)
+        };
+        let (whole, norms) = run(1e9, "none");
+        for recompute in ["none", "block"] {
+            let (at_once, norms_at_once) = run(0.0, recompute);
+            assert_eq!(at_once, whole);
+            // The squares are added in another order, in f64.
+            assert!(norms.iter().zip(norms_at_once).all(|(a, b)| (a - b).abs() < 1e-12 * a));
+        }
+    }
+
+    #[test]
     fn a_batch_without_a_counted_token_is_an_error_with_a_hint() {
         let config = serde_json::json!({"model_type": "gpt2", "vocab_size": 11, "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 12});
         let model = LanguageModel::new(&config, 3).unwrap();
         let recipe = Recipe::parse("stage = \"pretrain\"", std::path::Path::new("test")).unwrap();
         let mut batch = rows(0..1);
         batch.targets.fill(IGNORED);
-        let error = accumulate(&model, &mut Pretrain, &Settings::of(&recipe), 4, &[batch]).unwrap_err();
+        let error = accumulate(&model, &mut Pretrain, &Settings::of(&recipe), 4, &[batch], None).unwrap_err();
         assert_eq!(error.to_string(), "step 5: no token of the batch is trained on");
         assert!(error.hint().is_some());
     }

@@ -46,11 +46,10 @@ pub fn run(
                 Forward { recompute, ..Forward::default() },
             )?;
             last_loss = loss.item();
-            loss.backward();
-            optimizer.step(LEARNING_RATE, 1.0);
+            optimizer.begin_step();
+            loss.backward_consuming(&mut |parameter| optimizer.update(parameter, LEARNING_RATE, 1.0));
             Ok::<(), loam_models::Error>(())
         })?;
-        model.parameters().iter().for_each(|(_, parameter)| parameter.clear_grad());
         let seconds = start.elapsed().as_secs_f64();
         progress.update(number as u64 + 1, "");
         Ok(seconds)
