@@ -1,5 +1,7 @@
 //! [`Tensor`]: data plus the history its gradient flows back along.
 
+use std::sync::Arc;
+
 use crate::autograd::{self, Grads, Node, Origin};
 use crate::backend::{Backend, Device};
 use crate::dims::Dims;
@@ -13,7 +15,15 @@ pub struct Tensor {
     origin: Option<Origin>,
     /// The parameter this is the value of: its bf16 copy is worth reusing, with or without a gradient.
     parameter: Option<Parameter>,
+    /// Makes the data once more from what its operation keeps for backward anyway.
+    again: Option<Again>,
 }
+
+/// See [`Tensor::remade_by`].
+pub(crate) type Again = Arc<dyn Fn() -> Raw + Send + Sync>;
+
+/// Elements from which on a cheap result is made again in backward rather than kept: 4 MiB. Smaller ones stay in a cache.
+const WORTH_REMAKING: usize = 1 << 20;
 
 /// The device's operations, for the ops below.
 pub(crate) fn backend() -> &'static dyn Backend {
@@ -33,14 +43,14 @@ impl Tensor {
 
     /// A tensor without history.
     pub fn constant(raw: Raw) -> Self {
-        Self { raw, origin: None, parameter: None }
+        Self { raw, origin: None, parameter: None, again: None }
     }
 
     /// The current value of a parameter, wanting a gradient if the parameter is trainable.
     pub fn parameter(parameter: &Parameter) -> Self {
         let wanted = parameter.is_trainable() && autograd::is_recording();
         let origin = wanted.then(|| Origin::Parameter(parameter.clone()));
-        Self { raw: parameter.value(), origin, parameter: Some(parameter.clone()) }
+        Self { raw: parameter.value(), origin, parameter: Some(parameter.clone()), again: None }
     }
 
     /// The result of an operation on `parents`.
@@ -51,7 +61,19 @@ impl Tensor {
     ) -> Self {
         let origins = parents.iter().map(|parent| parent.origin.clone()).collect();
         let origin = Node::record(raw.shape(), origins, backward);
-        Self { raw, origin, parameter: None }
+        Self { raw, origin, parameter: None, again: None }
+    }
+
+    /// Notes that `make` gives the same data, to the bit, from what this tensor's operation has saved, and cheaply: what
+    /// would keep the data for backward can call it instead.
+    pub(crate) fn remade_by(self, make: impl Fn() -> Raw + Send + Sync + 'static) -> Self {
+        let worth = self.wants_grad() && self.count() >= WORTH_REMAKING;
+        Self { again: worth.then(|| Arc::new(make) as Again), ..self }
+    }
+
+    /// How to make the data again, where that is better than keeping it.
+    pub(crate) fn again(&self) -> Option<Again> {
+        self.again.clone()
     }
 
     /// The data.

@@ -271,3 +271,26 @@ fn a_parameter_may_be_changed_and_its_gradient_freed_as_soon_as_it_is_complete()
         }
     }
 }
+
+#[test]
+fn large_activations_are_made_again_for_backward_with_the_same_gradients_to_the_bit() {
+    // Beyond the size from which on they are; `* 1.0` hides from the product where its input came from.
+    let (rows, wide) = (1024, 1024);
+    let (x, gate, w) = (random("x", &[rows, wide]), random("gate", &[rows, wide]), random("w", &[3, wide]));
+    let run = |gated: bool, hidden: bool| {
+        let [x_, gate_, w_] = [&x, &gate, &w].map(Tensor::parameter);
+        let y = if gated { gate_.gated(Unary::Silu, &x_) } else { x_.unary(Unary::GeluTanh) };
+        let y = if hidden { y.affine(1.0, 0.0) } else { y };
+        let out = y.linear(&w_, None);
+        (&out * &out).sum().backward();
+        [&x, &gate, &w].map(|parameter| {
+            let grad = parameter.grad().map(|grad| grad.f32().to_vec());
+            parameter.clear_grad();
+            grad
+        })
+    };
+    for gated in [false, true] {
+        assert_eq!(run(gated, false), run(gated, true));
+        assert!(run(gated, false)[2].as_ref().unwrap().iter().any(|&g| g != 0.0));
+    }
+}

@@ -9,20 +9,24 @@ impl Tensor {
     /// `op(self)`, element by element.
     pub fn unary(&self, op: Unary) -> Self {
         let x = self.dense();
+        let again = x.clone();
         Self::from_op(backend().unary(op, &x), &[self], move |dy, grads| {
             grads.add(0, backend().unary_backward(op, &x, dy));
         })
+        .remade_by(move || backend().unary(op, &again))
     }
 
     /// `act(self) * up`: the gated feed-forward of Shazeer (2020), eq. 5.
     pub fn gated(&self, act: Unary, up: &Self) -> Self {
         assert_eq!(self.shape(), up.shape(), "gated: gate and up have one shape");
         let (gate, up_raw) = (self.dense(), up.dense());
+        let again = (gate.clone(), up_raw.clone());
         Self::from_op(backend().gated(act, &gate, &up_raw), &[self, up], move |dy, grads| {
             let (dgate, dup) = backend().gated_backward(act, &gate, &up_raw, dy);
             grads.add(0, dgate);
             grads.add(1, dup);
         })
+        .remade_by(move || backend().gated(act, &again.0, &again.1))
     }
 
     /// Inverted dropout: zero with probability `p`, else divide by `1 - p` (Srivastava et al. 2014).

@@ -4,7 +4,7 @@ use crate::backend::Start;
 use crate::dims::Dims;
 use crate::precision::{Precision, precision};
 use crate::raw::{DType, Raw};
-use crate::tensor::{Tensor, backend};
+use crate::tensor::{Again, Tensor, backend};
 
 /// A dense tensor as the matrix of its last axis.
 pub(crate) fn as_matrix(x: &Raw) -> Raw {
@@ -16,6 +16,25 @@ fn operand(x: &Tensor, precision: Precision) -> Raw {
     match precision {
         Precision::F32 => x.dense(),
         Precision::Bf16 => x.to_bf16(),
+    }
+}
+
+/// What backward needs of an input: the data, or how to make it again.
+enum Saved {
+    Kept(Raw),
+    Again(Again, Precision),
+}
+
+impl Saved {
+    fn of(x: &Tensor, operand: &Raw, precision: Precision) -> Self {
+        x.again().map_or_else(|| Self::Kept(operand.clone()), |again| Self::Again(again, precision))
+    }
+
+    fn matrix(&self) -> Raw {
+        match self {
+            Self::Kept(x) => x.clone(),
+            Self::Again(again, precision) => as_matrix(&lowered(&again(), *precision)),
+        }
     }
 }
 
@@ -51,7 +70,9 @@ impl Tensor {
         let y = y.reshaped(shape.with(shape.len() - 1, out_features));
         let mut parents = vec![self, weight];
         parents.extend(bias);
-        let has_bias = bias.is_some();
+        let (rows, has_bias) = (x.rows(), bias.is_some());
+        // A frozen weight, as under an adapter, needs nothing of the input.
+        let saved = weight.wants_grad().then(|| Saved::of(self, &x, precision));
         Self::from_op(y, &parents, move |dy, grads| {
             let dy = as_matrix(dy);
             if has_bias && grads.wants(2) {
@@ -59,9 +80,11 @@ impl Tensor {
             }
             let dy = lowered(&dy, precision);
             if grads.wants(0) {
-                grads.accumulate(0, |slot, start| matmul_into(slot, [x.rows(), in_features], &dy, &w, start));
+                grads.accumulate(0, |slot, start| matmul_into(slot, [rows, in_features], &dy, &w, start));
             }
-            grads.accumulate(1, |slot, start| backend().matmul(slot, &dy.transposed(0, 1), &x, start));
+            if let Some(x) = saved.as_ref().map(Saved::matrix) {
+                grads.accumulate(1, |slot, start| backend().matmul(slot, &dy.transposed(0, 1), &x, start));
+            }
         })
     }
 
