@@ -25,6 +25,11 @@ pub(crate) type Again = Arc<dyn Fn() -> Raw + Send + Sync>;
 /// Elements from which on a cheap result is made again in backward rather than kept: 4 MiB. Smaller ones stay in a cache.
 const WORTH_REMAKING: usize = 1 << 20;
 
+/// Whether an activation of so many elements is made again in backward rather than kept.
+pub fn is_worth_remaking(count: usize) -> bool {
+    count >= WORTH_REMAKING
+}
+
 /// The device's operations, for the ops below.
 pub(crate) fn backend() -> &'static dyn Backend {
     Device::Cpu.backend()
@@ -67,7 +72,7 @@ impl Tensor {
     /// Notes that `make` gives the same data, to the bit, from what this tensor's operation has saved, and cheaply: what
     /// would keep the data for backward can call it instead.
     pub(crate) fn remade_by(self, make: impl Fn() -> Raw + Send + Sync + 'static) -> Self {
-        let worth = self.wants_grad() && self.count() >= WORTH_REMAKING;
+        let worth = self.wants_grad() && is_worth_remaking(self.count());
         Self { again: worth.then(|| Arc::new(make) as Again), ..self }
     }
 

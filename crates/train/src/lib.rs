@@ -39,5 +39,5 @@ pub use recipe::{Recipe, Stage};
 pub use run::{Options, Outcome, train, with_threads};
 pub use run_dir::{Log, RunDir};
 pub use schedule::{DecayShape, Schedule};
-pub use system::{environment, peak_rss_mib, timestamp};
+pub use system::{environment, peak_rss_mib, predicted_rss_mib, timestamp};
 pub use trainer::{Ending, Hooks, Observer, SampleFn, Settings, Silent, Summary, Trainer, check_gradients, evaluate};

@@ -293,7 +293,7 @@ impl Default for TrainSection {
         Self {
             name: None,
             precision: PrecisionChoice::Auto,
-            recompute: Recompute::None,
+            recompute: Recompute::Auto,
             threads: None,
             lr: None,
             min_lr_ratio: 0.1,
@@ -362,8 +362,10 @@ impl PrecisionChoice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
-    /// None.
+    /// None where they fit into memory, else those of a block.
     #[default]
+    Auto,
+    /// None.
     None,
     /// Those inside of a block: its input is kept. A third more time.
     Block,

@@ -16,10 +16,10 @@ use crate::error::{Error, Result};
 use crate::export::{CardFacts, Export, export_model, model_card};
 use crate::objective::{Pretrain, Sft};
 use crate::prepare::{Prepared, Start};
-use crate::recipe::{Facts, Recipe, Stage};
+use crate::recipe::{Facts, Recipe, Recompute, Stage};
 use crate::report::{self, write_reports};
 use crate::run_dir::{Log, RunDir};
-use crate::system::environment;
+use crate::system::{available_mib, environment, predicted_rss_mib};
 use crate::trainer::{Ending, Hooks, Observer, Settings, Summary, Trainer};
 
 /// What a run needs besides its recipe.
@@ -80,7 +80,8 @@ fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome>
     }
     let (start, data) = begun?;
     let spec = start.model.spec();
-    let facts = Facts { spec, config: start.model.config(), sequences: data.sequences() };
+    let facts =
+        Facts { spec, config: start.model.config(), sequences: data.sequences(), available_mib: available_mib() };
     let resolved =
         Recipe { train: crate::recipe::TrainSection { name: Some(name), ..recipe.train.clone() }, ..recipe.clone() }
             .resolved(&facts);
@@ -149,12 +150,13 @@ fn announce(start: &Start, resolved: &Recipe, log: &mut Log<'_>) {
     let train = &resolved.train;
     log.on_message(&format!("model: {}, {} parameters", start.model.spec().summary(), counts.parameters));
     log.on_message(&format!(
-        "training: {} steps of {} sequences of {} tokens, precision {}, weights and optimizer state {} MiB",
+        "training: {} steps of {} sequences of {} tokens, precision {}, about {} MiB of memory{}",
         train.steps.unwrap_or(0),
         train.batch.unwrap_or(0),
         resolved.data.seq_len.unwrap_or(0),
         train.precision.name(),
-        counts.training_state_bytes >> 20,
+        predicted_rss_mib(&resolved.step_memory(start.model.spec())),
+        if train.recompute == Recompute::Block { " (activations are made again for backward)" } else { "" },
     ));
 }
 

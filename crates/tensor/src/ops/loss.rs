@@ -10,6 +10,11 @@ use crate::tensor::{Tensor, backend};
 /// Most logits of one chunk of rows: 64 MiB. A product with fewer rows spends its time on copying the head.
 const CHUNK_ELEMENTS: usize = 16 << 20;
 
+/// Rows whose logits [`Tensor::linear_cross_entropy`] holds at a time.
+pub fn head_chunk_rows(rows: usize, vocab: usize) -> usize {
+    rows.div_ceil(rows.div_ceil((CHUNK_ELEMENTS / vocab).max(16)).max(1))
+}
+
 impl Tensor {
     /// Sum over rows of `-log softmax(self)[target]`, times `scale`; rows with target -100 count nothing.
     ///
@@ -41,8 +46,7 @@ impl Tensor {
         let wants_grad = is_recording() && (self.wants_grad() || weight.wants_grad());
         let mut head = HeadGrads::new(wants_grad, [rows, width], [vocab, width]);
         let mut sum = 0.0f64;
-        let chunks = rows.div_ceil((CHUNK_ELEMENTS / vocab).max(16)).max(1);
-        let chunk_rows = rows.div_ceil(chunks);
+        let chunk_rows = head_chunk_rows(rows, vocab);
         let mut start = 0;
         while start < rows {
             let len = chunk_rows.min(rows - start);

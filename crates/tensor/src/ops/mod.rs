@@ -5,7 +5,7 @@ mod arithmetic;
 pub(crate) mod attention;
 mod index;
 mod linear;
-mod loss;
+pub(crate) mod loss;
 mod norm;
 mod recompute;
 mod reduce;

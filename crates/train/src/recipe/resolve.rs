@@ -2,16 +2,30 @@
 
 use std::str::FromStr;
 
-use loam_models::{Spec, footprint};
+use loam_models::{Spec, StepMemory, StepShape, footprint, step_memory};
 use loam_tensor::Precision;
 use serde_json::{Value, json};
 
 use super::depth::{TOKENS_PER_PARAMETER, batch_tokens, depth_rule, learning_rate};
-use super::{DataMode, PrecisionChoice, Recipe, ScheduleKind, Stage, TextSplit, TokenizerKind};
+use super::{
+    DataMode, PrecisionChoice, Recipe, Recompute, ScheduleKind, Stage, TextSplit, TokenizerKind, TrainSection,
+};
 use crate::schedule::{DecayShape, Schedule};
+use crate::system::predicted_rss_mib;
 
 /// Most tokens of a forward pass, unless the recipe says otherwise.
 const MICRO_BATCH_TOKENS: usize = 8192;
+
+impl TrainSection {
+    /// Memory of a step, once batch and precision are settled.
+    fn step_memory(&self, spec: &Spec, seq_len: usize) -> StepMemory {
+        let (batch, rows) = (self.batch.unwrap_or(1), self.micro_batch.unwrap_or(1));
+        let precision = Precision::from_str(self.precision.name()).unwrap_or_default();
+        let recompute = self.recompute == Recompute::Block;
+        let at_once = self.clip == 0.0 && rows >= batch;
+        step_memory(spec, &StepShape { tokens: rows * seq_len, precision, recompute, at_once })
+    }
+}
 
 /// What defaults depend on besides the recipe: known once tokenizer, model and data are there.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +36,8 @@ pub struct Facts<'a> {
     pub config: &'a Value,
     /// Training sequences in one pass over the data, at a sequence length.
     pub sequences: u64,
+    /// Memory that the system could give, in MiB.
+    pub available_mib: Option<u64>,
 }
 
 impl Recipe {
@@ -65,6 +81,13 @@ impl Recipe {
         train.batch = Some(batch);
         train.batch_tokens = None;
         train.micro_batch = Some(train.micro_batch.unwrap_or((MICRO_BATCH_TOKENS / seq_len).max(1)).min(batch));
+        if train.recompute == Recompute::Auto {
+            train.recompute = Recompute::None;
+            let needed = predicted_rss_mib(&train.step_memory(facts.spec, seq_len));
+            if facts.available_mib.is_some_and(|available| needed > available / 10 * 9) {
+                train.recompute = Recompute::Block;
+            }
+        }
         let steps = self.steps(facts, batch, seq_len, tokens);
         (train.steps, train.epochs, train.tokens) = (Some(steps), None, None);
         if train.schedule == ScheduleKind::Wsd {
@@ -77,6 +100,11 @@ impl Recipe {
             train.sample_prompts.push(String::new());
         }
         recipe
+    }
+
+    /// What a step of the resolved recipe takes.
+    pub fn step_memory(&self, spec: &Spec) -> StepMemory {
+        self.train.step_memory(spec, self.seq_len(spec))
     }
 
     /// Shares that are held out: of the documents, or of the text's end; both `None` where there are files for it.
@@ -169,3 +197,28 @@ pub(crate) const DEFAULT_VOCAB_SIZE: usize = 8192;
 pub(crate) const DEFAULT_MIN_FREQUENCY: u64 = 0;
 /// Most text that a new vocabulary is learnt from, by default.
 pub(crate) const DEFAULT_TOKENIZER_BYTES: u64 = 100_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use loam_models::LanguageModel;
+
+    #[test]
+    fn activations_are_made_again_only_where_they_do_not_fit() {
+        let config = json!({"model_type": "gpt2", "vocab_size": 64, "n_embd": 64, "n_layer": 8, "n_head": 2, "n_positions": 256});
+        let model = LanguageModel::new(&config, 0).unwrap();
+        let recipe =
+            Recipe::parse("stage = \"pretrain\"\n[train]\nbatch = 32\n", std::path::Path::new("test")).unwrap();
+        let resolved = |available_mib| {
+            let facts = Facts { spec: model.spec(), config: model.config(), sequences: 100, available_mib };
+            recipe.resolved(&facts)
+        };
+        let whole = resolved(None);
+        assert_eq!(whole.train.recompute, Recompute::None);
+        let needed = predicted_rss_mib(&whole.step_memory(model.spec()));
+        assert_eq!(resolved(Some(2 * needed)).train.recompute, Recompute::None);
+        let tight = resolved(Some(needed));
+        assert_eq!(tight.train.recompute, Recompute::Block);
+        assert!(predicted_rss_mib(&tight.step_memory(model.spec())) < needed / 2);
+    }
+}

@@ -7,10 +7,10 @@ use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::table::Table;
 use crate::{output, table};
-use loam_models::{Forward, Input};
+use loam_models::{Forward, Input, StepShape, step_memory};
 use loam_tensor::profile::{self, OpCost};
 use loam_tensor::with_precision;
-use loam_train::{AdamW, Betas, peak_rss_mib};
+use loam_train::{AdamW, Betas, peak_rss_mib, predicted_rss_mib};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -64,15 +64,17 @@ pub fn run(
     let step_s = median(&times);
     let (tokens_per_s, gflop_per_s) = (shape.tokens() as f64 / step_s, shape.flop() / step_s / 1e9);
     let peak_rss_mib = peak_rss_mib();
+    let step = StepShape { tokens: shape.tokens(), precision, recompute, at_once: true };
+    let predicted_rss_mib = predicted_rss_mib(&step_memory(model.spec(), &step));
     let mut report = json!({
         "config": shape.name, "precision": precision.to_string(),
         "step_s": round(step_s, 4), "tokens_per_s": tokens_per_s.round(), "gflop_per_s": round(gflop_per_s, 1),
-        "peak_rss_mib": peak_rss_mib, "loss": round(f64::from(last_loss), 4),
+        "peak_rss_mib": peak_rss_mib, "predicted_rss_mib": predicted_rss_mib, "loss": round(f64::from(last_loss), 4),
     });
     if !json {
         output::line(&format!(
-            "{} {precision}: {:.1} ms per step, {} tokens/s, {gflop_per_s:.1} GFLOP/s, {peak_rss_mib} MiB at most, \
-             loss {last_loss:.4}",
+            "{} {precision}: {:.1} ms per step, {} tokens/s, {gflop_per_s:.1} GFLOP/s, {peak_rss_mib} MiB at most \
+             ({predicted_rss_mib} predicted), loss {last_loss:.4}",
             shape.name,
             step_s * 1e3,
             table::grouped(tokens_per_s.round() as usize),

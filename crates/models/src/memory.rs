@@ -1,0 +1,126 @@
+//! What a training step holds at most, predicted from the [`Spec`]: the same buffers in the same order, counted.
+
+use loam_tensor::{Precision, head_chunk_rows, is_worth_remaking};
+
+use crate::footprint::footprint;
+use crate::spec::{LayerSpec, Position, Spec};
+
+/// What a step looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepShape {
+    /// Tokens of a micro-batch.
+    pub tokens: usize,
+    /// Element type of the operands of matrix products.
+    pub precision: Precision,
+    /// Whether backward makes the activations of a block once more.
+    pub recompute: bool,
+    /// Whether each gradient is consumed as soon as it is complete.
+    pub at_once: bool,
+}
+
+/// Bytes of a training step with AdamW, all weights being trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct StepMemory {
+    /// Weights in f32, and their copies in bf16.
+    pub weights: usize,
+    /// The optimizer's two moments.
+    pub optimizer: usize,
+    /// Gradients that exist at once.
+    pub gradients: usize,
+    /// Activations that forward keeps for backward.
+    pub activations: usize,
+    /// Most bytes that are held at once: less than the sum of the parts, which do not exist all at once, or more, since
+    /// some are held for a moment only.
+    pub peak: usize,
+}
+
+/// Predicts what a step of training holds. Buffers below a memory page are left out.
+pub fn step_memory(spec: &Spec, step: &StepShape) -> StepMemory {
+    let counts = footprint(spec);
+    let (parameters, tokens, hidden) = (counts.parameters, step.tokens, spec.hidden_size);
+    let half = step.precision == Precision::Bf16;
+    let weights = 4 * parameters + if half { 2 * counts.matmul_parameters } else { 0 };
+    let optimizer = 8 * parameters;
+    let head = 4 * spec.vocab_size * hidden;
+    let stream = 4 * tokens * hidden;
+    let layers: Vec<Layer> = spec.layers.iter().map(|layer| Layer::of(layer, hidden, step)).collect();
+    let kept = |layer: &Layer| if step.recompute { stream } else { layer.kept };
+    let activations = layers.iter().map(kept).sum::<usize>() + stream;
+
+    // The head: the last norm's input and output, the gradients of the output and of the head, a chunk of logits.
+    let chunk = head_chunk_rows(tokens, spec.vocab_size);
+    let logits = chunk * spec.vocab_size * if half { 6 } else { 4 };
+    let operands = stream + if half { stream / 2 } else { 0 };
+    let mut peak = activations + operands + stream + 4 * chunk * hidden + head + logits;
+
+    // Backward, block by block: what was kept goes, gradients of weights come.
+    let mut gradients = if step.at_once && !spec.tie_word_embeddings { 0 } else { head };
+    // The last norm's backward comes first, and frees its input.
+    let mut held = activations - stream;
+    for layer in layers.iter().rev() {
+        // Its input was kept.
+        let again = if step.recompute { layer.kept - stream } else { 0 };
+        peak = peak.max(held + again + gradients + layer.feed_forward_backward);
+        let early = if step.at_once { 0 } else { layer.feed_forward_gradients };
+        peak = peak.max(held + again - layer.feed_forward_kept + gradients + early + layer.attention_backward);
+        gradients += if step.at_once { 0 } else { layer.gradients };
+        held -= kept(layer);
+    }
+    let tables = if spec.position == Position::Learned { 4 * spec.max_position_embeddings * hidden } else { 0 };
+    let embeddings = tables + if spec.tie_word_embeddings { 0 } else { head };
+    peak = peak.max(held + gradients + embeddings + stream);
+    let gradients = if step.at_once { head } else { 4 * parameters };
+    StepMemory { weights, optimizer, gradients, activations, peak: weights + optimizer + peak }
+}
+
+/// Bytes of one block: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+struct Layer {
+    /// What forward keeps, and the part of it that is gone once the feed-forward's backward is through.
+    kept: usize,
+    feed_forward_kept: usize,
+    /// Most that either half of the backward pass holds besides.
+    feed_forward_backward: usize,
+    attention_backward: usize,
+    /// Gradients of all weights, and of the feed-forward's.
+    gradients: usize,
+    feed_forward_gradients: usize,
+}
+
+impl Layer {
+    fn of(spec: &LayerSpec, hidden: usize, step: &StepShape) -> Self {
+        let (a, f, tokens) = (&spec.attention, &spec.feed_forward, step.tokens);
+        let (inner, kv) = (a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim);
+        let (wide, ways) = (f.intermediate_size, 1 + usize::from(f.gated));
+        let half = step.precision == Precision::Bf16;
+        // Products keep their operand, as it is in f32, or a copy for each product in bf16.
+        let operand = |width: usize, products: usize, kept_anyway: bool| match (half, kept_anyway) {
+            (true, _) => 2 * width * products * tokens,
+            (false, true) => 0,
+            (false, false) => 4 * width * tokens,
+        };
+        let is_remade = is_worth_remaking(tokens * wide);
+        let activated = if is_remade { 0 } else { operand(wide, 1, false) };
+        let feed_forward_kept = 4 * tokens * (hidden + ways * wide) + operand(hidden, ways, false) + activated;
+        let attention_kept = 4 * tokens * (hidden + 2 * inner + 2 * kv + a.num_attention_heads)
+            + operand(hidden, 3, false)
+            + operand(inner, 1, true);
+        let stream = 4 * tokens * hidden;
+        let one_wide = 4 * tokens * wide;
+        let products = if half { 2 * tokens * (wide + hidden) } else { 0 };
+        let down = 4 * hidden * wide;
+        // The last product's backward: its input made again, its weight's gradient. Then the activation's: its input was
+        // freed, its own inputs' gradients come.
+        let last_product = if is_remade { one_wide } else { 0 } + down + products;
+        let activation = (ways * one_wide + if step.at_once { 0 } else { down }).saturating_sub(activated);
+        let feed_forward_gradients = 4 * hidden * wide * (1 + ways);
+        let attention_gradients = 4 * hidden * (2 * inner + 2 * kv);
+        Self {
+            kept: attention_kept + feed_forward_kept,
+            feed_forward_kept,
+            feed_forward_backward: stream + one_wide + last_product.max(activation),
+            attention_backward: 2 * stream + 4 * tokens * (2 * inner + 2 * kv) + 4 * hidden * inner,
+            gradients: feed_forward_gradients + attention_gradients,
+            feed_forward_gradients,
+        }
+    }
+}
