@@ -18,8 +18,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers import (
+    AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, MixtralConfig,
+    OPTConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig,
+)
 from transformers.utils.logging import disable_progress_bar
 
 import goldens_ops
@@ -43,6 +45,15 @@ YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_posit
 YARN_EXPLICIT = dict(rope_type="yarn", rope_theta=100.0, factor=2.0, original_max_position_embeddings=32,
                      beta_fast=4.0, beta_slow=0.5, attention_factor=1.25)
 
+# The width of a window: rows of 17 tokens reach beyond it.
+WINDOW = 5
+GEMMA = NARROW | dict(head_dim=12, num_hidden_layers=3, query_pre_attn_scalar=10, sliding_window=WINDOW, rms_norm_eps=1e-6,
+                      pad_token_id=None)  # torch keeps the gradient of a padding row at zero
+NEOX = dict(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=64, attention_dropout=0.0, hidden_dropout=0.0, bos_token_id=0, eos_token_id=0)
+OPT = dict(vocab_size=64, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16,
+           max_position_embeddings=32, dropout=0.0, attention_dropout=0.0, pad_token_id=None)
+
 CASES = {
     "gpt2-plain": GPT2Config(**GPT2),
     "gpt2-untied": GPT2Config(**GPT2 | dict(n_head=4, tie_word_embeddings=False)),
@@ -63,6 +74,18 @@ CASES = {
     "llama-rope-yarn-explicit": LlamaConfig(**NARROW | dict(rope_parameters=YARN_EXPLICIT)),
     "llama-bf16": LlamaConfig(**NARROW),
     "llama-sharded": LlamaConfig(**NARROW),
+    "mistral": MistralConfig(**NARROW | dict(sliding_window=WINDOW)),
+    "qwen2": Qwen2Config(**NARROW | dict(tie_word_embeddings=True)),
+    "qwen2-window": Qwen2Config(**NARROW | dict(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)),
+    "qwen3": Qwen3Config(**NARROW | dict(head_dim=12)),
+    "gemma2": Gemma2Config(**GEMMA | dict(attn_logit_softcapping=1.5, final_logit_softcapping=2.0)),
+    "gemma3": Gemma3TextConfig(**GEMMA | dict(layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
+    "phi3": Phi3Config(**NARROW | dict(sliding_window=WINDOW, pad_token_id=None, rope_parameters=dict(
+        rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5))),
+    "gpt-neox": GPTNeoXConfig(**NEOX | dict(rope_parameters=dict(
+        rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5))),
+    "gpt-neox-serial": GPTNeoXConfig(**NEOX | dict(use_parallel_residual=False)),
+    "opt": OPTConfig(**OPT),
 }
 # The same model a second time, described as transformers 4 wrote it.
 OLD_LAYOUT = {
@@ -89,10 +112,11 @@ def build(name, config):
         for key, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() == 1:
-                centre = 1.0 if key.endswith("weight") else 0.0
+                # Gemma adds the one itself.
+                centre = 1.0 if key.endswith("weight") and not name.startswith("gemma") else 0.0
                 parameter.copy_(centre + 0.3 * noise)
             else:
-                embedding = key.endswith(("wte.weight", "wpe.weight", "embed_tokens.weight"))
+                embedding = key.endswith(("wte.weight", "wpe.weight", "embed_tokens.weight", "embed_in.weight"))
                 parameter.copy_((0.4 if embedding else 0.2) * noise)
     if name == "llama-bf16":
         # The checkpoint holds bf16; the reference computes in f32 with exactly those rounded values. (Rounding the
@@ -109,26 +133,44 @@ def forward_backward(model, tokens, targets, **inputs):
     loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=IGNORED)
     loss.backward()
     gradients = {key: parameter.grad.detach().clone() for key, parameter in model.named_parameters()}
+    if model.config.model_type == "gpt_neox":  # files keep the name that transformers 4 had in memory, too
+        gradients["embed_out.weight"] = gradients.pop("lm_head.weight")
     return logits.detach(), loss.detach(), gradients
 
 
 def double_norm(self, x):
-    """Llama's norm as it is, except that transformers forces f32 inside and this keeps the input's type."""
-    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+    """The RMS norm as it is, except that transformers forces f32 inside and this keeps the input's type."""
+    eps = self.eps if hasattr(self, "eps") else self.variance_epsilon
+    weight = 1.0 + self.weight if type(self).__name__.startswith("Gemma") else self.weight
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
 
 def check_noise(name, model, tokens, targets, golden, **inputs):
     """Compares the f32 reference with the same computation in f64."""
     logits, _, gradients = golden
-    single_norm, LlamaRMSNorm.forward = LlamaRMSNorm.forward, double_norm
-    model.double().set_attn_implementation("sdpa")  # the eager path also forces an f32 softmax
+    norms = {type(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}
+    single = {norm: norm.forward for norm in norms}
+    for norm in norms:
+        norm.forward = double_norm
+    # The eager path also forces an f32 softmax.
+    single_softmax = F.softmax
+    F.softmax = lambda x, dim=-1, dtype=None: single_softmax(x, dim=dim)
+    model.double()
     wide = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
     exact_logits, _, exact = forward_backward(model, tokens, targets, **wide)
-    LlamaRMSNorm.forward = single_norm
-    model.float().set_attn_implementation("eager")
+    for norm, forward in single.items():
+        norm.forward = forward
+    F.softmax = single_softmax
+    model.float()
     model.zero_grad(set_to_none=True)
     noise = (logits - exact_logits).abs().max().item()
-    worst = max(((gradients[key] - exact[key]).abs().max() / exact[key].abs().max()).item() for key in exact)
+    for key in exact:
+        # Keys' biases have no effect where nothing rotates: their gradient is rounding noise around zero.
+        if exact[key].abs().max() < 1e-12:
+            gradients[key].zero_()
+            exact[key].zero_()
+    worst = max(((gradients[key] - exact[key]).abs().max() / exact[key].abs().max().clamp(min=1e-12)).item()
+                for key in exact)
     print(f"{name:26} logits |max| {logits.abs().max():6.2f}  noise {noise:.1e}  gradient noise {worst:.1e}")
     if noise > LOGITS_NOISE or worst > GRADIENT_NOISE:
         sys.exit(f"{name}: f32 noise is too near to the tolerances; choose smaller weights")

@@ -24,6 +24,7 @@ pub use backward::attention_backward;
 pub use forward::attention;
 
 use crate::isa::{Isa, isa};
+use crate::math;
 use crate::simd::Simd;
 use std::ops::Range;
 use tile::{KEYS, Rows, hide_outside};
@@ -51,6 +52,8 @@ pub struct AttentionDims {
     pub causal: bool,
     /// Sliding window w: a query at position p sees only keys j with p - j < w.
     pub window: Option<usize>,
+    /// Soft cap c of the scaled scores: `c tanh(score / c)` instead of the score, before bias and mask (Gemma 2).
+    pub softcap: Option<f32>,
 }
 
 /// A view of `[batch, time, heads, head_dim]`; the features of a head lie side by side.
@@ -143,6 +146,7 @@ impl<'a> Problem<'a> {
         if let Some(bias) = mask.bias {
             assert_eq!(bias.len(), d.heads * d.q_len * d.kv_len, "attention: bias must be [heads, q_len, kv_len]");
         }
+        assert!(d.softcap.is_none() || mask.bias.is_none(), "attention: a soft cap beside a bias");
         Problem { isa: isa(), dims: d, group: d.heads / d.kv_heads, q, k, v, mask: *mask }
     }
 
@@ -271,6 +275,18 @@ impl<'a> Problem<'a> {
         self.span(pair, first + self.query_of(rows.start)..first + self.query_of(rows.end - 1) + 1)
     }
 
+    /// Derivative of the soft cap where it gave `score`: `1 - tanh^2`. Hidden scores are -infinity, and count as -cap.
+    #[inline(always)]
+    fn cap_slope<S: Simd>(&self, s: S, score: S::V) -> S::V {
+        match self.dims.softcap {
+            None => s.splat(1.0),
+            Some(cap) => {
+                let t = s.mul(s.max(score, s.splat(-cap)), s.splat(1.0 / cap));
+                s.sub(s.splat(1.0), s.mul(t, t))
+            }
+        }
+    }
+
     /// Finishes the scores of one row: bias added, and -infinity for hidden keys. `scores` begins with the tile; the
     /// keys `computed` hold products.
     #[inline(always)]
@@ -283,6 +299,12 @@ impl<'a> Problem<'a> {
         scores: &mut [f32],
         computed: Range<usize>,
     ) {
+        if let Some(cap) = self.dims.softcap {
+            let (cap, inverse) = (s.splat(cap), s.splat(1.0 / cap));
+            for x in scores[computed.clone()].chunks_exact_mut(S::LANES) {
+                s.store(x, s.mul(cap, math::tanh(s, s.mul(s.load(x), inverse))));
+            }
+        }
         let own = self.visible_in(&(row..row + 1), &tile.keys);
         let own = own.start.max(computed.start)..own.end.min(computed.end);
         if own.is_empty() {

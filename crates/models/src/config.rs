@@ -6,6 +6,10 @@ use serde_json::Value;
 
 use crate::error::Error;
 
+/// Names of `layer_types`.
+const SLIDING: &str = "sliding_attention";
+const FULL: &str = "full_attention";
+
 /// A view of a JSON object whose getters complain by name.
 #[derive(Clone, Copy)]
 pub struct Config<'a> {
@@ -58,6 +62,14 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A finite number; `None` where the file says null, `default` where it says nothing.
+    pub fn nullable_number(&self, key: &str, default: f64) -> Result<Option<f64>, Error> {
+        match self.object.get(key) {
+            Some(Value::Null) => Ok(None),
+            _ => self.number(key, default).map(Some),
+        }
+    }
+
     /// A finite number that must be there.
     pub fn required_number(&self, key: &str) -> Result<f64, Error> {
         match self.get(key) {
@@ -107,18 +119,57 @@ impl<'a> Config<'a> {
     /// (transformers 4).
     pub fn rope(&self, head_dim: usize, max_positions: usize) -> Result<RopeConfig, Error> {
         let nested = self.object("rope_parameters").or_else(|| self.object("rope_scaling"));
-        let top_theta = self.number("rope_theta", 10_000.0)?;
-        let (rope_theta, scaling) = match nested {
-            None => (top_theta, RopeScaling::None),
-            Some(rope) => (rope.number("rope_theta", top_theta)?, rope.scaling(max_positions)?),
+        let top_theta = self.number("rope_theta", self.number("rotary_emb_base", 10_000.0)?)?;
+        let top_share = self.number("partial_rotary_factor", self.number("rotary_pct", 1.0)?)?;
+        match nested {
+            None => self.rotation(head_dim, top_theta, top_share, RopeScaling::None),
+            Some(rope) => {
+                let (theta, scaling) = (rope.number("rope_theta", top_theta)?, rope.scaling(max_positions)?);
+                rope.rotation(head_dim, theta, rope.number("partial_rotary_factor", top_share)?, scaling)
+            }
+        }
+    }
+
+    /// Rotary positions of one kind of layer, where the configuration tells kinds apart: an object per kind in
+    /// `rope_parameters`, or, in transformers 4, a base of their own for sliding layers.
+    pub fn rope_of_kind(&self, is_sliding: bool, head_dim: usize, max_positions: usize) -> Result<RopeConfig, Error> {
+        let kind = if is_sliding { SLIDING } else { FULL };
+        let own = self.object("rope_parameters").and_then(|all| all.get(kind)).filter(|value| value.is_object());
+        if let Some(object) = own {
+            let rope = Config { object, prefix: "rope_parameters" };
+            let scaling = rope.scaling(max_positions)?;
+            return rope.rotation(head_dim, rope.required_number("rope_theta")?, 1.0, scaling);
+        }
+        if is_sliding && self.get("rope_local_base_freq").is_some() {
+            return self.rotation(head_dim, self.number("rope_local_base_freq", 10_000.0)?, 1.0, RopeScaling::None);
+        }
+        self.rope(head_dim, max_positions)
+    }
+
+    fn rotation(&self, head_dim: usize, theta: f64, share: f64, scaling: RopeScaling) -> Result<RopeConfig, Error> {
+        let rotary_dim = (head_dim as f64 * share) as usize;
+        if !(share > 0.0 && share <= 1.0) || rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
+            let what = format!("gives {share} of {head_dim} features to rotary positions; they need an even number");
+            return Err(Error::config(&self.name("partial_rotary_factor"), what));
+        }
+        if theta <= 1.0 {
+            return Err(Error::config(&self.name("rope_theta"), format!("must be above 1, found {theta}")));
+        }
+        Ok(RopeConfig { rope_theta: theta, rotary_dim, style: RopeStyle::Half, scaling })
+    }
+
+    /// Which layers see only a window: as `layer_types` says, else by `default`.
+    pub fn sliding_layers(&self, layers: usize, default: impl Fn(usize) -> bool) -> Result<Vec<bool>, Error> {
+        let Some(types) = self.get("layer_types") else { return Ok((0..layers).map(default).collect()) };
+        let kinds = types.as_array().filter(|kinds| kinds.len() == layers).ok_or_else(|| {
+            Error::config(&self.name("layer_types"), format!("must list {layers} layers, found {types}"))
+        })?;
+        let is_sliding = |kind: &Value| match kind.as_str() {
+            Some(SLIDING) => Ok(true),
+            Some(FULL) => Ok(false),
+            _ => Err(Error::config(&self.name("layer_types"), format!("has {kind}; known are {SLIDING}, {FULL}"))),
         };
-        if !head_dim.is_multiple_of(2) {
-            return Err(Error::config("head_dim", format!("is {head_dim}; rotary positions need an even width")));
-        }
-        if rope_theta <= 1.0 {
-            return Err(Error::config("rope_theta", format!("must be above 1, found {rope_theta}")));
-        }
-        Ok(RopeConfig { rope_theta, rotary_dim: head_dim, style: RopeStyle::Half, scaling })
+        kinds.iter().map(is_sliding).collect()
     }
 
     fn scaling(&self, max_positions: usize) -> Result<RopeScaling, Error> {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use loam_nn::{
     Attention, DropoutKey, Embedding, FeedForward, Init, KvCache, LayerCache, LayerContext, Linear, Module, Norm, Rope,
-    join,
+    RopeConfig, join,
 };
 use loam_tensor::{AttentionMask, Parameter, Tensor};
 
-use crate::spec::{LayerSpec, Position, Spec};
+use crate::spec::{LayerSpec, Position, Residual, Spec};
 
 /// Tokens of a batch, row after row, and where they sit.
 #[derive(Clone, Debug)]
@@ -44,30 +44,50 @@ pub struct Forward<'a> {
     pub recompute: bool,
 }
 
-/// One block: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+/// One block, joined as its [`Residual`] says.
 #[derive(Clone)]
 struct Block {
+    residual: Residual,
     attention_norm: Norm,
     attention: Attention,
-    feed_forward_norm: Norm,
+    /// Of what attention gives, in a sandwich.
+    attention_post_norm: Option<Norm>,
+    /// `None` where attention's serves both.
+    feed_forward_norm: Option<Norm>,
     feed_forward: FeedForward,
+    feed_forward_post_norm: Option<Norm>,
+    /// Which of the decoder's rotations it uses.
+    rope: Option<usize>,
 }
 
 impl Block {
-    fn zeros(hidden_size: usize, spec: &LayerSpec) -> Self {
+    fn zeros(hidden_size: usize, spec: &LayerSpec, rope: Option<usize>) -> Self {
+        let norm = || Norm::new(hidden_size, spec.norm);
+        let is_sandwich = spec.residual == Residual::Sandwich;
         Self {
-            attention_norm: Norm::new(hidden_size, spec.norm),
+            residual: spec.residual,
+            attention_norm: norm(),
             attention: Attention::zeros(hidden_size, &spec.attention),
-            feed_forward_norm: Norm::new(hidden_size, spec.norm),
+            attention_post_norm: is_sandwich.then(norm),
+            feed_forward_norm: (spec.residual != Residual::ParallelSharedNorm).then(norm),
             feed_forward: FeedForward::zeros(hidden_size, &spec.feed_forward),
+            feed_forward_post_norm: is_sandwich.then(norm),
+            rope,
         }
     }
 
     fn forward(&self, x: &Tensor, index: u64, context: &LayerContext, cache: Option<&mut LayerCache>) -> Tensor {
-        let attended = self.attention.forward(&self.attention_norm.forward(x), context, cache);
-        let x = x + &context.drop(attended, 2 * index + 1);
-        let fed = self.feed_forward.forward(&self.feed_forward_norm.forward(&x));
-        &x + &context.drop(fed, 2 * index + 2)
+        let after = |norm: &Option<Norm>, y: Tensor| norm.as_ref().map_or(y.clone(), |norm| norm.forward(&y));
+        let normed = self.attention_norm.forward(x);
+        let attended = after(&self.attention_post_norm, self.attention.forward(&normed, context, cache));
+        let joined = x + &context.drop(attended, 2 * index + 1);
+        let input = match self.residual {
+            Residual::PreNorm | Residual::Sandwich => after(&self.feed_forward_norm, joined.clone()),
+            Residual::Parallel => after(&self.feed_forward_norm, x.clone()),
+            Residual::ParallelSharedNorm => normed,
+        };
+        let fed = after(&self.feed_forward_post_norm, self.feed_forward.forward(&input));
+        &joined + &context.drop(fed, 2 * index + 2)
     }
 }
 
@@ -75,37 +95,54 @@ impl Module for Block {
     fn visit(&self, path: &str, visit: &mut dyn FnMut(String, &Parameter)) {
         self.attention_norm.visit(&join(path, "attention_norm"), visit);
         self.attention.visit(&join(path, "attention"), visit);
+        self.attention_post_norm.visit(&join(path, "attention_post_norm"), visit);
         self.feed_forward_norm.visit(&join(path, "feed_forward_norm"), visit);
         self.feed_forward.visit(&join(path, "feed_forward"), visit);
+        self.feed_forward_post_norm.visit(&join(path, "feed_forward_post_norm"), visit);
     }
 }
 
 /// Embeddings, blocks, a final norm and a head.
 pub(crate) struct Decoder {
     embed_tokens: Embedding,
+    embedding_scale: Option<f32>,
     embed_positions: Option<Embedding>,
+    /// Rows of that table before position 0.
+    position_offset: u32,
     layers: Vec<Block>,
     norm: Norm,
     /// `None` when tied to the token embedding.
     lm_head: Option<Linear>,
-    rope: Option<Rope>,
+    /// The layers' rotations, each once.
+    ropes: Vec<Rope>,
 }
 
 impl Decoder {
     /// Zero weights and identity norms.
     pub(crate) fn zeros(spec: &Spec) -> Self {
         let hidden = spec.hidden_size;
-        let learned = matches!(spec.position, Position::Learned);
+        let mut ropes: Vec<RopeConfig> = Vec::new();
+        let mut place = |rope: RopeConfig| {
+            ropes.iter().position(|known| *known == rope).unwrap_or_else(|| {
+                ropes.push(rope);
+                ropes.len() - 1
+            })
+        };
+        let layers = spec.layers.iter().map(|layer| Block::zeros(hidden, layer, layer.rope.map(&mut place))).collect();
+        let offset = match spec.position {
+            Position::Learned { offset } => Some(offset),
+            Position::Rotary => None,
+        };
+        let table = |offset| Embedding::zeros(spec.max_position_embeddings + offset, hidden);
         Self {
             embed_tokens: Embedding::zeros(spec.vocab_size, hidden),
-            embed_positions: learned.then(|| Embedding::zeros(spec.max_position_embeddings, hidden)),
-            layers: spec.layers.iter().map(|layer| Block::zeros(hidden, layer)).collect(),
+            embedding_scale: spec.embedding_scale,
+            embed_positions: offset.map(table),
+            position_offset: offset.unwrap_or(0) as u32,
+            layers,
             norm: Norm::new(hidden, spec.final_norm),
             lm_head: (!spec.tie_word_embeddings).then(|| Linear::zeros(hidden, spec.vocab_size, false)),
-            rope: match &spec.position {
-                Position::Rope(config) => Some(Rope::new(config)),
-                Position::Learned => None,
-            },
+            ropes: ropes.iter().map(Rope::new).collect(),
         }
     }
 
@@ -129,26 +166,32 @@ impl Decoder {
         let (batch, time) = (input.batch, input.time);
         let start = forward.cache.as_ref().map_or(0, |cache| cache.len()) as u32;
         let row: Vec<u32> = (start..start + time as u32).collect();
+        let ropes: Vec<_> = self.ropes.iter().map(|rope| rope.tables(input.positions.unwrap_or(&row))).collect();
         let context = LayerContext {
-            rope: self.rope.as_ref().map(|rope| rope.tables(input.positions.unwrap_or(&row))),
+            rope: None,
             mask: AttentionMask { segments: input.segments.clone(), bias: None },
             dropout: forward.dropout,
         };
         let mut x = self.embed_tokens.forward(input.tokens, batch, time);
+        if let Some(scale) = self.embedding_scale {
+            x = x.scale(scale);
+        }
         if let Some(table) = &self.embed_positions {
+            let places = |positions: &[u32]| positions.iter().map(|p| p + self.position_offset).collect::<Vec<_>>();
             // Without explicit positions one row of vectors serves the whole batch.
             let positions = match input.positions {
-                Some(positions) => table.forward(positions, batch, time),
-                None => Tensor::parameter(&table.weight).embedding(&row, [time]),
+                Some(positions) => table.forward(&places(positions), batch, time),
+                None => Tensor::parameter(&table.weight).embedding(&places(&row), [time]),
             };
             x = &x + &positions;
         }
         x = context.drop(x, 0);
         for (index, layer) in self.layers.iter().enumerate() {
+            let context = LayerContext { rope: layer.rope.map(|rope| ropes[rope].clone()), ..context.clone() };
             x = match forward.cache.as_mut() {
                 Some(cache) => layer.forward(&x, index as u64, &context, Some(&mut cache.layers[index])),
                 None if forward.recompute => {
-                    let (layer, context) = (layer.clone(), context.clone());
+                    let layer = layer.clone();
                     x.recomputed(&layer.parameters(), move |x| layer.forward(x, index as u64, &context, None))
                 }
                 None => layer.forward(&x, index as u64, &context, None),

@@ -1,6 +1,6 @@
 //! What a model takes: parameters, bytes and operations, from its [`Spec`] alone.
 
-use crate::spec::{Position, Spec};
+use crate::spec::{Position, Residual, Spec};
 
 /// Counts of one model. Bytes are for the precision asked; operations count a multiply-add as two.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -34,7 +34,12 @@ pub fn footprint(spec: &Spec) -> Footprint {
         let (inner, kv_width) = (a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim);
         matmul += hidden * (inner + 2 * kv_width) + inner * hidden;
         matmul += hidden * f.intermediate_size * (2 + usize::from(f.gated));
-        other += 2 * norm(layer.norm.has_bias);
+        let norms = match layer.residual {
+            Residual::PreNorm | Residual::Parallel => 2,
+            Residual::Sandwich => 4,
+            Residual::ParallelSharedNorm => 1,
+        };
+        other += norms * norm(layer.norm.has_bias) + if a.qk_norm.is_some() { 2 * a.head_dim } else { 0 };
         other += usize::from(a.has_qkv_bias) * (inner + 2 * kv_width) + usize::from(a.has_output_bias) * hidden;
         other += usize::from(f.has_bias) * (f.intermediate_size * (1 + usize::from(f.gated)) + hidden);
         kv += 2 * kv_width;
@@ -42,8 +47,8 @@ pub fn footprint(spec: &Spec) -> Footprint {
         let reach = a.sliding_window.unwrap_or(spec.max_position_embeddings).min(spec.max_position_embeddings);
         attention_flop += 2 * 2 * inner * reach / if a.is_causal { 2 } else { 1 };
     }
-    if spec.position == Position::Learned {
-        other += spec.max_position_embeddings * hidden;
+    if let Position::Learned { offset } = spec.position {
+        other += (spec.max_position_embeddings + offset) * hidden;
     }
     if !spec.tie_word_embeddings {
         other += spec.vocab_size * hidden;

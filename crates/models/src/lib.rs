@@ -35,4 +35,4 @@ pub use footprint::{Footprint, footprint};
 pub use loam_nn::{DropoutKey, KvCache};
 pub use memory::{StepMemory, StepShape, step_memory};
 pub use model::LanguageModel;
-pub use spec::{LayerSpec, Position, Spec};
+pub use spec::{LayerSpec, Position, Residual, Spec};

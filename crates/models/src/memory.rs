@@ -66,7 +66,10 @@ pub fn step_memory(spec: &Spec, step: &StepShape) -> StepMemory {
         gradients += if step.at_once { 0 } else { layer.gradients };
         held -= kept(layer);
     }
-    let tables = if spec.position == Position::Learned { 4 * spec.max_position_embeddings * hidden } else { 0 };
+    let tables = match spec.position {
+        Position::Learned { offset } => 4 * (spec.max_position_embeddings + offset) * hidden,
+        Position::Rotary => 0,
+    };
     let embeddings = tables + if spec.tie_word_embeddings { 0 } else { head };
     peak = peak.max(held + gradients + embeddings + stream);
     let gradients = if step.at_once { head } else { 4 * parameters };

@@ -164,7 +164,7 @@ impl LanguageModel {
     }
 
     fn entries(&self) -> Vec<Entry> {
-        self.family.weights.entries(&self.parameters(), self.spec.layers.len())
+        self.family.weights.entries(&self.parameters(), &self.spec)
     }
 
     /// An empty cache for step-by-step decoding.
@@ -180,14 +180,21 @@ impl LanguageModel {
 
     /// Logits of every position: `[batch, time, vocab]`.
     pub fn logits(&self, input: &Input<'_>, forward: Forward<'_>) -> Result<Tensor, Error> {
-        Ok(self.hidden(input, forward)?.linear(&self.stack.head(), None))
+        Ok(self.capped(self.hidden(input, forward)?.linear(&self.stack.head(), None)))
     }
 
     /// Logits of the last position of every row: `[batch, vocab]`.
     pub fn last_logits(&self, input: &Input<'_>, forward: Forward<'_>) -> Result<Tensor, Error> {
         let hidden = self.hidden(input, forward)?;
         let last = hidden.narrow(1, input.time - 1, 1).reshape([input.batch, self.spec.hidden_size]);
-        Ok(last.linear(&self.stack.head(), None))
+        Ok(self.capped(last.linear(&self.stack.head(), None)))
+    }
+
+    fn capped(&self, logits: Tensor) -> Tensor {
+        match self.spec.final_logit_softcapping {
+            Some(cap) => logits.softcap(cap),
+            None => logits,
+        }
     }
 
     /// Sum over all positions of the negative log-likelihood of `targets` `[batch * time]` (-100 counts nothing),
@@ -198,7 +205,7 @@ impl LanguageModel {
             return Err(Error::Input(format!("target {target} is outside the vocabulary of {}", self.spec.vocab_size)));
         }
         let hidden = self.hidden(input, forward)?;
-        Ok(hidden.linear_cross_entropy(&self.stack.head(), targets, scale))
+        Ok(hidden.linear_cross_entropy(&self.stack.head(), targets, scale, self.spec.final_logit_softcapping))
     }
 
     /// Refuses what would otherwise be a bug's panic further down.
@@ -215,7 +222,7 @@ impl LanguageModel {
             Some(positions) => positions.iter().max().map_or(0, |&p| p as usize + 1),
             None => cached + time,
         };
-        if self.spec.position == Position::Learned && last > self.spec.max_position_embeddings {
+        if self.spec.position != Position::Rotary && last > self.spec.max_position_embeddings {
             return Err(Error::Input(format!(
                 "{last} positions do not fit the context of {}",
                 self.spec.max_position_embeddings

@@ -3,19 +3,39 @@
 use loam_nn::{AttentionConfig, FeedForwardConfig, NormConfig, RopeConfig};
 
 /// How tokens learn where they are.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Position {
     /// A learned vector per position, added to the token's (GPT-2).
-    Learned,
-    /// Rotated queries and keys (Llama).
-    Rope(RopeConfig),
+    Learned {
+        /// Rows of the table before that of position 0 (OPT has two).
+        offset: usize,
+    },
+    /// Rotated queries and keys, each layer as it says (Llama).
+    Rotary,
 }
 
-/// One block: norm, attention, norm, feed-forward, each around a residual.
+/// Where a block's norms are, and what its two halves read. x is the block's input, A attention, F the feed-forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residual {
+    /// `y = x + A(norm(x))`, then `y + F(norm(y))`.
+    PreNorm,
+    /// `y = x + norm(A(norm(x)))`, then `y + norm(F(norm(y)))` (Gemma 2).
+    Sandwich,
+    /// `x + A(norm(x)) + F(norm'(x))` (GPT-NeoX).
+    Parallel,
+    /// `x + A(norm(x)) + F(norm(x))`, one norm for both (PaLM, GPT-J).
+    ParallelSharedNorm,
+}
+
+/// One block: attention and a feed-forward around a residual.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerSpec {
-    /// Norm before attention and before the feed-forward.
+    /// How its parts are joined.
+    pub residual: Residual,
+    /// Its norms.
     pub norm: NormConfig,
+    /// Rotation of queries and keys.
+    pub rope: Option<RopeConfig>,
     /// Attention.
     pub attention: AttentionConfig,
     /// Feed-forward.
@@ -35,10 +55,14 @@ pub struct Spec {
     pub max_position_embeddings: usize,
     /// Positions.
     pub position: Position,
+    /// Factor on token embeddings (Gemma).
+    pub embedding_scale: Option<f32>,
     /// Blocks, first to last.
     pub layers: Vec<LayerSpec>,
     /// Norm after the last block.
     pub final_norm: NormConfig,
+    /// Soft cap of the logits (Gemma 2).
+    pub final_logit_softcapping: Option<f32>,
     /// Whether the head is the token embedding.
     pub tie_word_embeddings: bool,
     /// Standard deviation of fresh weights.

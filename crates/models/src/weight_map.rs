@@ -4,20 +4,21 @@ use std::collections::BTreeMap;
 
 use loam_tensor::Parameter;
 
+use crate::spec::Spec;
+
 /// How a tensor in the file relates to the parameters it feeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transform {
-    /// The same numbers.
+    /// The same numbers; those of several parameters one after the other.
     Keep,
-    /// `[in, out]` in the file, `[out, in]` here.
+    /// `[in, out]` in the file, `[out, in]` here; several parameters side by side.
     Transpose,
-    /// `[q; k; v]` in the file, three parameters here.
-    SplitQkv,
-    /// `[in, q | k | v]` in the file, three `[out, in]` parameters here.
-    SplitQkvTranspose,
+    /// Several parameters, head by head: the first head of each, then the second (GPT-NeoX).
+    ByHead,
 }
 
-/// One row: name in the file, name here, and the transform; `{i}` is the layer, `{qkv}` each of q, k and v.
+/// One row: name in the file, name here, and the transform. `{i}` is the layer; `{q|k|v}` in the name here stands for
+/// that many parameters, which one tensor of the file holds.
 pub struct Row {
     file: &'static str,
     here: &'static str,
@@ -43,29 +44,34 @@ pub struct WeightMap {
 pub(crate) struct Entry {
     /// Name in the file.
     pub(crate) name: String,
-    /// One parameter, or q, k and v.
+    /// One parameter, or several that the file keeps in one tensor.
     pub(crate) parameters: Vec<Parameter>,
     transform: Transform,
+    heads: usize,
+}
+
+/// A name with every choice of its `{a|b}`.
+fn choices(pattern: &str) -> Vec<String> {
+    let Some((before, rest)) = pattern.split_once('{') else { return vec![pattern.to_string()] };
+    let Some((parts, after)) = rest.split_once('}') else { return vec![pattern.to_string()] };
+    parts.split('|').map(|part| format!("{before}{part}{after}")).collect()
 }
 
 impl WeightMap {
     /// The entries for a model with these parameters. Every parameter is fed by exactly one entry.
-    pub(crate) fn entries(&self, parameters: &[(String, Parameter)], num_layers: usize) -> Vec<Entry> {
+    pub(crate) fn entries(&self, parameters: &[(String, Parameter)], spec: &Spec) -> Vec<Entry> {
         let by_name: BTreeMap<&str, &Parameter> = parameters.iter().map(|(name, p)| (name.as_str(), p)).collect();
         let mut entries = Vec::new();
         for row in self.rows {
-            let layers = if row.file.contains("{i}") { num_layers } else { 1 };
+            let layers = if row.file.contains("{i}") { spec.layers.len() } else { 1 };
             for layer in 0..layers {
                 let fill = |pattern: &str| pattern.replace("{i}", &layer.to_string());
-                let here = fill(row.here);
-                let names: Vec<String> = match here.contains("{qkv}") {
-                    true => ["q", "k", "v"].iter().map(|part| here.replace("{qkv}", part)).collect(),
-                    false => vec![here],
-                };
+                let names = choices(&fill(row.here));
                 let found: Vec<Parameter> =
                     names.iter().filter_map(|name| by_name.get(name.as_str()).map(|&p| p.clone())).collect();
                 if found.len() == names.len() {
-                    entries.push(Entry { name: fill(row.file), parameters: found, transform: row.transform });
+                    let heads = spec.layers.get(layer).map_or(1, |layer| layer.attention.num_attention_heads);
+                    entries.push(Entry { name: fill(row.file), parameters: found, transform: row.transform, heads });
                 }
             }
         }
@@ -76,67 +82,62 @@ impl WeightMap {
 }
 
 impl Entry {
+    /// Rows of all parameters together.
+    fn rows(&self) -> usize {
+        self.parameters.iter().map(|parameter| parameter.shape()[0]).sum()
+    }
+
+    /// Numbers per row.
+    fn width(&self) -> usize {
+        self.parameters[0].count() / self.parameters[0].shape()[0]
+    }
+
     /// Shape of the tensor in the file.
     pub(crate) fn file_shape(&self) -> Vec<usize> {
         let first = self.parameters[0].shape();
-        let rows: usize = self.parameters.iter().map(|parameter| parameter.shape()[0]).sum();
         match self.transform {
-            Transform::Keep => first.to_vec(),
-            Transform::SplitQkv => vec![rows],
-            Transform::Transpose | Transform::SplitQkvTranspose => vec![first[1], rows],
+            Transform::Transpose => vec![first[1], self.rows()],
+            Transform::Keep | Transform::ByHead => first.with(0, self.rows()).to_vec(),
         }
+    }
+
+    /// Which row of the file (or column, where it is transposed) each row of the parameters is, in their order.
+    fn places(&self) -> Vec<usize> {
+        if self.transform != Transform::ByHead {
+            return (0..self.rows()).collect();
+        }
+        let (parts, head) = (self.parameters.len(), self.rows() / self.parameters.len() / self.heads);
+        let place = |part: usize, row: usize| (row / head * parts + part) * head + row % head;
+        (0..parts).flat_map(|part| (0..self.heads * head).map(move |row| place(part, row))).collect()
     }
 
     /// Fills the parameters from the tensor of the file.
     pub(crate) fn import(&self, values: &[f32]) {
-        match self.transform {
-            Transform::Keep => self.parameters[0].set(values),
-            Transform::SplitQkv => {
-                let mut rest = values;
-                for parameter in &self.parameters {
-                    let (own, after) = rest.split_at(parameter.count());
-                    parameter.set(own);
-                    rest = after;
+        let (rows, width, places) = (self.rows(), self.width(), self.places());
+        let mut places = places.iter();
+        for parameter in &self.parameters {
+            let mut own = Vec::with_capacity(parameter.count());
+            for &place in places.by_ref().take(parameter.shape()[0]) {
+                match self.transform {
+                    Transform::Transpose => own.extend((0..width).map(|c| values[c * rows + place])),
+                    _ => own.extend_from_slice(&values[place * width..][..width]),
                 }
             }
-            Transform::Transpose | Transform::SplitQkvTranspose => {
-                let columns: usize = self.parameters.iter().map(|parameter| parameter.shape()[0]).sum();
-                let mut first = 0;
-                for parameter in &self.parameters {
-                    let (rows, width) = (parameter.shape()[0], parameter.shape()[1]);
-                    let mut own = vec![0.0; rows * width];
-                    for (r, row) in own.chunks_exact_mut(width).enumerate() {
-                        for (c, value) in row.iter_mut().enumerate() {
-                            *value = values[c * columns + first + r];
-                        }
-                    }
-                    parameter.set(&own);
-                    first += rows;
-                }
-            }
+            parameter.set(&own);
         }
     }
 
     /// The tensor of the file from the parameters' values, or from their gradients.
     pub(crate) fn export(&self, read: impl Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
-        let parts: Vec<Vec<f32>> = self.parameters.iter().map(read).collect();
-        match self.transform {
-            Transform::Keep | Transform::SplitQkv => parts.concat(),
-            Transform::Transpose | Transform::SplitQkvTranspose => {
-                let shape = self.file_shape();
-                let mut out = vec![0.0; shape[0] * shape[1]];
-                let mut first = 0;
-                for (part, parameter) in parts.iter().zip(&self.parameters) {
-                    let (rows, width) = (parameter.shape()[0], parameter.shape()[1]);
-                    for (r, row) in part.chunks_exact(width).enumerate() {
-                        for (c, &value) in row.iter().enumerate() {
-                            out[c * shape[1] + first + r] = value;
-                        }
-                    }
-                    first += rows;
-                }
-                out
+        let (rows, width) = (self.rows(), self.width());
+        let values: Vec<f32> = self.parameters.iter().flat_map(read).collect();
+        let mut out = vec![0.0; values.len()];
+        for (row, place) in values.chunks_exact(width).zip(self.places()) {
+            match self.transform {
+                Transform::Transpose => row.iter().enumerate().for_each(|(c, &x)| out[c * rows + place] = x),
+                _ => out[place * width..][..width].copy_from_slice(row),
             }
         }
+        out
     }
 }

@@ -17,7 +17,11 @@ fn open_with(case: &str, key: &str, value: Value) -> Error {
 #[test]
 fn an_unknown_family_lists_the_known_ones() {
     let error = open_with("llama-plain", "model_type", json!("mamba"));
-    assert_eq!(error.to_string(), "unknown model family `mamba`: loam knows gpt2, llama");
+    assert_eq!(
+        error.to_string(),
+        "unknown model family `mamba`: loam knows gpt2, llama, mistral, qwen2, qwen3, gemma2, \
+         gemma3_text, phi3, gpt_neox, opt"
+    );
 }
 
 #[test]

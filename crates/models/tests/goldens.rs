@@ -33,7 +33,12 @@ fn check_loss_and_gradients(case: &str, model: &LanguageModel, input: &Input<'_>
         let (_, shape, found) =
             gradients.iter().find(|(own, ..)| own == name).unwrap_or_else(|| panic!("{case}: no gradient `{name}`"));
         assert_eq!(shape, &expected.shape, "{case} {name}");
-        assert_close_relative(&format!("{case} {name}"), found, &expected.values, GRADIENT_TOLERANCE);
+        if expected.values.iter().all(|&x| x == 0.0) {
+            // Keys' biases have no effect where nothing rotates: rounding noise, beside gradients of order 0.1.
+            assert!(found.iter().all(|x| x.abs() < 1e-6), "{case} {name}");
+        } else {
+            assert_close_relative(&format!("{case} {name}"), found, &expected.values, GRADIENT_TOLERANCE);
+        }
         compared += 1;
     }
     assert_eq!(compared, gradients.len(), "{case}: every parameter has a golden gradient");

@@ -6,6 +6,7 @@ use crate::context::LayerContext;
 use crate::kv_cache::LayerCache;
 use crate::linear::Linear;
 use crate::module::{Module, join};
+use crate::norm::{Norm, NormConfig};
 
 /// Shape of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +27,10 @@ pub struct AttentionConfig {
     pub is_causal: bool,
     /// How far back it sees.
     pub sliding_window: Option<usize>,
+    /// Norm of every head's query and key (Qwen3, Gemma 3).
+    pub qk_norm: Option<NormConfig>,
+    /// Soft cap of the scores (Gemma 2).
+    pub logit_softcapping: Option<f32>,
 }
 
 /// Attention with its four projections.
@@ -39,6 +44,8 @@ pub struct Attention {
     pub v_proj: Linear,
     /// Output.
     pub o_proj: Linear,
+    /// Norms of queries and of keys, over a head's features.
+    pub qk_norm: Option<(Norm, Norm)>,
     config: AttentionConfig,
 }
 
@@ -52,6 +59,7 @@ impl Attention {
             k_proj: Linear::zeros(hidden_size, kv, config.has_qkv_bias),
             v_proj: Linear::zeros(hidden_size, kv, config.has_qkv_bias),
             o_proj: Linear::zeros(inner, hidden_size, config.has_output_bias),
+            qk_norm: config.qk_norm.map(|norm| (Norm::new(config.head_dim, norm), Norm::new(config.head_dim, norm))),
             config: *config,
         }
     }
@@ -62,6 +70,10 @@ impl Attention {
         let mut q = self.q_proj.forward(x).split_heads(config.num_attention_heads);
         let mut k = self.k_proj.forward(x).split_heads(config.num_key_value_heads);
         let mut v = self.v_proj.forward(x).split_heads(config.num_key_value_heads);
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            q = q_norm.forward(&q);
+            k = k_norm.forward(&k);
+        }
         if let Some(tables) = &context.rope {
             q = q.rope(tables);
             k = k.rope(tables);
@@ -73,6 +85,7 @@ impl Attention {
             scale: config.scale,
             causal: config.is_causal,
             window: config.sliding_window,
+            softcap: config.logit_softcapping,
             mask: context.mask.clone(),
         };
         self.o_proj.forward(&q.attention(&k, &v, &spec))
@@ -85,5 +98,9 @@ impl Module for Attention {
         self.k_proj.visit(&join(path, "k_proj"), visit);
         self.v_proj.visit(&join(path, "v_proj"), visit);
         self.o_proj.visit(&join(path, "o_proj"), visit);
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            q_norm.visit(&join(path, "q_norm"), visit);
+            k_norm.visit(&join(path, "k_norm"), visit);
+        }
     }
 }

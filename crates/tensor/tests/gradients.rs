@@ -142,8 +142,10 @@ fn losses() {
     let targets = [2, -100, 0, 6];
     check("cross_entropy", &[random("logits", &[4, 7])], |x| x[0].cross_entropy(&targets, 0.5));
     let inputs = [random("h", &[4, 5]), random("w", &[7, 5])];
-    check("linear_cross_entropy", &inputs, |x| x[0].linear_cross_entropy(&x[1], &targets, 0.5));
-    check("scaled linear_cross_entropy", &inputs, |x| x[0].linear_cross_entropy(&x[1], &targets, 0.5).scale(3.0));
+    check("linear_cross_entropy", &inputs, |x| x[0].linear_cross_entropy(&x[1], &targets, 0.5, None));
+    // A cap that bends logits of order one.
+    check("capped linear_cross_entropy", &inputs, |x| x[0].linear_cross_entropy(&x[1], &targets, 0.5, Some(1.5)));
+    check("scaled linear_cross_entropy", &inputs, |x| x[0].linear_cross_entropy(&x[1], &targets, 0.5, None).scale(3.0));
 }
 
 #[test]
@@ -155,7 +157,7 @@ fn the_fused_head_equals_the_two_steps_it_fuses() {
         w.clear_grad();
         let (x, weight) = (Tensor::parameter(&h), Tensor::parameter(&w));
         let loss = match fused {
-            true => x.linear_cross_entropy(&weight, &targets, 0.01),
+            true => x.linear_cross_entropy(&weight, &targets, 0.01, None),
             false => x.linear(&weight, None).cross_entropy(&targets, 0.01),
         };
         let value = loss.item();

@@ -23,25 +23,23 @@ fn llama(vocab: usize, width: usize, layers: usize) -> Value {
     })
 }
 
-/// Two steps; returns what the pool held at most, if that is more than any earlier case held, and what was predicted.
+/// One step; returns what the pool held at most, if that is more than any earlier case held, and what was predicted.
 fn measured(config: &Value, rows: usize, step: StepShape) -> (usize, usize) {
     let model = LanguageModel::new(config, 0).unwrap();
     let mut optimizer = AdamW::new(&model.parameters(), BETAS);
     let tokens: Vec<u32> = (0..step.tokens as u32).map(|i| i * 7 % 61).collect();
     let targets: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
-    for _ in 0..2 {
-        with_precision(step.precision, || {
-            let forward = Forward { recompute: step.recompute, ..Forward::default() };
-            let loss = model.loss(&Input::rows(&tokens, rows), &targets, 1.0, forward).unwrap();
-            optimizer.begin_step();
-            if step.at_once {
-                loss.backward_consuming(&mut |parameter| optimizer.update(parameter, 1e-3, 1.0));
-            } else {
-                loss.backward();
-                model.parameters().iter().for_each(|(_, parameter)| optimizer.update(parameter, 1e-3, 1.0));
-            }
-        });
-    }
+    with_precision(step.precision, || {
+        let forward = Forward { recompute: step.recompute, ..Forward::default() };
+        let loss = model.loss(&Input::rows(&tokens, rows), &targets, 1.0, forward).unwrap();
+        optimizer.begin_step();
+        if step.at_once {
+            loss.backward_consuming(&mut |parameter| optimizer.update(parameter, 1e-3, 1.0));
+        } else {
+            loss.backward();
+            model.parameters().iter().for_each(|(_, parameter)| optimizer.update(parameter, 1e-3, 1.0));
+        }
+    });
     (pool_stats().peak_bytes, step_memory(model.spec(), &step).peak)
 }
 

@@ -248,9 +248,11 @@ impl Task<'_> {
             let (lse, delta) = (s.splat(self.lse[row]), s.splat(self.delta[row]));
             let vectors = p[computed.clone()].chunks_exact_mut(S::LANES);
             for (p, ds) in vectors.zip(ds[computed.clone()].chunks_exact_mut(S::LANES)) {
-                let probability = math::exp(s, s.sub(s.load(p), lse));
+                let score = s.load(p);
+                let probability = math::exp(s, s.sub(score, lse));
                 s.store(p, probability);
-                s.store(ds, s.mul(probability, s.sub(s.load(ds), delta)));
+                let slope = s.mul(probability, s.sub(s.load(ds), delta));
+                s.store(ds, s.mul(slope, self.problem.cap_slope(s, score)));
             }
             // The sums over rows below take whole blocks of keys, computed here or not.
             for x in [p, &mut *ds] {

@@ -69,7 +69,9 @@ pub(super) fn exact(
                     continue;
                 }
                 let score = |j: usize| {
-                    scale * dot(&q[at_q..at_q + n], &k[at_k(j)..at_k(j) + n]) + bias.map_or(0.0, |x| x[at_bias(j)])
+                    let product = scale * dot(&q[at_q..at_q + n], &k[at_k(j)..at_k(j) + n]);
+                    let cap = |cap: f32| f64::from(cap) * (product / f64::from(cap)).tanh();
+                    d.softcap.map_or(product, cap) + bias.map_or(0.0, |x| x[at_bias(j)])
                 };
                 let scores: Vec<f64> = keys.iter().map(|&j| score(j)).collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -79,8 +81,8 @@ pub(super) fn exact(
                 let g = &dout[at_q..at_q + n];
                 let dp: Vec<f64> = keys.iter().map(|&j| dot(g, &v[at_k(j)..at_k(j) + n])).collect();
                 let delta = dot(&p, &dp);
-                for ((&j, &p), &dp) in keys.iter().zip(&p).zip(&dp) {
-                    let ds = p * (dp - delta);
+                for (((&j, &p), &dp), &score) in keys.iter().zip(&p).zip(&dp).zip(&scores) {
+                    let ds = p * (dp - delta) * d.softcap.map_or(1.0, |cap| 1.0 - (score / f64::from(cap)).powi(2));
                     e.dbias[at_bias(j)] += ds;
                     for c in 0..n {
                         e.out[at_q + c] += p * v[at_k(j) + c];

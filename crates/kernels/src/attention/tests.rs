@@ -50,6 +50,7 @@ const BASE: AttentionDims = AttentionDims {
     scale: 0.35,
     causal: true,
     window: None,
+    softcap: None,
 };
 
 impl Case {
@@ -211,7 +212,7 @@ fn heads_that_share_keys_agree_with_the_twin() {
 }
 
 #[test]
-fn windows_and_segments_and_biases_agree_with_the_twin() {
+fn windows_and_segments_and_biases_and_soft_caps_agree_with_the_twin() {
     for (q_len, kv_len) in [(13, 13), (200, 200), (40, 300)] {
         for causal in [true, false] {
             for window in [None, Some(1), Some(20), Some(135), Some(1000)] {
@@ -221,6 +222,9 @@ fn windows_and_segments_and_biases_agree_with_the_twin() {
                 case().with_segments().check();
                 case().with_bias().check();
                 case().with_segments().with_bias().check();
+                // Scores here go up to about 10.
+                let capped = AttentionDims { kv_heads: 1, softcap: Some(2.5), ..dims };
+                Case::new(capped, q_len as u64).with_segments().check();
             }
         }
     }

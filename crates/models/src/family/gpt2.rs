@@ -1,13 +1,12 @@
 //! GPT-2 (Radford et al. 2019): learned positions, layer norm before each part, one projection for q, k and v.
 
 use loam_nn::{AttentionConfig, FeedForwardConfig, NormConfig};
-use loam_tensor::NormKind;
 use serde_json::{Value, json};
 
 use super::Family;
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::{LayerSpec, Position, Spec};
+use crate::spec::{LayerSpec, Position, Residual, Spec};
 use crate::weight_map::{Transform::*, WeightMap, row};
 
 pub(super) const FAMILY: Family = Family {
@@ -20,8 +19,8 @@ pub(super) const FAMILY: Family = Family {
             row("transformer.wpe.weight", "embed_positions.weight", Keep),
             row("transformer.h.{i}.ln_1.weight", "layers.{i}.attention_norm.weight", Keep),
             row("transformer.h.{i}.ln_1.bias", "layers.{i}.attention_norm.bias", Keep),
-            row("transformer.h.{i}.attn.c_attn.weight", "layers.{i}.attention.{qkv}_proj.weight", SplitQkvTranspose),
-            row("transformer.h.{i}.attn.c_attn.bias", "layers.{i}.attention.{qkv}_proj.bias", SplitQkv),
+            row("transformer.h.{i}.attn.c_attn.weight", "layers.{i}.attention.{q|k|v}_proj.weight", Transpose),
+            row("transformer.h.{i}.attn.c_attn.bias", "layers.{i}.attention.{q|k|v}_proj.bias", Keep),
             row("transformer.h.{i}.attn.c_proj.weight", "layers.{i}.attention.o_proj.weight", Transpose),
             row("transformer.h.{i}.attn.c_proj.bias", "layers.{i}.attention.o_proj.bias", Keep),
             row("transformer.h.{i}.ln_2.weight", "layers.{i}.feed_forward_norm.weight", Keep),
@@ -48,9 +47,11 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
     if c.flag("scale_attn_by_inverse_layer_idx", false)? {
         return Err(Error::config("scale_attn_by_inverse_layer_idx", "is true, which is not supported"));
     }
-    let norm = NormConfig { kind: NormKind::Layer, eps: c.number("layer_norm_epsilon", 1e-5)? as f32, has_bias: true };
+    let norm = NormConfig::layer(c.number("layer_norm_epsilon", 1e-5)?);
     let layer = LayerSpec {
+        residual: Residual::PreNorm,
         norm,
+        rope: None,
         attention: AttentionConfig {
             num_attention_heads: heads,
             num_key_value_heads: heads,
@@ -60,6 +61,8 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
             scale: (!c.flag("scale_attn_weights", true)?).then_some(1.0),
             is_causal: true,
             sliding_window: None,
+            qk_norm: None,
+            logit_softcapping: None,
         },
         feed_forward: FeedForwardConfig {
             intermediate_size: c.optional_size("n_inner")?.unwrap_or(4 * hidden_size),
@@ -73,9 +76,11 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
         vocab_size: c.size("vocab_size")?,
         hidden_size,
         max_position_embeddings: c.size("n_positions")?,
-        position: Position::Learned,
+        position: Position::Learned { offset: 0 },
+        embedding_scale: None,
         layers: vec![layer; c.size("n_layer")?],
         final_norm: norm,
+        final_logit_softcapping: None,
         tie_word_embeddings: c.flag("tie_word_embeddings", true)?,
         initializer_range: c.number("initializer_range", 0.02)? as f32,
     })

@@ -1,49 +1,59 @@
 //! Llama (Touvron et al. 2023): rotary positions, RMS norm, grouped-query attention, gated feed-forward.
 
 use loam_nn::{AttentionConfig, FeedForwardConfig, NormConfig};
-use loam_tensor::NormKind;
 use serde_json::{Value, json};
 
 use super::Family;
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::{LayerSpec, Position, Spec};
+use crate::spec::{LayerSpec, Position, Residual, Spec};
 use crate::weight_map::{Transform::*, WeightMap, row};
 
-pub(super) const FAMILY: Family = Family {
-    name: "llama",
-    architecture: "LlamaForCausalLM",
-    spec,
-    weights: WeightMap {
-        rows: &[
-            row("model.embed_tokens.weight", "embed_tokens.weight", Keep),
-            row("model.layers.{i}.input_layernorm.weight", "layers.{i}.attention_norm.weight", Keep),
-            row("model.layers.{i}.self_attn.q_proj.weight", "layers.{i}.attention.q_proj.weight", Keep),
-            row("model.layers.{i}.self_attn.q_proj.bias", "layers.{i}.attention.q_proj.bias", Keep),
-            row("model.layers.{i}.self_attn.k_proj.weight", "layers.{i}.attention.k_proj.weight", Keep),
-            row("model.layers.{i}.self_attn.k_proj.bias", "layers.{i}.attention.k_proj.bias", Keep),
-            row("model.layers.{i}.self_attn.v_proj.weight", "layers.{i}.attention.v_proj.weight", Keep),
-            row("model.layers.{i}.self_attn.v_proj.bias", "layers.{i}.attention.v_proj.bias", Keep),
-            row("model.layers.{i}.self_attn.o_proj.weight", "layers.{i}.attention.o_proj.weight", Keep),
-            row("model.layers.{i}.self_attn.o_proj.bias", "layers.{i}.attention.o_proj.bias", Keep),
-            row("model.layers.{i}.post_attention_layernorm.weight", "layers.{i}.feed_forward_norm.weight", Keep),
-            row("model.layers.{i}.mlp.gate_proj.weight", "layers.{i}.feed_forward.gate_proj.weight", Keep),
-            row("model.layers.{i}.mlp.gate_proj.bias", "layers.{i}.feed_forward.gate_proj.bias", Keep),
-            row("model.layers.{i}.mlp.up_proj.weight", "layers.{i}.feed_forward.up_proj.weight", Keep),
-            row("model.layers.{i}.mlp.up_proj.bias", "layers.{i}.feed_forward.up_proj.bias", Keep),
-            row("model.layers.{i}.mlp.down_proj.weight", "layers.{i}.feed_forward.down_proj.weight", Keep),
-            row("model.layers.{i}.mlp.down_proj.bias", "layers.{i}.feed_forward.down_proj.bias", Keep),
-            row("model.norm.weight", "norm.weight", Keep),
-            row("lm_head.weight", "lm_head.weight", Keep),
-        ],
-        // Frequencies that old checkpoints carry along; they follow from the configuration.
-        ignored_suffixes: &[".rotary_emb.inv_freq"],
-        optional_prefix: "",
-    },
-    defaults,
+pub(super) const FAMILY: Family =
+    Family { name: "llama", architecture: "LlamaForCausalLM", spec, weights: WEIGHTS, defaults };
+
+/// Names that the families which descend from Llama share; rows of parameters that one of them lacks are skipped.
+pub(super) const WEIGHTS: WeightMap = WeightMap {
+    rows: &[
+        row("model.embed_tokens.weight", "embed_tokens.weight", Keep),
+        row("model.layers.{i}.input_layernorm.weight", "layers.{i}.attention_norm.weight", Keep),
+        row("model.layers.{i}.self_attn.q_proj.weight", "layers.{i}.attention.q_proj.weight", Keep),
+        row("model.layers.{i}.self_attn.q_proj.bias", "layers.{i}.attention.q_proj.bias", Keep),
+        row("model.layers.{i}.self_attn.k_proj.weight", "layers.{i}.attention.k_proj.weight", Keep),
+        row("model.layers.{i}.self_attn.k_proj.bias", "layers.{i}.attention.k_proj.bias", Keep),
+        row("model.layers.{i}.self_attn.v_proj.weight", "layers.{i}.attention.v_proj.weight", Keep),
+        row("model.layers.{i}.self_attn.v_proj.bias", "layers.{i}.attention.v_proj.bias", Keep),
+        row("model.layers.{i}.self_attn.o_proj.weight", "layers.{i}.attention.o_proj.weight", Keep),
+        row("model.layers.{i}.self_attn.o_proj.bias", "layers.{i}.attention.o_proj.bias", Keep),
+        row("model.layers.{i}.self_attn.q_norm.weight", "layers.{i}.attention.q_norm.weight", Keep),
+        row("model.layers.{i}.self_attn.k_norm.weight", "layers.{i}.attention.k_norm.weight", Keep),
+        row("model.layers.{i}.post_attention_layernorm.weight", "layers.{i}.feed_forward_norm.weight", Keep),
+        row("model.layers.{i}.mlp.gate_proj.weight", "layers.{i}.feed_forward.gate_proj.weight", Keep),
+        row("model.layers.{i}.mlp.gate_proj.bias", "layers.{i}.feed_forward.gate_proj.bias", Keep),
+        row("model.layers.{i}.mlp.up_proj.weight", "layers.{i}.feed_forward.up_proj.weight", Keep),
+        row("model.layers.{i}.mlp.up_proj.bias", "layers.{i}.feed_forward.up_proj.bias", Keep),
+        row("model.layers.{i}.mlp.down_proj.weight", "layers.{i}.feed_forward.down_proj.weight", Keep),
+        row("model.layers.{i}.mlp.down_proj.bias", "layers.{i}.feed_forward.down_proj.bias", Keep),
+        row("model.norm.weight", "norm.weight", Keep),
+        row("lm_head.weight", "lm_head.weight", Keep),
+    ],
+    // Frequencies that old checkpoints carry along; they follow from the configuration.
+    ignored_suffixes: &[".rotary_emb.inv_freq"],
+    optional_prefix: "",
 };
 
 fn spec(c: Config<'_>) -> Result<Spec, Error> {
+    let has_attention_bias = c.flag("attention_bias", false)?;
+    let mut spec = like_llama(FAMILY.name, c)?;
+    for layer in &mut spec.layers {
+        layer.attention.has_qkv_bias = has_attention_bias;
+        layer.attention.has_output_bias = has_attention_bias;
+    }
+    Ok(spec)
+}
+
+/// What the families that descend from Llama share: names of the configuration's keys, and a block without biases.
+pub(super) fn like_llama(family: &'static str, c: Config<'_>) -> Result<Spec, Error> {
     let hidden_size = c.size("hidden_size")?;
     let heads = c.size("num_attention_heads")?;
     let kv_heads = c.optional_size("num_key_value_heads")?.unwrap_or(heads);
@@ -55,20 +65,23 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
             hidden_size / heads
         }
     };
-    let has_attention_bias = c.flag("attention_bias", false)?;
-    let norm = NormConfig { kind: NormKind::Rms, eps: c.number("rms_norm_eps", 1e-6)? as f32, has_bias: false };
+    let norm = NormConfig::rms(c.number("rms_norm_eps", 1e-6)?);
     let max_position_embeddings = c.size("max_position_embeddings")?;
     let layer = LayerSpec {
+        residual: Residual::PreNorm,
         norm,
+        rope: Some(c.rope_of_kind(false, head_dim, max_position_embeddings)?),
         attention: AttentionConfig {
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
-            has_qkv_bias: has_attention_bias,
-            has_output_bias: has_attention_bias,
+            has_qkv_bias: false,
+            has_output_bias: false,
             scale: None,
             is_causal: true,
             sliding_window: None,
+            qk_norm: None,
+            logit_softcapping: None,
         },
         feed_forward: FeedForwardConfig {
             intermediate_size: c.size("intermediate_size")?,
@@ -78,13 +91,15 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
         },
     };
     Ok(Spec {
-        family: FAMILY.name,
+        family,
         vocab_size: c.size("vocab_size")?,
         hidden_size,
         max_position_embeddings,
-        position: Position::Rope(c.rope(head_dim, max_position_embeddings)?),
+        position: Position::Rotary,
+        embedding_scale: None,
         layers: vec![layer; c.size("num_hidden_layers")?],
         final_norm: norm,
+        final_logit_softcapping: None,
         tie_word_embeddings: c.flag("tie_word_embeddings", false)?,
         initializer_range: c.number("initializer_range", 0.02)? as f32,
     })

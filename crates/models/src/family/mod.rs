@@ -1,7 +1,14 @@
 //! The model families, one file each: `config.json` in, [`Spec`] and weight names out, no arithmetic.
 
+mod gemma;
 mod gpt2;
+mod gpt_neox;
 mod llama;
+mod mistral;
+mod opt;
+mod phi3;
+mod qwen2;
+mod qwen3;
 
 use serde_json::Value;
 
@@ -25,7 +32,18 @@ pub struct Family {
 }
 
 /// Every family, in the order that messages list them.
-pub static FAMILIES: &[Family] = &[gpt2::FAMILY, llama::FAMILY];
+pub static FAMILIES: &[Family] = &[
+    gpt2::FAMILY,
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    phi3::FAMILY,
+    gpt_neox::FAMILY,
+    opt::FAMILY,
+];
 
 /// The family called `name`.
 pub fn by_name(name: &str) -> Result<&'static Family, Error> {

@@ -14,6 +14,8 @@ pub struct AttentionSpec {
     pub causal: bool,
     /// How many keys up to its own a query sees (sliding window).
     pub window: Option<usize>,
+    /// Soft cap of the scores, `c tanh(score / c)`.
+    pub softcap: Option<f32>,
     /// Documents and additive bias.
     pub mask: AttentionMask,
 }
@@ -53,6 +55,7 @@ impl Tensor {
             scale: spec.scale.unwrap_or_else(|| 1.0 / (q_shape[3] as f32).sqrt()),
             causal: spec.causal,
             window: spec.window,
+            softcap: spec.softcap,
         };
         let mask = spec.mask.clone();
         let (q, k_raw, v_raw) = (self.raw().clone(), k.raw().clone(), v.raw().clone());

@@ -1,5 +1,7 @@
 //! Cross-entropy, alone and fused with the head that makes the logits.
 
+use loam_kernels::elementwise::Unary;
+
 use crate::autograd::is_recording;
 use crate::backend::Start;
 use crate::ops::linear::as_matrix;
@@ -16,6 +18,11 @@ pub fn head_chunk_rows(rows: usize, vocab: usize) -> usize {
 }
 
 impl Tensor {
+    /// `cap tanh(self / cap)`: the soft cap of Gemma 2's logits.
+    pub fn softcap(&self, cap: f32) -> Self {
+        self.scale(1.0 / cap).unary(Unary::Tanh).scale(cap)
+    }
+
     /// Sum over rows of `-log softmax(self)[target]`, times `scale`; rows with target -100 count nothing.
     ///
     /// `self`: logits `[.., vocab]`; one target per row; natural-log units.
@@ -32,8 +39,9 @@ impl Tensor {
     }
 
     /// As [`Tensor::cross_entropy`] of `self.linear(weight, None)`, in chunks of rows: neither the logits nor their
-    /// gradient ever exist as a whole. `self`: hidden states `[.., hidden]`; `weight`: `[vocab, hidden]`.
-    pub fn linear_cross_entropy(&self, weight: &Self, targets: &[i32], scale: f32) -> Self {
+    /// gradient ever exist as a whole. `self`: hidden states `[.., hidden]`; `weight`: `[vocab, hidden]`; with a soft cap
+    /// c the logits are `c tanh(logit / c)`.
+    pub fn linear_cross_entropy(&self, weight: &Self, targets: &[i32], scale: f32, softcap: Option<f32>) -> Self {
         let precision = precision();
         let hidden = as_matrix(&self.dense());
         let (rows, width, vocab) = (hidden.rows(), hidden.shape().width(), weight.size(0));
@@ -54,8 +62,16 @@ impl Tensor {
             let mut logits = Raw::empty(DType::F32, [len, vocab]);
             backend().matmul(&mut logits, &h_chunk, &w.transposed(0, 1), Start::Zero);
             let chunk_targets = &targets[start..start + len];
+            // What the cap's slope is computed from.
+            let uncapped = softcap.map(|cap| backend().affine(&logits, 1.0 / cap, 0.0));
+            if let (Some(cap), Some(x)) = (softcap, &uncapped) {
+                logits = backend().affine(&backend().unary(Unary::Tanh, x), cap, 0.0);
+            }
             let losses = if wants_grad {
                 let losses = backend().cross_entropy_backward(&mut logits, chunk_targets, scale);
+                if let Some(x) = &uncapped {
+                    logits = backend().unary_backward(Unary::Tanh, x, &logits);
+                }
                 head.add_chunk(start, &h_chunk, &w, &logits, precision);
                 losses
             } else {

@@ -183,6 +183,7 @@ fn attentions(sheet: &mut Sheet) {
         scale: 0.125,
         causal: true,
         window: None,
+        softcap: None,
     };
     for dims in [
         AttentionDims { batch: 12, q_len: 64, kv_len: 64, heads: 4, kv_heads: 4, head_dim: 32, ..base },

@@ -1,0 +1,109 @@
+//! GPT-NeoX (Black et al. 2022) and Pythia: attention and feed-forward side by side, a part of each head rotated.
+
+use loam_nn::{AttentionConfig, FeedForwardConfig, NormConfig};
+use serde_json::{Value, json};
+
+use super::Family;
+use crate::config::Config;
+use crate::error::Error;
+use crate::spec::{LayerSpec, Position, Residual, Spec};
+use crate::weight_map::{Transform::*, WeightMap, row};
+
+pub(super) const FAMILY: Family = Family {
+    name: "gpt_neox",
+    architecture: "GPTNeoXForCausalLM",
+    spec,
+    weights: WeightMap {
+        rows: &[
+            row("gpt_neox.embed_in.weight", "embed_tokens.weight", Keep),
+            row("gpt_neox.layers.{i}.input_layernorm.weight", "layers.{i}.attention_norm.weight", Keep),
+            row("gpt_neox.layers.{i}.input_layernorm.bias", "layers.{i}.attention_norm.bias", Keep),
+            row("gpt_neox.layers.{i}.post_attention_layernorm.weight", "layers.{i}.feed_forward_norm.weight", Keep),
+            row("gpt_neox.layers.{i}.post_attention_layernorm.bias", "layers.{i}.feed_forward_norm.bias", Keep),
+            row(
+                "gpt_neox.layers.{i}.attention.query_key_value.weight",
+                "layers.{i}.attention.{q|k|v}_proj.weight",
+                ByHead,
+            ),
+            row("gpt_neox.layers.{i}.attention.query_key_value.bias", "layers.{i}.attention.{q|k|v}_proj.bias", ByHead),
+            row("gpt_neox.layers.{i}.attention.dense.weight", "layers.{i}.attention.o_proj.weight", Keep),
+            row("gpt_neox.layers.{i}.attention.dense.bias", "layers.{i}.attention.o_proj.bias", Keep),
+            row("gpt_neox.layers.{i}.mlp.dense_h_to_4h.weight", "layers.{i}.feed_forward.up_proj.weight", Keep),
+            row("gpt_neox.layers.{i}.mlp.dense_h_to_4h.bias", "layers.{i}.feed_forward.up_proj.bias", Keep),
+            row("gpt_neox.layers.{i}.mlp.dense_4h_to_h.weight", "layers.{i}.feed_forward.down_proj.weight", Keep),
+            row("gpt_neox.layers.{i}.mlp.dense_4h_to_h.bias", "layers.{i}.feed_forward.down_proj.bias", Keep),
+            row("gpt_neox.final_layer_norm.weight", "norm.weight", Keep),
+            row("gpt_neox.final_layer_norm.bias", "norm.bias", Keep),
+            row("embed_out.weight", "lm_head.weight", Keep),
+        ],
+        ignored_suffixes: &[".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"],
+        optional_prefix: "",
+    },
+    defaults,
+};
+
+fn spec(c: Config<'_>) -> Result<Spec, Error> {
+    let hidden_size = c.size("hidden_size")?;
+    let heads = c.size("num_attention_heads")?;
+    c.divides("num_attention_heads", heads, "hidden_size", hidden_size)?;
+    let has_bias = c.flag("attention_bias", true)?;
+    let norm = NormConfig::layer(c.number("layer_norm_eps", 1e-5)?);
+    let (head_dim, max_position_embeddings) = (hidden_size / heads, c.size("max_position_embeddings")?);
+    let layer = LayerSpec {
+        residual: if c.flag("use_parallel_residual", true)? { Residual::Parallel } else { Residual::PreNorm },
+        norm,
+        rope: Some(c.rope(head_dim, max_position_embeddings)?),
+        attention: AttentionConfig {
+            num_attention_heads: heads,
+            num_key_value_heads: heads,
+            head_dim,
+            has_qkv_bias: has_bias,
+            has_output_bias: has_bias,
+            scale: None,
+            is_causal: true,
+            sliding_window: None,
+            qk_norm: None,
+            logit_softcapping: None,
+        },
+        feed_forward: FeedForwardConfig {
+            intermediate_size: c.size("intermediate_size")?,
+            activation: c.activation("hidden_act", "gelu")?,
+            gated: false,
+            has_bias: true,
+        },
+    };
+    Ok(Spec {
+        family: FAMILY.name,
+        vocab_size: c.size("vocab_size")?,
+        hidden_size,
+        max_position_embeddings,
+        position: Position::Rotary,
+        embedding_scale: None,
+        layers: vec![layer; c.size("num_hidden_layers")?],
+        final_norm: norm,
+        final_logit_softcapping: None,
+        tie_word_embeddings: c.flag("tie_word_embeddings", false)?,
+        initializer_range: c.number("initializer_range", 0.02)? as f32,
+    })
+}
+
+fn defaults() -> Value {
+    json!({
+        "architectures": [FAMILY.architecture],
+        "model_type": FAMILY.name,
+        "vocab_size": 50304,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "hidden_act": "gelu",
+        "max_position_embeddings": 2048,
+        "layer_norm_eps": 1e-5,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 0.25,
+        "use_parallel_residual": true,
+        "attention_bias": true,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": false,
+    })
+}
