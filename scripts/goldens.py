@@ -45,13 +45,15 @@ YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_posit
 YARN_EXPLICIT = dict(rope_type="yarn", rope_theta=100.0, factor=2.0, original_max_position_embeddings=32,
                      beta_fast=4.0, beta_slow=0.5, attention_factor=1.25)
 
+# Smaller again, for every family after the first two.
+TINY = NARROW | dict(vocab_size=40)
 # The width of a window: rows of 17 tokens reach beyond it.
 WINDOW = 5
-GEMMA = NARROW | dict(head_dim=12, num_hidden_layers=3, query_pre_attn_scalar=10, sliding_window=WINDOW, rms_norm_eps=1e-6,
+GEMMA = TINY | dict(head_dim=12, num_hidden_layers=3, query_pre_attn_scalar=10, sliding_window=WINDOW, rms_norm_eps=1e-6,
                       pad_token_id=None)  # torch keeps the gradient of a padding row at zero
-NEOX = dict(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+NEOX = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
             max_position_embeddings=64, attention_dropout=0.0, hidden_dropout=0.0, bos_token_id=0, eos_token_id=0)
-OPT = dict(vocab_size=64, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16,
+OPT = dict(vocab_size=40, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16,
            max_position_embeddings=32, dropout=0.0, attention_dropout=0.0, pad_token_id=None)
 
 CASES = {
@@ -74,18 +76,26 @@ CASES = {
     "llama-rope-yarn-explicit": LlamaConfig(**NARROW | dict(rope_parameters=YARN_EXPLICIT)),
     "llama-bf16": LlamaConfig(**NARROW),
     "llama-sharded": LlamaConfig(**NARROW),
-    "mistral": MistralConfig(**NARROW | dict(sliding_window=WINDOW)),
-    "qwen2": Qwen2Config(**NARROW | dict(tie_word_embeddings=True)),
-    "qwen2-window": Qwen2Config(**NARROW | dict(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)),
-    "qwen3": Qwen3Config(**NARROW | dict(head_dim=12)),
+    "mistral": MistralConfig(**TINY | dict(sliding_window=WINDOW)),
+    "qwen2": Qwen2Config(**TINY | dict(tie_word_embeddings=True)),
+    "qwen2-window": Qwen2Config(**TINY | dict(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1)),
+    "qwen3": Qwen3Config(**TINY | dict(head_dim=12)),
     "gemma2": Gemma2Config(**GEMMA | dict(attn_logit_softcapping=1.5, final_logit_softcapping=2.0)),
     "gemma3": Gemma3TextConfig(**GEMMA | dict(layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
-    "phi3": Phi3Config(**NARROW | dict(sliding_window=WINDOW, pad_token_id=None, rope_parameters=dict(
+    "phi3": Phi3Config(**TINY | dict(sliding_window=WINDOW, pad_token_id=None, rope_parameters=dict(
         rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5))),
     "gpt-neox": GPTNeoXConfig(**NEOX | dict(rope_parameters=dict(
         rope_type="default", rope_theta=500.0, partial_rotary_factor=0.5))),
     "gpt-neox-serial": GPTNeoXConfig(**NEOX | dict(use_parallel_residual=False)),
     "opt": OPTConfig(**OPT),
+    "mixtral": MixtralConfig(**TINY | dict(num_local_experts=3, num_experts_per_tok=2)),
+    # One layer: the load-balancing loss of transformers mixes the layers.
+    "mixtral-balanced": MixtralConfig(**TINY | dict(
+        num_local_experts=3, num_experts_per_tok=2, num_hidden_layers=1, output_router_logits=True,
+        router_aux_loss_coef=0.5)),
+    "qwen3-moe": Qwen3MoeConfig(**TINY | dict(
+        head_dim=12, num_hidden_layers=3, moe_intermediate_size=12, num_experts=4, num_experts_per_tok=2,
+        mlp_only_layers=[1], norm_topk_prob=False)),
 }
 # The same model a second time, described as transformers 4 wrote it.
 OLD_LAYOUT = {
@@ -106,6 +116,7 @@ def seeded(name):
 def build(name, config):
     """A model whose every parameter is random and matters: norm weights and biases included."""
     config._attn_implementation = "eager"
+    config._experts_implementation = "eager"  # the others do not know f64
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     generator = seeded(name)
     with torch.no_grad():
@@ -129,13 +140,32 @@ def build(name, config):
 
 def forward_backward(model, tokens, targets, **inputs):
     model.zero_grad(set_to_none=True)
-    logits = model(input_ids=tokens, use_cache=False, **inputs).logits
+    output = model(input_ids=tokens, use_cache=False, **inputs)
+    logits = output.logits
     loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=IGNORED)
-    loss.backward()
+    auxiliary = getattr(output, "aux_loss", None)
+    (loss if auxiliary is None else loss + model.config.router_aux_loss_coef * auxiliary).backward()
     gradients = {key: parameter.grad.detach().clone() for key, parameter in model.named_parameters()}
+    for key in [key for key in gradients if ".mlp.experts." in key or ".mlp.gate." in key]:
+        gradients |= expert_gradients(key, gradients.pop(key), model.config.model_type)
     if model.config.model_type == "gpt_neox":  # files keep the name that transformers 4 had in memory, too
         gradients["embed_out.weight"] = gradients.pop("lm_head.weight")
     return logits.detach(), loss.detach(), gradients
+
+
+def expert_gradients(key, value, family):
+    """Under the names that files use: transformers 5 keeps all experts in one tensor in memory only."""
+    if family == "mixtral":
+        key = key.replace(".mlp.", ".block_sparse_moe.")
+    names = ("w1", "w3", "w2") if family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    if key.endswith("experts.gate_up_proj"):
+        parts = [(name, half) for name, half in zip(names, value.chunk(2, dim=1))]
+    elif key.endswith("experts.down_proj"):
+        parts = [(names[2], value)]
+    else:
+        return {key: value}
+    stem = key.rsplit(".", 1)[0]
+    return {f"{stem}.{e}.{name}.weight": part[e].clone() for name, part in parts for e in range(value.shape[0])}
 
 
 def double_norm(self, x):

@@ -70,6 +70,13 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A list of whole numbers that may be absent.
+    pub fn indices(&self, key: &str) -> Result<Vec<usize>, Error> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let numbers = value.as_array().and_then(|all| all.iter().map(|x| x.as_u64().map(|x| x as usize)).collect());
+        numbers.ok_or_else(|| Error::config(&self.name(key), format!("must list whole numbers, found {value}")))
+    }
+
     /// A finite number that must be there.
     pub fn required_number(&self, key: &str) -> Result<f64, Error> {
         match self.get(key) {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use loam_nn::{
-    Attention, DropoutKey, Embedding, FeedForward, Init, KvCache, LayerCache, LayerContext, Linear, Module, Norm, Rope,
-    RopeConfig, join,
+    Attention, DropoutKey, Embedding, Experts, FeedForward, Init, KvCache, LayerCache, LayerContext, Linear, Module,
+    Norm, Rope, RopeConfig, join,
 };
 use loam_tensor::{AttentionMask, Parameter, Tensor};
 
@@ -42,6 +42,8 @@ pub struct Forward<'a> {
     /// Whether backward computes each block's activations again instead of keeping them: the same numbers, a third more
     /// time, a fraction of the memory.
     pub recompute: bool,
+    /// What a position's part in auxiliary losses is multiplied by, while training; else 0.
+    pub auxiliary_scale: f32,
 }
 
 /// One block, joined as its [`Residual`] says.
@@ -54,10 +56,35 @@ struct Block {
     attention_post_norm: Option<Norm>,
     /// `None` where attention's serves both.
     feed_forward_norm: Option<Norm>,
-    feed_forward: FeedForward,
+    feed_forward: Wide,
     feed_forward_post_norm: Option<Norm>,
     /// Which of the decoder's rotations it uses.
     rope: Option<usize>,
+}
+
+/// What stands in a block's second half.
+#[derive(Clone)]
+enum Wide {
+    Dense(FeedForward),
+    Sparse(Experts),
+}
+
+impl Wide {
+    fn forward(&self, x: &Tensor, context: &LayerContext) -> Tensor {
+        match self {
+            Self::Dense(feed_forward) => feed_forward.forward(x),
+            Self::Sparse(experts) => experts.forward(x, context),
+        }
+    }
+}
+
+impl Module for Wide {
+    fn visit(&self, path: &str, visit: &mut dyn FnMut(String, &Parameter)) {
+        match self {
+            Self::Dense(feed_forward) => feed_forward.visit(path, visit),
+            Self::Sparse(experts) => experts.visit(path, visit),
+        }
+    }
 }
 
 impl Block {
@@ -70,7 +97,10 @@ impl Block {
             attention: Attention::zeros(hidden_size, &spec.attention),
             attention_post_norm: is_sandwich.then(norm),
             feed_forward_norm: (spec.residual != Residual::ParallelSharedNorm).then(norm),
-            feed_forward: FeedForward::zeros(hidden_size, &spec.feed_forward),
+            feed_forward: match &spec.experts {
+                Some(experts) => Wide::Sparse(Experts::zeros(hidden_size, experts, &spec.feed_forward)),
+                None => Wide::Dense(FeedForward::zeros(hidden_size, &spec.feed_forward)),
+            },
             feed_forward_post_norm: is_sandwich.then(norm),
             rope,
         }
@@ -86,7 +116,7 @@ impl Block {
             Residual::Parallel => after(&self.feed_forward_norm, x.clone()),
             Residual::ParallelSharedNorm => normed,
         };
-        let fed = after(&self.feed_forward_post_norm, self.feed_forward.forward(&input));
+        let fed = after(&self.feed_forward_post_norm, self.feed_forward.forward(&input, context));
         &joined + &context.drop(fed, 2 * index + 2)
     }
 }
@@ -171,6 +201,7 @@ impl Decoder {
             rope: None,
             mask: AttentionMask { segments: input.segments.clone(), bias: None },
             dropout: forward.dropout,
+            auxiliary_scale: forward.auxiliary_scale,
         };
         let mut x = self.embed_tokens.forward(input.tokens, batch, time);
         if let Some(scale) = self.embedding_scale {

@@ -33,7 +33,9 @@ pub fn footprint(spec: &Spec) -> Footprint {
         let (a, f) = (&layer.attention, &layer.feed_forward);
         let (inner, kv_width) = (a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim);
         matmul += hidden * (inner + 2 * kv_width) + inner * hidden;
-        matmul += hidden * f.intermediate_size * (2 + usize::from(f.gated));
+        let experts = layer.experts.map_or(1, |experts| experts.num_experts);
+        matmul += experts * hidden * f.intermediate_size * (2 + usize::from(f.gated));
+        matmul += layer.experts.map_or(0, |experts| hidden * experts.num_experts);
         let norms = match layer.residual {
             Residual::PreNorm | Residual::Parallel => 2,
             Residual::Sandwich => 4,

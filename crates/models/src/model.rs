@@ -198,13 +198,17 @@ impl LanguageModel {
     }
 
     /// Sum over all positions of the negative log-likelihood of `targets` `[batch * time]` (-100 counts nothing),
-    /// times `scale`. Natural-log units. The logits never exist as a whole.
+    /// times `scale`. Natural-log units. The logits never exist as a whole. Auxiliary losses (those of routers) are in
+    /// the gradients but not in the value.
     pub fn loss(&self, input: &Input<'_>, targets: &[i32], scale: f32, forward: Forward<'_>) -> Result<Tensor, Error> {
         let vocab = 0..self.spec.vocab_size as i32;
         if let Some(target) = targets.iter().find(|&&target| target != IGNORED && !vocab.contains(&target)) {
             return Err(Error::Input(format!("target {target} is outside the vocabulary of {}", self.spec.vocab_size)));
         }
-        let hidden = self.hidden(input, forward)?;
+        // Auxiliary losses are means over these positions, which count as much as their targets do.
+        let counted = targets.iter().filter(|&&target| target != IGNORED).count();
+        let auxiliary_scale = scale * counted as f32 / targets.len().max(1) as f32;
+        let hidden = self.hidden(input, Forward { auxiliary_scale, ..forward })?;
         Ok(hidden.linear_cross_entropy(&self.stack.head(), targets, scale, self.spec.final_logit_softcapping))
     }
 

@@ -1,6 +1,6 @@
 //! [`Spec`]: a model as data. A family translates `config.json` into one; the stacks run it.
 
-use loam_nn::{AttentionConfig, FeedForwardConfig, NormConfig, RopeConfig};
+use loam_nn::{AttentionConfig, ExpertsConfig, FeedForwardConfig, NormConfig, RopeConfig};
 
 /// How tokens learn where they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +38,10 @@ pub struct LayerSpec {
     pub rope: Option<RopeConfig>,
     /// Attention.
     pub attention: AttentionConfig,
-    /// Feed-forward.
+    /// Feed-forward, or each of the experts.
     pub feed_forward: FeedForwardConfig,
+    /// Experts and their router, where there is more than one feed-forward.
+    pub experts: Option<ExpertsConfig>,
 }
 
 /// A whole model.

@@ -17,8 +17,8 @@ pub enum Transform {
     ByHead,
 }
 
-/// One row: name in the file, name here, and the transform. `{i}` is the layer; `{q|k|v}` in the name here stands for
-/// that many parameters, which one tensor of the file holds.
+/// One row: name in the file, name here, and the transform. `{i}` is the layer, `{e}` the expert; `{q|k|v}` in the name
+/// here stands for that many parameters, which one tensor of the file holds.
 pub struct Row {
     file: &'static str,
     here: &'static str,
@@ -28,6 +28,18 @@ pub struct Row {
 /// A row of a [`WeightMap`].
 pub const fn row(file: &'static str, here: &'static str, transform: Transform) -> Row {
     Row { file, here, transform }
+}
+
+impl Row {
+    /// The layers and experts that the row stands for.
+    fn repeats(&self, spec: &Spec) -> Vec<(usize, usize)> {
+        let layers = if self.file.contains("{i}") { spec.layers.len() } else { 1 };
+        let experts = |layer: usize| match spec.layers.get(layer).and_then(|layer| layer.experts) {
+            Some(experts) if self.file.contains("{e}") => experts.num_experts,
+            _ => 1,
+        };
+        (0..layers).flat_map(|layer| (0..experts(layer)).map(move |expert| (layer, expert))).collect()
+    }
 }
 
 /// A family's rows.
@@ -63,9 +75,9 @@ impl WeightMap {
         let by_name: BTreeMap<&str, &Parameter> = parameters.iter().map(|(name, p)| (name.as_str(), p)).collect();
         let mut entries = Vec::new();
         for row in self.rows {
-            let layers = if row.file.contains("{i}") { spec.layers.len() } else { 1 };
-            for layer in 0..layers {
-                let fill = |pattern: &str| pattern.replace("{i}", &layer.to_string());
+            for (layer, expert) in row.repeats(spec) {
+                let fill =
+                    |pattern: &str| pattern.replace("{i}", &layer.to_string()).replace("{e}", &expert.to_string());
                 let names = choices(&fill(row.here));
                 let found: Vec<Parameter> =
                     names.iter().filter_map(|name| by_name.get(name.as_str()).map(|&p| p.clone())).collect();

@@ -22,6 +22,8 @@ pub struct LayerContext {
     pub mask: AttentionMask,
     /// Dropout, while training with it.
     pub dropout: Option<DropoutKey>,
+    /// What a position's part in auxiliary losses is multiplied by, while training; else 0.
+    pub auxiliary_scale: f32,
 }
 
 /// Most dropout places of one model: keeps the keys of different steps apart.

@@ -20,6 +20,7 @@
 mod activation;
 mod attention;
 mod context;
+mod experts;
 mod feed_forward;
 mod init;
 mod kv_cache;
@@ -31,6 +32,7 @@ mod position;
 pub use activation::Activation;
 pub use attention::{Attention, AttentionConfig};
 pub use context::{DropoutKey, LayerContext};
+pub use experts::{Experts, ExpertsConfig};
 pub use feed_forward::{FeedForward, FeedForwardConfig};
 pub use init::Init;
 pub use kv_cache::{KvCache, LayerCache};

@@ -128,6 +128,22 @@ fn reductions() {
     check("mean", &x, |x| x[0].unary(Unary::Square).mean());
     check("sum_last", &x, |x| x[0].unary(Unary::Square).sum_last());
     check("mean_last", &x, |x| x[0].unary(Unary::Square).mean_last());
+    check("repeat_last", &x, |x| x[0].repeat_last(5).unary(Unary::Square));
+}
+
+#[test]
+fn an_auxiliary_loss_adds_its_gradient_but_not_its_value() {
+    let (x, y) = (random("x", &[3]), random("y", &[3]));
+    let auxiliary = |scale: f32| Tensor::parameter(&y).unary(Unary::Square).sum().scale(scale);
+    let loss = Tensor::parameter(&x).mul(&Tensor::parameter(&y)).sum();
+    let with = loss.with_auxiliary(&auxiliary(0.5));
+    assert_eq!(with.item(), loss.item());
+    with.backward();
+    let found = y.grad().expect("a gradient").f32().to_vec();
+    let expected: Vec<f32> = x.to_vec().iter().zip(y.to_vec()).map(|(x, y)| x + y).collect();
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+    }
 }
 
 #[test]

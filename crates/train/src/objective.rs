@@ -60,7 +60,7 @@ fn causal_loss(model: &LanguageModel, batch: &CausalBatch, pass: &Pass) -> Resul
         positions: batch.segments.as_ref().map(|_| &batch.positions[..]),
         segments: batch.segments.as_deref().map(Into::into),
     };
-    let forward = Forward { cache: None, dropout: pass.dropout, recompute: pass.recompute };
+    let forward = Forward { cache: None, dropout: pass.dropout, recompute: pass.recompute, ..Forward::default() };
     let tensor = model.loss(&input, &batch.targets, pass.scale, forward)?;
     Ok(Loss { tensor, tokens: counted(batch), metrics: Vec::new() })
 }

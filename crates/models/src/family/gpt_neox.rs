@@ -71,6 +71,7 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
             gated: false,
             has_bias: true,
         },
+        experts: None,
     };
     Ok(Spec {
         family: FAMILY.name,

@@ -34,6 +34,22 @@ pub(super) const WEIGHTS: WeightMap = WeightMap {
         row("model.layers.{i}.mlp.up_proj.bias", "layers.{i}.feed_forward.up_proj.bias", Keep),
         row("model.layers.{i}.mlp.down_proj.weight", "layers.{i}.feed_forward.down_proj.weight", Keep),
         row("model.layers.{i}.mlp.down_proj.bias", "layers.{i}.feed_forward.down_proj.bias", Keep),
+        row("model.layers.{i}.mlp.gate.weight", "layers.{i}.feed_forward.gate.weight", Keep),
+        row(
+            "model.layers.{i}.mlp.experts.{e}.gate_proj.weight",
+            "layers.{i}.feed_forward.experts.{e}.gate_proj.weight",
+            Keep,
+        ),
+        row(
+            "model.layers.{i}.mlp.experts.{e}.up_proj.weight",
+            "layers.{i}.feed_forward.experts.{e}.up_proj.weight",
+            Keep,
+        ),
+        row(
+            "model.layers.{i}.mlp.experts.{e}.down_proj.weight",
+            "layers.{i}.feed_forward.experts.{e}.down_proj.weight",
+            Keep,
+        ),
         row("model.norm.weight", "norm.weight", Keep),
         row("lm_head.weight", "lm_head.weight", Keep),
     ],
@@ -89,6 +105,7 @@ pub(super) fn like_llama(family: &'static str, c: Config<'_>) -> Result<Spec, Er
             gated: true,
             has_bias: c.flag("mlp_bias", false)?,
         },
+        experts: None,
     };
     Ok(Spec {
         family,

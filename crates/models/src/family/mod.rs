@@ -5,10 +5,12 @@ mod gpt2;
 mod gpt_neox;
 mod llama;
 mod mistral;
+mod mixtral;
 mod opt;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 
 use serde_json::Value;
 
@@ -43,6 +45,8 @@ pub static FAMILIES: &[Family] = &[
     phi3::FAMILY,
     gpt_neox::FAMILY,
     opt::FAMILY,
+    mixtral::FAMILY,
+    qwen3_moe::FAMILY,
 ];
 
 /// The family called `name`.

@@ -79,6 +79,7 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
             gated: false,
             has_bias,
         },
+        experts: None,
     };
     Ok(Spec {
         family: FAMILY.name,

@@ -106,6 +106,14 @@ impl Tensor {
         })
     }
 
+    /// This tensor; whoever differentiates it also adds the gradient of the scalar `loss`, as it is.
+    pub fn with_auxiliary(&self, loss: &Self) -> Self {
+        Self::from_op(self.dense(), &[self, loss], |dy, grads| {
+            grads.add(0, dy.clone());
+            grads.add(1, Raw::full([], 1.0));
+        })
+    }
+
     /// `self * scale + shift`.
     pub fn affine(&self, scale: f32, shift: f32) -> Self {
         Self::from_op(backend().affine(&self.dense(), scale, shift), &[self], move |dy, grads| {

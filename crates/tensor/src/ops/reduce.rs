@@ -1,7 +1,7 @@
 //! Reductions.
 
 use crate::dims::Dims;
-use crate::raw::Raw;
+use crate::raw::{DType, Raw};
 use crate::tensor::{Tensor, backend};
 
 impl Tensor {
@@ -19,21 +19,29 @@ impl Tensor {
 
     /// Sum over the last axis: `[.., width] -> [..]`.
     pub fn sum_last(&self) -> Self {
-        let shape = self.shape();
-        Self::from_op(backend().sum_last(&self.dense()), &[self], move |dy, grads| {
-            let mut spread = Raw::empty(crate::raw::DType::F32, shape);
-            let width = shape.width().max(1);
-            for (row, &value) in spread.f32_mut().chunks_exact_mut(width).zip(dy.f32()) {
-                row.fill(value);
-            }
-            grads.add(0, spread);
-        })
+        let width = self.shape().width();
+        Self::from_op(backend().sum_last(&self.dense()), &[self], move |dy, grads| grads.add(0, spread(dy, width)))
+    }
+
+    /// Every element `width` times along a new last axis: `[..] -> [.., width]`.
+    pub fn repeat_last(&self, width: usize) -> Self {
+        Self::from_op(spread(&self.dense(), width), &[self], |dy, grads| grads.add(0, backend().sum_last(dy)))
     }
 
     /// Mean over the last axis: `[.., width] -> [..]`.
     pub fn mean_last(&self) -> Self {
         self.sum_last().scale(1.0 / self.shape().width() as f32)
     }
+}
+
+fn spread(x: &Raw, width: usize) -> Raw {
+    let mut sizes = x.shape().to_vec();
+    sizes.push(width);
+    let mut out = Raw::empty(DType::F32, Dims::new(&sizes));
+    for (row, &value) in out.f32_mut().chunks_exact_mut(width.max(1)).zip(x.f32()) {
+        row.fill(value);
+    }
+    out
 }
 
 impl From<f32> for Tensor {
