@@ -119,10 +119,18 @@ fn a_model_shows_its_tree_and_its_footprint() {
     for word in ["llama", "layers", "q_proj", "parameters", "AdamW"] {
         assert!(shown.stdout.contains(word), "{word} is not in\n{}", shown.stdout);
     }
+    for line in ["        q_proj  1,024", "          weight  [32, 32] F32 1,024", "lm_head  2,048"] {
+        assert!(shown.stdout.lines().any(|shown| shown == line), "`{line}` is not in\n{}", shown.stdout);
+    }
+    let modules = shown.stdout.lines().filter(|line| line.trim_start().starts_with("self_attn")).count();
+    assert_eq!(modules, 2, "each module stands there once\n{}", shown.stdout);
     let json = loam(dir.path(), &["model", "show", model.to_str().unwrap(), "--json"]).json();
     let listed = json["parameters"].as_array().unwrap();
     let size = |p: &Value| p["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product::<u64>();
     assert_eq!(listed.iter().map(size).sum::<u64>(), json["footprint"]["parameters"].as_u64().unwrap());
+    let stored = json["tensors"].as_array().unwrap();
+    assert_eq!(keys(&stored[0]), ["name", "shape", "dtype"]);
+    assert_eq!(stored.iter().map(size).sum::<u64>(), json["footprint"]["parameters"].as_u64().unwrap());
 }
 
 #[test]

@@ -41,6 +41,30 @@ pub enum Error {
         /// What is wrong, with what was expected and found.
         reason: String,
     },
+    /// A PyTorch checkpoint is damaged or inconsistent.
+    #[error("{}: not a valid PyTorch checkpoint: {reason}", path.display())]
+    Torch {
+        /// The damaged file.
+        path: PathBuf,
+        /// What is wrong, with what was expected and found.
+        reason: String,
+    },
+    /// A PyTorch checkpoint holds something that Loam does not read.
+    #[error("{}: cannot read this PyTorch checkpoint: {reason}", path.display())]
+    UnsupportedTorch {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        reason: String,
+    },
+    /// A pickle calls something that building tensors does not need. It was not called.
+    #[error("{}: refused: the file would execute code, it calls `{name}` when Python loads it", path.display())]
+    RefusedPickle {
+        /// The file.
+        path: PathBuf,
+        /// What it would call, with its module.
+        name: String,
+    },
     /// A JSON file is damaged.
     #[error("{}: invalid JSON: {reason}", path.display())]
     Json {
@@ -104,6 +128,17 @@ impl Error {
             Self::Missing { hint, .. } if !hint.is_empty() => Some(hint.clone()),
             Self::Missing { path, .. } => Some(missing_hint(path)),
             Self::SafeTensors { .. } => Some("the file is damaged or incomplete: copy or download it again".into()),
+            Self::Torch { .. } => Some("the file is damaged or incomplete: copy or download it again".into()),
+            Self::UnsupportedTorch { .. } => Some(
+                "convert it with safetensors: load it in Python, then save_file(state_dict, \"model.safetensors\") of \
+                 safetensors.torch"
+                    .into(),
+            ),
+            Self::RefusedPickle { .. } => Some(
+                "Loam executed nothing; ask for the model as safetensors or, if you trust the file's author, convert it with \
+                 safetensors in Python"
+                    .into(),
+            ),
             Self::NoSuchTensor { nearest: Some(name), .. } => Some(format!("the nearest name there is '{name}'")),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("check the owner and the permissions of the path".into())

@@ -32,6 +32,22 @@ impl Mapped {
     }
 }
 
+/// A file's content: mapped, or held in memory.
+#[derive(Debug)]
+pub(crate) enum Bytes {
+    Mapped(Mapped),
+    Owned(Vec<u8>),
+}
+
+impl Bytes {
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Owned(vec) => vec,
+        }
+    }
+}
+
 impl Deref for Mapped {
     type Target = [u8];
 

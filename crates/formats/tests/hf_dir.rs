@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failing helper of a test may panic")]
 
 use loam_formats::safetensors::TensorOut;
-use loam_formats::{Dtype, HfDir, HfWriter};
+use loam_formats::{Dtype, HfDir, HfWriter, Weights};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -150,9 +150,9 @@ fn directories_that_are_no_models_say_what_is_missing() {
     );
     assert!(open(&config).hint().unwrap().contains("this is a file"));
     fs::write(&config, "{}").unwrap();
-    assert!(weights_error(dir.path()).1.contains("needs model.safetensors"));
-    fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
-    assert!(weights_error(dir.path()).1.contains("pickled"));
+    assert!(weights_error(dir.path()).1.contains("needs model.safetensors or pytorch_model.bin"));
+    fs::write(dir.path().join("best.pth"), "").unwrap();
+    assert!(weights_error(dir.path()).1.contains("if best.pth holds the weights, rename it to pytorch_model.bin"));
 }
 
 #[test]
@@ -177,4 +177,56 @@ fn tokenizer_files_are_copied_as_they_are() {
     fs::write(dir.path().join("merges.txt"), "a b").unwrap();
     assert_eq!(writer.copy_tokenizer_files(dir.path()).unwrap(), ["tokenizer.json", "merges.txt"]);
     assert_eq!(fs::read_to_string(writer.path().join("tokenizer.json")).unwrap(), "{ }");
+}
+
+/// A model directory with the weights of a golden in PyTorch's format.
+fn torch_model(dir: &Path, case: &str) {
+    fs::write(dir.join("config.json"), "{}").unwrap();
+    for file in fs::read_dir(Path::new("../testkit/pickles").join(case)).unwrap().map(Result::unwrap) {
+        fs::copy(file.path(), dir.join(file.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn the_weights_of_pytorch_are_read_whole_and_in_shards() {
+    for (case, files) in [("gpt2-unprefixed", 1), ("llama-sharded", 3)] {
+        let dir = tempfile::tempdir().unwrap();
+        torch_model(dir.path(), case);
+        let weights = HfDir::open(dir.path()).unwrap().weights().unwrap();
+        let reference = HfDir::open(Path::new("../testkit/goldens").join(case)).unwrap().weights().unwrap();
+        assert_eq!(weights.names().collect::<Vec<_>>(), reference.names().collect::<Vec<_>>());
+        for name in reference.names() {
+            assert_eq!(weights.get(name).unwrap(), reference.get(name).unwrap(), "{case}: {name}");
+        }
+        assert_eq!((weights.files().len(), weights.total_bytes()), (files, reference.total_bytes()));
+        assert!(weights.file_of(reference.names().next().unwrap()).unwrap().extension().unwrap() == "bin");
+    }
+}
+
+#[test]
+fn a_missing_shard_of_pytorch_is_named_with_its_index() {
+    let dir = tempfile::tempdir().unwrap();
+    torch_model(dir.path(), "llama-sharded");
+    fs::remove_file(dir.path().join("pytorch_model-00002-of-00003.bin")).unwrap();
+    let (message, hint) = weights_error(dir.path());
+    assert!(message.contains("pytorch_model-00002-of-00003.bin does not exist"), "{message}");
+    assert!(hint.starts_with("pytorch_model.bin.index.json says that it holds"), "{hint}");
+}
+
+#[test]
+fn safetensors_is_preferred_to_pytorch_and_a_file_of_either_opens_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = model(dir.path(), None);
+    fs::write(writer.path().join("pytorch_model.bin"), "never looked at").unwrap();
+    assert_eq!(HfDir::open(writer.path()).unwrap().weights().unwrap().names().len(), 4);
+    let pickle = Weights::open("../testkit/pickles/nested.pt").unwrap();
+    assert_eq!(pickle.names().collect::<Vec<_>>(), ["bias", "weight"]);
+    // By its beginning, where the name says nothing.
+    let renamed = dir.path().join("weights");
+    fs::copy("../testkit/pickles/nested.pt", &renamed).unwrap();
+    assert_eq!(Weights::open(&renamed).unwrap().names().len(), 2);
+    fs::remove_file(writer.path().join("model.safetensors")).unwrap();
+    let (message, hint) = weights_error(writer.path());
+    assert!(message.contains("pytorch_model.bin: not a valid PyTorch checkpoint"), "{message}");
+    assert!(hint.contains("damaged or incomplete"), "{hint}");
 }

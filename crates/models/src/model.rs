@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use loam_formats::{Dtype, HfDir, HfWriter, TensorOut, nearest};
+use loam_formats::{Dtype, HfDir, HfWriter, TensorOut, Weights, nearest};
 use loam_kernels::cross_entropy::IGNORED;
 use loam_nn::{KvCache, Module};
 use loam_tensor::{Parameter, Tensor};
@@ -65,14 +65,9 @@ impl LanguageModel {
         let weights = dir.weights()?;
         let map = &self.family.weights;
         let entries = self.entries();
-        let bare = |name: &str| name.strip_prefix(map.optional_prefix).unwrap_or(name).to_string();
         let mut used = std::collections::HashSet::new();
         for entry in &entries {
-            let name = [entry.name.clone(), bare(&entry.name)].into_iter().find(|name| weights.contains(name));
-            let Some(name) = name else {
-                let nearest = nearest(&entry.name, weights.names());
-                return Err(Error::MissingWeight { path: dir.path().into(), name: entry.name.clone(), nearest });
-            };
+            let name = self.name_in(&weights, entry, dir.path())?;
             let view = weights.get(&name)?;
             if view.shape != entry.file_shape() {
                 return Err(Error::WeightShape {
@@ -99,9 +94,41 @@ impl LanguageModel {
         }
     }
 
+    /// The name that a tensor has in these weights: with or without the family's prefix.
+    fn name_in(&self, weights: &Weights, entry: &Entry, path: &Path) -> Result<String, Error> {
+        let bare = entry.name.strip_prefix(self.family.weights.optional_prefix).unwrap_or(&entry.name);
+        let found = [entry.name.as_str(), bare].into_iter().find(|name| weights.contains(name));
+        found.map(str::to_owned).ok_or_else(|| Error::MissingWeight {
+            path: path.into(),
+            name: entry.name.clone(),
+            nearest: nearest(&entry.name, weights.names()),
+        })
+    }
+
+    /// The tensors that a directory's weights hold for this model, tied ones once: name, shape and element type.
+    pub fn stored_tensors(&self, dir: &HfDir) -> Result<Vec<(String, Vec<usize>, Dtype)>, Error> {
+        let weights = dir.weights()?;
+        let stored = |entry: &Entry| {
+            let name = self.name_in(&weights, entry, dir.path())?;
+            let dtype = weights.get(&name)?.dtype;
+            Ok((name, entry.file_shape(), dtype))
+        };
+        self.entries().iter().map(stored).collect()
+    }
+
     /// Writes `config.json` and the weights into a directory, in the element type that `config.json` names; files of
     /// at most `max_shard_bytes` each, if given.
     pub fn save(&self, writer: &HfWriter, max_shard_bytes: Option<u64>) -> Result<(), Error> {
+        self.save_watched(writer, max_shard_bytes, &|_| {})
+    }
+
+    /// The same; `watch` is told the bytes of each tensor when it is about to be written.
+    pub fn save_watched(
+        &self,
+        writer: &HfWriter,
+        max_shard_bytes: Option<u64>,
+        watch: &dyn Fn(usize),
+    ) -> Result<(), Error> {
         writer.config(&self.config)?;
         let dtype = self.file_dtype()?;
         let entries = self.entries();
@@ -109,7 +136,9 @@ impl LanguageModel {
             let shape = entry.file_shape();
             TensorOut::lazy(entry.name.clone(), dtype, &shape, move || {
                 let values = entry.export(Parameter::to_vec);
-                loam_formats::safetensors::encode_f32(dtype, &values).into_owned().into()
+                let bytes = loam_formats::safetensors::encode_f32(dtype, &values).into_owned();
+                watch(bytes.len());
+                bytes.into()
             })
         });
         Ok(writer.weights(tensors, max_shard_bytes)?)

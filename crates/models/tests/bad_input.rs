@@ -1,7 +1,7 @@
 //! Directories that are not what they say.
 
 use loam_models::{Error, Forward, Input, LanguageModel};
-use loam_testkit::{golden_copy, golden_dir};
+use loam_testkit::{golden_copy, golden_dir, pickled_copy};
 use serde_json::{Value, json};
 
 /// Opens a copy of a golden model whose configuration has `key` set to `value`.
@@ -73,6 +73,24 @@ fn a_missing_weight_is_named() {
 fn an_extra_weight_is_named() {
     let error = open_with("llama-plain", "num_hidden_layers", json!(1));
     assert!(matches!(&error, Error::UnexpectedWeight { name, .. } if name.contains("layers.1.")), "{error}");
+}
+
+#[test]
+fn weights_of_pytorch_are_held_to_the_configuration_as_well() {
+    for (key, value, expected) in [
+        ("num_hidden_layers", json!(3), "weight `model.layers.2.input_layernorm.weight` is missing"),
+        ("num_hidden_layers", json!(1), "pytorch_model.bin: weight `model.layers.1."),
+        ("intermediate_size", json!(23), "has shape [24, 16], the configuration implies [23"),
+    ] {
+        let dir = pickled_copy("llama-bf16");
+        let path = dir.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("config")).expect("JSON");
+        config[key] = value;
+        std::fs::write(&path, config.to_string()).expect("a write");
+        let error = LanguageModel::open(dir.path()).expect_err("a refusal");
+        assert!(error.to_string().contains(expected), "{error}; expected {expected}");
+        assert!(error.hint().is_some(), "{error}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use loam_formats::HfWriter;
 use loam_models::{Forward, Input, LanguageModel};
 use loam_tensor::no_grad;
 use loam_testkit::{
-    GRADIENT_TOLERANCE, Golden, LOGITS_TOLERANCE, assert_close, assert_close_relative, cases, golden_dir,
+    GRADIENT_TOLERANCE, Golden, LOGITS_TOLERANCE, assert_close, assert_close_relative, cases, golden_dir, pickled_copy,
 };
 
 fn tokens(golden: &Golden, name: &str) -> Vec<u32> {
@@ -56,6 +56,18 @@ fn logits_loss_and_gradients_equal_the_reference() {
         assert_eq!(logits.shape()[..], expected.shape[..], "{case}");
         assert_close(&format!("{case} logits"), &logits.to_vec(), &expected.values, LOGITS_TOLERANCE);
         check_loss_and_gradients(&case, &model, &input, &golden);
+    }
+}
+
+#[test]
+fn a_directory_of_pytorch_holds_the_same_model_as_one_of_safetensors() {
+    for case in ["llama-bf16", "gpt2-unprefixed", "llama-sharded"] {
+        let pickled = pickled_copy(case);
+        let (ours, theirs) = (LanguageModel::open(pickled.path()), LanguageModel::open(golden_dir(case)));
+        let values = |model: &LanguageModel| -> Vec<(String, Vec<f32>)> {
+            model.parameters().iter().map(|(name, parameter)| (name.clone(), parameter.to_vec())).collect()
+        };
+        assert!(values(&ours.expect("pickles")) == values(&theirs.expect("safetensors")), "{case}");
     }
 }
 

@@ -186,6 +186,26 @@ pub fn golden_copy(case: &str) -> TempDir {
     copy
 }
 
+/// A copy of a case whose weights are those of PyTorch (`scripts/goldens_pickle.py`): the same numbers, in
+/// `pytorch_model.bin` or its shards.
+#[track_caller]
+pub fn pickled_copy(case: &str) -> TempDir {
+    let copy = golden_copy(case);
+    let source = workspace_root().join("crates/testkit/pickles").join(case);
+    let files = |dir: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("cannot list {}: {error}", dir.display()));
+        entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+    };
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    for file in files(copy.path()).iter().filter(|file| name(file).starts_with("model")) {
+        fs::remove_file(file).unwrap_or_else(|error| panic!("cannot remove {}: {error}", file.display()));
+    }
+    for file in files(&source) {
+        fs::copy(&file, copy.path().join(name(&file))).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
+    copy
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

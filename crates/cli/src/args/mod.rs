@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 pub use bench::{BenchConfig, BenchVerb, PrecisionArg};
 pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg};
-pub use model::{ChatArgs, GenerateArgs, LogitsArgs, ModelVerb, SamplingArgs, ShowArgs};
+pub use model::{ChatArgs, ConvertArgs, FileDtype, GenerateArgs, LogitsArgs, ModelVerb, SamplingArgs, ShowArgs};
 pub use tokenizer::{AlgorithmArg, DecodeArgs, EncodeArgs, TokenizerShowArgs, TokenizerTrainArgs, TokenizerVerb};
 pub use train::{ConfigVerb, RunsVerb, TrainArgs};
 

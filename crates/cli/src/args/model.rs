@@ -1,6 +1,7 @@
 //! Arguments of `loam model`, `loam generate` and `loam chat`.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
 
 /// Verbs of `loam model`.
 #[derive(Debug, Subcommand)]
@@ -9,6 +10,8 @@ pub enum ModelVerb {
     Show(ShowArgs),
     /// The logits of a row of tokens
     Logits(LogitsArgs),
+    /// Write a model as a Hugging Face directory with safetensors, in an element type and shard size of choice
+    Convert(ConvertArgs),
 }
 
 /// Arguments of `loam model show`.
@@ -16,12 +19,65 @@ pub enum ModelVerb {
 pub struct ShowArgs {
     /// A Hugging Face directory, a run, or a name in the local store
     pub model: String,
-    /// Every parameter with its shape
+    /// Every tensor of the files with shape, element type and size, and the sum of each module
     #[arg(long)]
     pub tree: bool,
     /// Print one JSON value
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `loam model convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// A Hugging Face directory (safetensors or PyTorch's pytorch_model.bin), a run, or a name in the local store
+    pub model: String,
+    /// The directory to write
+    pub out: PathBuf,
+    /// Element type of the weights [default: that of the model's files]
+    #[arg(long)]
+    pub dtype: Option<FileDtype>,
+    /// Split the weights into files of at most this size, such as 2GB or 500MiB [default: one file]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_shard_size: Option<u64>,
+    /// Replace the model that OUT holds
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON value
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Element types that weights are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FileDtype {
+    /// Four bytes
+    #[value(alias = "f32")]
+    Float32,
+    /// Two bytes, the range of float32
+    #[value(alias = "bf16")]
+    Bfloat16,
+    /// Two bytes, finer than bfloat16, up to 65504
+    #[value(alias = "f16")]
+    Float16,
+}
+
+/// `2GB`, `500MiB`, `1000000`: bytes, as Hugging Face writes them.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let scale: Option<u64> = match unit.trim_start().to_ascii_uppercase().as_str() {
+        "" | "B" => Some(1),
+        "KB" => Some(1000),
+        "MB" => Some(1_000_000),
+        "GB" => Some(1_000_000_000),
+        "KIB" => Some(1 << 10),
+        "MIB" => Some(1 << 20),
+        "GIB" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes = scale.and_then(|scale| number.parse::<u64>().ok()?.checked_mul(scale));
+    bytes.filter(|&bytes| bytes > 0).ok_or_else(|| "expected a size such as 2GB, 500MB or 512MiB".into())
 }
 
 /// Arguments of `loam model logits`.
@@ -96,4 +152,18 @@ pub struct ChatArgs {
     pub system: Option<String>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_hugging_face_writes_them() {
+        let read: Vec<Option<u64>> = ["2GB", "500 mb", "512MiB", "7", "3B"].iter().map(|t| size(t).ok()).collect();
+        assert_eq!(read, [2_000_000_000, 500_000_000, 512 << 20, 7, 3].map(Some));
+        for wrong in ["", "GB", "0", "0GB", "-1GB", "1.5GB", "2XB", "99999999999999999999", "18446744073709551615KB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod completions;
 mod config;
+mod convert;
 mod data;
 mod doctor;
 mod generate;

@@ -2,19 +2,23 @@
 
 use crate::Outcome;
 use crate::args::{LogitsArgs, ModelVerb, ShowArgs};
+use crate::commands::convert;
 use crate::failure::Failure;
 use crate::locate::model_dir;
 use crate::output::{self, Colour, paint};
 use crate::setup::Environment;
 use crate::table::{Table, bytes, grouped, short};
+use loam_formats::{Dtype, HfDir};
 use loam_models::{Footprint, Forward, Input, LanguageModel, footprint};
 use loam_tensor::no_grad;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 
 pub fn run(verb: ModelVerb, environment: &Environment) -> Result<Outcome, Failure> {
     match verb {
         ModelVerb::Show(args) => show(&args, environment)?,
         ModelVerb::Logits(args) => logits(&args, environment)?,
+        ModelVerb::Convert(args) => convert::run(&args, environment)?,
     }
     Ok(Outcome::Done)
 }
@@ -25,17 +29,21 @@ fn show(args: &ShowArgs, environment: &Environment) -> Result<(), Failure> {
     let counts = footprint(model.spec());
     let parameters: Vec<(String, Vec<usize>)> =
         model.parameters().iter().map(|(name, p)| (name.clone(), p.shape().to_vec())).collect();
+    let tensors = model.stored_tensors(&HfDir::open(&dir)?)?;
     if args.json {
         let list: Vec<Value> = parameters.iter().map(|(name, shape)| json!({"name": name, "shape": shape})).collect();
+        let stored =
+            |(name, shape, dtype): &(String, Vec<usize>, Dtype)| json!({"name": name, "shape": shape, "dtype": dtype});
         return output::json(&json!({
             "path": dir, "config": model.config(), "footprint": counts, "parameters": list,
+            "tensors": tensors.iter().map(stored).collect::<Vec<_>>(),
         }));
     }
     output::line(&paint(Colour::Bold, &model.spec().summary()))?;
     output::line(&format!("{}", dir.display()))?;
     if args.tree {
         output::line("")?;
-        for line in tree(&parameters) {
+        for line in tree(&tensors) {
             output::line(&line)?;
         }
     }
@@ -60,26 +68,43 @@ fn footprint_table(counts: &Footprint, context: usize) -> Table {
     table
 }
 
-/// Names that share a beginning under one another, each with what lies below it.
-fn tree(parameters: &[(String, Vec<usize>)]) -> Vec<String> {
+/// Names that share a beginning under one another, each with the number of parameters that lie below it.
+fn tree(tensors: &[(String, Vec<usize>, Dtype)]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut open: Vec<&str> = Vec::new();
-    for (name, shape) in parameters {
+    for (name, shape, dtype) in grouped_by_module(tensors) {
         let parts: Vec<&str> = name.split('.').collect();
         let (leaf, path) = parts.split_last().expect("a name has at least one part");
         let shared = open.iter().zip(path).take_while(|(a, b)| a == b).count();
         for depth in shared..path.len() {
             let prefix = format!("{}.", path[..=depth].join("."));
-            let below = parameters.iter().filter(|(other, _)| other.starts_with(&prefix));
-            let count: usize = below.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            let below = tensors.iter().filter(|(other, ..)| other.starts_with(&prefix));
+            let count: usize = below.map(|(_, shape, _)| shape.iter().product::<usize>()).sum();
             lines.push(format!("{}{}  {}", "  ".repeat(depth), path[depth], paint(Colour::Dim, &grouped(count))));
         }
         let size: usize = shape.iter().product();
-        let detail = paint(Colour::Dim, &format!("{shape:?} {}", grouped(size)));
+        let detail = paint(Colour::Dim, &format!("{shape:?} {dtype} {}", grouped(size)));
         lines.push(format!("{}{leaf}  {detail}", "  ".repeat(path.len())));
         open = path.to_vec();
     }
     lines
+}
+
+/// The tensors with those of one module next to each other, otherwise in their order.
+fn grouped_by_module(tensors: &[(String, Vec<usize>, Dtype)]) -> Vec<&(String, Vec<usize>, Dtype)> {
+    let prefixes = |name: &str| -> Vec<String> {
+        let ends = name.match_indices('.').map(|(dot, _)| dot).chain([name.len()]);
+        ends.map(|end| name[..end].to_owned()).collect()
+    };
+    let mut first = HashMap::new();
+    for (index, (name, ..)) in tensors.iter().enumerate() {
+        for prefix in prefixes(name) {
+            first.entry(prefix).or_insert(index);
+        }
+    }
+    let mut sorted: Vec<_> = tensors.iter().collect();
+    sorted.sort_by_cached_key(|(name, ..)| prefixes(name).iter().map(|prefix| first[prefix]).collect::<Vec<_>>());
+    sorted
 }
 
 fn logits(args: &LogitsArgs, environment: &Environment) -> Result<(), Failure> {

@@ -1,5 +1,5 @@
-//! A model as a directory, the way Hugging Face lays it out: `config.json`, weights in one or several safetensors
-//! files, the tokenizer's files.
+//! A model as a directory, the way Hugging Face lays it out: `config.json`, weights in one or several files
+//! (safetensors; PyTorch's own are read too), the tokenizer's files.
 
 mod read;
 mod weights;
@@ -17,6 +17,10 @@ pub const GENERATION_CONFIG: &str = "generation_config.json";
 pub const WEIGHTS: &str = "model.safetensors";
 /// Which of several weight files holds which tensor.
 pub const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+/// Weights in one file of PyTorch's, as models were published before safetensors.
+pub const TORCH_WEIGHTS: &str = "pytorch_model.bin";
+/// Which of several PyTorch files holds which tensor.
+pub const TORCH_WEIGHTS_INDEX: &str = "pytorch_model.bin.index.json";
 /// The whole tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
 /// What the tokenizer's file does not say: special tokens by role, longest input, chat template.

@@ -1,9 +1,10 @@
 //! All tensors of a model, whatever files they lie in.
 
 use super::read::parse_object;
-use super::{WEIGHTS, WEIGHTS_INDEX};
+use super::{TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX, WEIGHTS, WEIGHTS_INDEX};
 use crate::error::nearest;
-use crate::{Error, Result, SafeTensors, TensorView};
+use crate::map::Bytes;
+use crate::{Error, Mapped, Result, SafeTensors, TensorView, TorchFile};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,38 +14,89 @@ use std::path::{Component, Path, PathBuf};
 #[derive(Debug)]
 pub struct Weights {
     source: PathBuf,
-    shards: Vec<SafeTensors>,
+    shards: Vec<Shard>,
     by_name: BTreeMap<String, usize>,
 }
 
+/// One file of weights.
+#[derive(Debug)]
+enum Shard {
+    Safe(SafeTensors),
+    Torch(TorchFile),
+}
+
+impl Shard {
+    /// Opens a file as what it is.
+    fn open(path: &Path) -> Result<Self> {
+        let bytes = Mapped::open(path)?;
+        let is_torch = TorchFile::is_one(path, &bytes);
+        let (path, bytes) = (path.to_path_buf(), Bytes::Mapped(bytes));
+        Ok(match is_torch {
+            true => Self::Torch(TorchFile::parse(path, bytes)?),
+            false => Self::Safe(SafeTensors::parse(path, bytes)?),
+        })
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Safe(file) => file.path(),
+            Self::Torch(file) => file.path(),
+        }
+    }
+
+    fn names(&self) -> Vec<&str> {
+        match self {
+            Self::Safe(file) => file.names().collect(),
+            Self::Torch(file) => file.names().collect(),
+        }
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::Safe(file) => file.contains(name),
+            Self::Torch(file) => file.contains(name),
+        }
+    }
+
+    fn get(&self, name: &str) -> Result<TensorView<'_>> {
+        match self {
+            Self::Safe(file) => file.get(name),
+            Self::Torch(file) => file.get(name),
+        }
+    }
+
+    fn total_bytes(&self) -> u64 {
+        match self {
+            Self::Safe(file) => file.names().filter_map(|n| file.get(n).ok()).map(|v| v.bytes.len() as u64).sum(),
+            Self::Torch(file) => file.total_bytes(),
+        }
+    }
+}
+
 impl Weights {
-    /// Opens `model.safetensors`, or all files that `model.safetensors.index.json` lists, in a directory; or, given a
-    /// file, that file.
+    /// Opens the weights of a directory: `model.safetensors`, or all files that `model.safetensors.index.json` lists;
+    /// else the same of `pytorch_model.bin`. Given a file, opens that file, safetensors or PyTorch.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if path.is_file() {
-            return Ok(Self::single(SafeTensors::open(path)?));
+            return Self::single(path);
         }
-        let (single, index) = (path.join(WEIGHTS), path.join(WEIGHTS_INDEX));
-        if single.is_file() {
-            return Ok(Self::single(SafeTensors::open(&single)?));
+        for (single, index) in [(WEIGHTS, WEIGHTS_INDEX), (TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX)] {
+            let (single, index) = (path.join(single), path.join(index));
+            if single.is_file() {
+                return Self::single(&single);
+            }
+            if index.is_file() {
+                return Self::sharded(path, index);
+            }
         }
-        if index.is_file() {
-            return Self::sharded(path, index);
-        }
-        let pickled = path.join("pytorch_model.bin").is_file() || path.join("pytorch_model.bin.index.json").is_file();
-        let hint = if pickled {
-            "the directory holds pickled PyTorch weights; save the model as safetensors from Python first \
-             (model.save_pretrained(dir, safe_serialization=True))"
-        } else {
-            "a model directory needs model.safetensors, or model.safetensors.index.json with its shards"
-        };
-        Err(Error::Missing { path: single, hint: hint.into() })
+        Err(Error::Missing { path: path.join(WEIGHTS), hint: no_weights_hint(path) })
     }
 
-    fn single(file: SafeTensors) -> Self {
-        let by_name = file.names().map(|name| (name.to_owned(), 0)).collect();
-        Self { source: file.path().to_path_buf(), shards: vec![file], by_name }
+    fn single(path: &Path) -> Result<Self> {
+        let file = Shard::open(path)?;
+        let by_name = file.names().into_iter().map(|name| (name.to_owned(), 0)).collect();
+        Ok(Self { source: path.to_path_buf(), shards: vec![file], by_name })
     }
 
     fn sharded(dir: &Path, index: PathBuf) -> Result<Self> {
@@ -55,10 +107,11 @@ impl Weights {
             let path = dir.join(file);
             if !path.is_file() {
                 let count = map.values().filter(|f| f == file).count();
-                let hint = format!("{WEIGHTS_INDEX} says that it holds {count} tensors: download or copy it too");
+                let index = index.file_name().unwrap_or_default().display();
+                let hint = format!("{index} says that it holds {count} tensors: download or copy it too");
                 return Err(Error::Missing { path, hint });
             }
-            shards.push(SafeTensors::open(&path)?);
+            shards.push(Shard::open(&path)?);
         }
         let mut by_name = BTreeMap::new();
         for (name, file) in &map {
@@ -74,7 +127,7 @@ impl Weights {
             by_name.insert(name.clone(), shard);
         }
         for shard in &shards {
-            if let Some(name) = shard.names().find(|name| !by_name.contains_key(*name)) {
+            if let Some(name) = shard.names().into_iter().find(|name| !by_name.contains_key(*name)) {
                 let file = shard.path().file_name().unwrap_or_default().display();
                 let reason = format!("tensor '{name}' of {file} is not listed");
                 return Err(Error::Inconsistent { path: index, reason });
@@ -110,15 +163,24 @@ impl Weights {
     }
 
     /// The files, in the order of their names.
-    pub fn files(&self) -> impl ExactSizeIterator<Item = &SafeTensors> {
-        self.shards.iter()
+    pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.shards.iter().map(Shard::path)
     }
 
     /// Bytes of all tensors together.
     pub fn total_bytes(&self) -> u64 {
-        let bytes =
-            |s: &SafeTensors| -> u64 { s.names().filter_map(|n| s.get(n).ok()).map(|v| v.bytes.len() as u64).sum() };
-        self.shards.iter().map(bytes).sum()
+        self.shards.iter().map(Shard::total_bytes).sum()
+    }
+}
+
+/// What to do about a directory without weights under the names that they have in a model directory.
+fn no_weights_hint(dir: &Path) -> String {
+    let is_torch =
+        |path: &PathBuf| path.extension().is_some_and(|e| ["pt", "pth", "ckpt"].iter().any(|known| e == *known));
+    let found = fs::read_dir(dir).ok().and_then(|entries| entries.flatten().map(|e| e.path()).find(is_torch));
+    match found.as_ref().and_then(|path| path.file_name()) {
+        Some(name) => format!("if {} holds the weights, rename it to {TORCH_WEIGHTS}", name.display()),
+        None => format!("a model directory needs {WEIGHTS} or {TORCH_WEIGHTS}, or the index of one with its shards"),
     }
 }
 

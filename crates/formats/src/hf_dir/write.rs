@@ -51,9 +51,17 @@ impl HfWriter {
 
     /// Copies the tokenizer's files of another model directory, as they are. Returns the names of those it found.
     pub fn copy_tokenizer_files(&self, from: impl AsRef<Path>) -> Result<Vec<&'static str>> {
-        let from = from.as_ref();
+        self.copy_files(from.as_ref(), &TOKENIZER_FILES)
+    }
+
+    /// Copies `generation_config.json` of another model directory, as it is. Says whether there was one.
+    pub fn copy_generation_config(&self, from: impl AsRef<Path>) -> Result<bool> {
+        Ok(!self.copy_files(from.as_ref(), &[GENERATION_CONFIG])?.is_empty())
+    }
+
+    fn copy_files(&self, from: &Path, names: &[&'static str]) -> Result<Vec<&'static str>> {
         let mut copied = Vec::new();
-        for name in TOKENIZER_FILES {
+        for &name in names {
             let file = from.join(name);
             if file.is_file() {
                 let bytes = fs::read(&file).map_err(|e| Error::io("read", &file, e))?;

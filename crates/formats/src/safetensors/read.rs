@@ -2,12 +2,14 @@
 
 use super::dtype::Dtype;
 use crate::error::nearest;
+use crate::map::Bytes;
 use crate::{Error, Mapped, Result};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::SafeTensorError;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -28,12 +30,6 @@ pub struct SafeTensors {
 }
 
 #[derive(Debug)]
-enum Bytes {
-    Mapped(Mapped),
-    Owned(Vec<u8>),
-}
-
-#[derive(Debug)]
 struct Entry {
     name: String,
     dtype: Dtype,
@@ -41,15 +37,15 @@ struct Entry {
     range: Range<usize>,
 }
 
-/// One tensor of a file, borrowed.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// One tensor of a file, borrowed where the file holds it as it is.
+#[derive(Debug, Clone, PartialEq)]
 pub struct TensorView<'a> {
     /// Element type.
     pub dtype: Dtype,
     /// Extents, outermost first; empty for a scalar.
     pub shape: &'a [usize],
     /// The elements, row-major, little-endian. Not necessarily aligned.
-    pub bytes: &'a [u8],
+    pub bytes: Cow<'a, [u8]>,
 }
 
 impl SafeTensors {
@@ -65,7 +61,7 @@ impl SafeTensors {
         Self::parse(path.into(), Bytes::Owned(bytes))
     }
 
-    fn parse(path: PathBuf, bytes: Bytes) -> Result<Self> {
+    pub(crate) fn parse(path: PathBuf, bytes: Bytes) -> Result<Self> {
         match parse_header(bytes.as_slice()) {
             Ok(Header { metadata, entries }) => {
                 let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
@@ -97,21 +93,12 @@ impl SafeTensors {
             return Err(Error::NoSuchTensor { path: self.path.clone(), name: name.to_owned(), nearest });
         };
         let Entry { dtype, shape, range, .. } = &self.entries[index];
-        Ok(TensorView { dtype: *dtype, shape, bytes: &self.bytes.as_slice()[range.clone()] })
+        Ok(TensorView { dtype: *dtype, shape, bytes: Cow::Borrowed(&self.bytes.as_slice()[range.clone()]) })
     }
 
     /// The file's free-form metadata, in the order of the file.
     pub fn metadata(&self) -> &[(String, String)] {
         &self.metadata
-    }
-}
-
-impl Bytes {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Owned(vec) => vec,
-        }
     }
 }
 
@@ -132,14 +119,14 @@ impl TensorView<'_> {
     pub fn read_f32_into(&self, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), self.elements(), "read_f32_into: output length differs from the tensor's");
         match self.dtype {
-            Dtype::F32 => convert(self.bytes, out, f32::from_le_bytes),
-            Dtype::F64 => convert(self.bytes, out, |b| f64::from_le_bytes(b) as f32),
+            Dtype::F32 => convert(&self.bytes, out, f32::from_le_bytes),
+            Dtype::F64 => convert(&self.bytes, out, |b| f64::from_le_bytes(b) as f32),
             // The half crate's slice conversion uses the CPU's instruction where there is one.
-            Dtype::F16 => match bytemuck::try_cast_slice::<u8, f16>(self.bytes) {
+            Dtype::F16 => match bytemuck::try_cast_slice::<u8, f16>(&self.bytes) {
                 Ok(halves) if cfg!(target_endian = "little") => halves.convert_to_f32_slice(out),
-                _ => convert(self.bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+                _ => convert(&self.bytes, out, |b| f16::from_le_bytes(b).to_f32()),
             },
-            Dtype::BF16 => convert(self.bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => convert(&self.bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
             other => return Err(Error::NotFloat { found: other.name() }),
         }
         Ok(())
