@@ -217,7 +217,8 @@ pub struct TrainSection {
     /// Name of the run, part of its directory's name. Default: the recipe file's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Number format of matrix products and saved activations; weights and optimizer state are always f32.
+    /// Number format of matrix products and saved activations; weights are always f32, and so is the optimizer's state but
+    /// for `adamw8bit`.
     pub precision: PrecisionChoice,
     /// Which activations are thrown away and computed again in backward: the same result in less memory and more time.
     pub recompute: Recompute,
