@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 import goldens_ops
+import goldens_optim
 
 ROOT = Path(__file__).resolve().parent.parent / "crates" / "testkit" / "goldens"
 BATCH, TIME, IGNORED = 2, 17, -100
@@ -354,6 +355,7 @@ def main():
     for name in [*CASES, *OLD_LAYOUT]:
         check_directory(name)
     goldens_ops.write(ROOT)
+    goldens_optim.write(ROOT)
     total = sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file())
     print(f"{len(CASES) + len(OLD_LAYOUT)} cases, {total / 1e6:.2f} MB in {ROOT}")
 

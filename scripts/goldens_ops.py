@@ -127,22 +127,31 @@ def write_samplers(root):
         prompt=prompt[0].tolist(), logits={key: value[0].tolist() for key, value in vectors.items()}, cases=cases))
 
 
-SCHEDULES = [  # name, steps, warmup, decay steps (wsd), smallest multiplier, decay shape (wsd)
-    ("constant", 10, 0, None, None, None),
-    ("constant", 10, 4, None, None, None),
-    ("linear", 20, 5, None, None, None),
-    ("linear", 10, 0, None, None, None),
-    ("cosine", 20, 5, None, None, None),
-    ("cosine", 12, 0, None, None, None),
-    ("cosine", 20, 4, None, 0.1, None),
-    ("wsd", 20, 4, 6, 0.0, "linear"),
-    ("wsd", 20, 4, 6, 0.1, "linear"),
-    ("wsd", 20, 4, 6, 0.0, "cosine"),
-    ("wsd", 20, 0, 8, 0.0, "1-sqrt"),
+SCHEDULES = [  # name, steps, warmup, smallest multiplier, what only this one has
+    ("constant", 10, 0, None, {}),
+    ("constant", 10, 4, None, {}),
+    ("linear", 20, 5, None, {}),
+    ("linear", 10, 0, None, {}),
+    ("cosine", 20, 5, None, {}),
+    ("cosine", 12, 0, None, {}),
+    ("cosine", 20, 4, 0.1, {}),
+    ("wsd", 20, 4, 0.0, dict(decay_steps=6, decay="linear")),
+    ("wsd", 20, 4, 0.1, dict(decay_steps=6, decay="linear")),
+    ("wsd", 20, 4, 0.0, dict(decay_steps=6, decay="cosine")),
+    ("wsd", 20, 0, 0.0, dict(decay_steps=8, decay="1-sqrt")),
+    ("cosine_restarts", 20, 4, None, dict(cycles=3)),
+    ("cosine_restarts", 20, 0, None, dict(cycles=4)),
+    ("polynomial", 20, 4, 0.1, dict(power=2.0)),
+    ("polynomial", 20, 0, 0.0, dict(power=0.5)),
+    ("inverse_sqrt", 30, 5, None, {}),
+    ("inverse_sqrt", 10, 0, None, {}),
+    ("one_cycle", 20, 6, 4e-6, {}),
+    ("one_cycle", 20, 2, 0.1, {}),
+    ("one_cycle", 20, 0, 0.1, {}),
 ]
 
 
-def scheduler(optimizer, name, steps, warmup, decay, minimum, shape):
+def scheduler(optimizer, name, steps, warmup, minimum, decay_steps=None, decay=None, cycles=None, power=None):
     if name == "constant":
         return optimization.get_constant_schedule_with_warmup(optimizer, warmup)
     if name == "linear":
@@ -151,22 +160,34 @@ def scheduler(optimizer, name, steps, warmup, decay, minimum, shape):
         return optimization.get_cosine_schedule_with_warmup(optimizer, warmup, steps)
     if name == "cosine":
         return optimization.get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, steps, min_lr_rate=minimum)
-    return optimization.get_wsd_schedule(optimizer, warmup, decay, steps, decay_type=shape, min_lr_ratio=minimum)
+    if name == "cosine_restarts":
+        return optimization.get_cosine_with_hard_restarts_schedule_with_warmup(optimizer, warmup, steps, cycles)
+    if name == "polynomial":
+        return optimization.get_polynomial_decay_schedule_with_warmup(optimizer, warmup, steps, minimum, power)
+    if name == "inverse_sqrt":
+        return optimization.get_inverse_sqrt_schedule(optimizer, warmup)
+    if name == "one_cycle":
+        # A rise of a single step divides by zero in PyTorch.
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=steps, pct_start=warmup / steps,
+                                                   cycle_momentum=False, final_div_factor=1 / (25 * minimum))
+    return optimization.get_wsd_schedule(optimizer, warmup, decay_steps, steps, decay_type=decay, min_lr_ratio=minimum)
 
 
 def write_schedules(root):
     """multipliers[i] is the factor on the learning rate in step i (counted from 0), one more than there are steps."""
     cases = []
-    for name, steps, warmup, decay, minimum, shape in SCHEDULES:
+    for name, steps, warmup, minimum, own in SCHEDULES:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        schedule = scheduler(optimizer, name, steps, warmup, decay, minimum, shape)
+        schedule = scheduler(optimizer, name, steps, warmup, minimum, **own)
         multipliers = []
         for _ in range(steps + 1):
             multipliers.append(schedule.get_last_lr()[0])
             optimizer.step()
-            schedule.step()
-        cases.append(dict(schedule=name, steps=steps, warmup_steps=warmup, decay_steps=decay, minimum=minimum or 0.0,
-                          decay=shape, multipliers=multipliers))
+            if len(multipliers) < steps or name != "one_cycle":  # which is at its end in the last step, and stays there
+                schedule.step()
+        keys = dict.fromkeys(("decay_steps", "decay", "cycles", "power")) | own
+        cases.append(dict(schedule=name, steps=steps, warmup_steps=warmup, minimum=minimum or 0.0, **keys,
+                          multipliers=multipliers))
     write_json(root / "schedules.json", {"cases": cases})
 
 

@@ -1,4 +1,15 @@
 //! Optimizer steps, fused: one pass over parameter, gradient and state.
+//!
+//! AdamW and Adam, where training spends its time, are written for every instruction set; the other rules are plain
+//! loops that memory bounds.
+
+mod adafactor;
+mod blockwise;
+mod rules;
+
+pub use adafactor::{Adafactor, Variance, adafactor_step};
+pub use blockwise::{BLOCK, Blockwise, adamw8bit_step};
+pub use rules::{Scale, adagrad_step, lion_step, momentum_step, muon_momentum, rmsprop_step, scaled_sum, sgd_step};
 
 use crate::isa::{Isa, isa};
 use crate::parallel::{CHUNK, for_chunks3};
@@ -25,17 +36,29 @@ pub struct AdamW {
 
 /// Updates `param` and its state `m`, `v`.
 pub fn adamw_step(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], settings: &AdamW) {
-    adamw_step_on(isa(), param, grad, m, v, settings);
+    step_on::<true>(isa(), param, grad, m, v, settings);
 }
 
-fn adamw_step_on(isa: Isa, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], settings: &AdamW) {
+/// The same for Adam (Kingma and Ba 2015), where weight decay is a part of the gradient: an L2 penalty.
+pub fn adam_step(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], settings: &AdamW) {
+    step_on::<false>(isa(), param, grad, m, v, settings);
+}
+
+fn step_on<const DECOUPLED: bool>(
+    isa: Isa,
+    param: &mut [f32],
+    grad: &[f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    settings: &AdamW,
+) {
     let n = param.len();
-    assert!(grad.len() == n && m.len() == n && v.len() == n, "adamw_step: lengths differ");
-    assert!(settings.step > 0, "adamw_step: steps count from 1");
+    assert!(grad.len() == n && m.len() == n && v.len() == n, "adam_step: lengths differ");
+    assert!(settings.step > 0, "adam_step: steps count from 1");
     let factors = Factors::new(settings);
     for_chunks3((param, CHUNK), (m, CHUNK), (v, CHUNK), |i, param, m, v| {
         let grad = &grad[i * CHUNK..][..param.len()];
-        dispatch_on(isa, Step { param, grad, m, v, factors });
+        dispatch_on(isa, Step::<DECOUPLED> { param, grad, m, v, factors });
     });
 }
 
@@ -43,7 +66,9 @@ fn adamw_step_on(isa: Isa, param: &mut [f32], grad: &[f32], m: &mut [f32], v: &m
 #[derive(Clone, Copy)]
 struct Factors {
     grad_scale: f32,
+    /// 1 - lr * weight_decay
     keep: f32,
+    weight_decay: f32,
     one_minus_beta1: f32,
     beta2: f32,
     one_minus_beta2: f32,
@@ -61,6 +86,7 @@ impl Factors {
         Self {
             grad_scale: s.grad_scale,
             keep: (1.0 - lr * exact(s.weight_decay)) as f32,
+            weight_decay: s.weight_decay,
             one_minus_beta1: (1.0 - beta1) as f32,
             beta2: s.beta2,
             one_minus_beta2: (1.0 - beta2) as f32,
@@ -76,14 +102,14 @@ fn exact(x: f32) -> f64 {
     x.to_string().parse().expect("a number prints as a number")
 }
 
-struct Step<'a> {
+struct Step<'a, const DECOUPLED: bool> {
     param: &'a mut [f32],
     grad: &'a [f32],
     m: &'a mut [f32],
     v: &'a mut [f32],
     factors: Factors,
 }
-impl Kernel for Step<'_> {
+impl<const DECOUPLED: bool> Kernel for Step<'_, DECOUPLED> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -91,7 +117,7 @@ impl Kernel for Step<'_> {
         let values = self.param.chunks_mut(S::LANES).zip(self.grad.chunks(S::LANES));
         for ((param, grad), (m, v)) in values.zip(state) {
             let old = [s.load_partial(param), s.load_partial(grad), s.load_partial(m), s.load_partial(v)];
-            let new = update(s, &self.factors, old);
+            let new = update::<S, DECOUPLED>(s, &self.factors, old);
             s.store_partial(param, new[0]);
             s.store_partial(m, new[1]);
             s.store_partial(v, new[2]);
@@ -101,9 +127,13 @@ impl Kernel for Step<'_> {
 
 /// New (param, m, v) from (param, grad, m, v).
 #[inline(always)]
-fn update<S: Simd>(s: S, f: &Factors, [param, grad, m, v]: [S::V; 4]) -> [S::V; 3] {
+fn update<S: Simd, const DECOUPLED: bool>(s: S, f: &Factors, [param, grad, m, v]: [S::V; 4]) -> [S::V; 3] {
     let grad = s.mul(grad, s.splat(f.grad_scale));
-    let param = s.mul(param, s.splat(f.keep));
+    let (param, grad) = if DECOUPLED {
+        (s.mul(param, s.splat(f.keep)), grad)
+    } else {
+        (param, s.fma(param, s.splat(f.weight_decay), grad))
+    };
     let m = s.fma(s.sub(grad, m), s.splat(f.one_minus_beta1), m);
     let v = s.fma(s.mul(grad, grad), s.splat(f.one_minus_beta2), s.mul(v, s.splat(f.beta2)));
     let denominator = s.fma(s.sqrt(v), s.splat(f.denominator_scale), s.splat(f.eps));
@@ -127,10 +157,14 @@ mod tests {
     }
 
     /// The published update, in f64.
-    fn exact_step(state: &mut [f64; 3], grad: f64, step: i32) {
+    fn exact_step(decoupled: bool, state: &mut [f64; 3], grad: f64, step: i32) {
         let [param, m, v] = state;
-        let grad = grad * 0.5;
-        *param -= 0.01 * 0.1 * *param;
+        let mut grad = grad * 0.5;
+        if decoupled {
+            *param -= 0.01 * 0.1 * *param;
+        } else {
+            grad += 0.1 * *param;
+        }
         *m = 0.9 * *m + 0.1 * grad;
         *v = 0.999 * *v + 0.001 * grad * grad;
         let (m_hat, v_hat) = (*m / (1.0 - 0.9_f64.powi(step)), *v / (1.0 - 0.999_f64.powi(step)));
@@ -139,6 +173,11 @@ mod tests {
 
     #[test]
     fn twenty_steps_follow_the_published_update_on_every_size() {
+        follows_the_published_update::<true>();
+        follows_the_published_update::<false>();
+    }
+
+    fn follows_the_published_update<const DECOUPLED: bool>() {
         for isa in testable() {
             for n in [0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 100] {
                 let mut param = normal(n, "param", 0);
@@ -146,9 +185,9 @@ mod tests {
                 let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
                 for step in 1..=20 {
                     let grad = normal(n, "grad", step);
-                    adamw_step_on(isa, &mut param, &grad, &mut m, &mut v, &AdamW { step, ..SETTINGS });
+                    step_on::<DECOUPLED>(isa, &mut param, &grad, &mut m, &mut v, &AdamW { step, ..SETTINGS });
                     for (state, &g) in exact.iter_mut().zip(&grad) {
-                        exact_step(state, f64::from(g), step as i32);
+                        exact_step(DECOUPLED, state, f64::from(g), step as i32);
                     }
                 }
                 for i in 0..n {

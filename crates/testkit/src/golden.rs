@@ -113,8 +113,14 @@ impl Golden {
     /// The optimizer's settings, in a trajectory.
     #[track_caller]
     pub fn adamw(&self) -> AdamW {
-        let text = self.metadata.get("adamw").unwrap_or_else(|| self.missing("adamw"));
-        serde_json::from_str(text).unwrap_or_else(|error| panic!("golden {}: adamw: {error}", self.path.display()))
+        serde_json::from_str(self.metadata("adamw"))
+            .unwrap_or_else(|error| panic!("golden {}: adamw: {error}", self.path.display()))
+    }
+
+    /// A text that the file says about itself.
+    #[track_caller]
+    pub fn metadata(&self, name: &str) -> &str {
+        self.metadata.get(name).unwrap_or_else(|| self.missing(name))
     }
 
     #[track_caller]

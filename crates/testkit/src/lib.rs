@@ -22,4 +22,7 @@ mod tables;
 pub use compare::{GRADIENT_TOLERANCE, LOGITS_TOLERANCE, assert_close, assert_close_relative};
 pub use golden::{AdamW, Array, Golden, cases, cases_of, golden_copy, golden_dir, pickled_copy, workspace_root};
 pub use random::Random;
-pub use tables::{Operation, Sampler, SamplerTable, Schedule, operations, samplers, schedules};
+pub use tables::{
+    Operation, OptimizerSettings, OptimizerTable, Sampler, SamplerTable, Schedule, operations, optimizers, samplers,
+    schedules,
+};

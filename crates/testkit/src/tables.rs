@@ -65,7 +65,7 @@ pub struct Sampler {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
-    /// `constant`, `linear`, `cosine` or `wsd`.
+    /// `constant`, `linear`, `cosine`, `wsd`, `cosine_restarts`, `polynomial`, `inverse_sqrt` or `one_cycle`.
     pub schedule: String,
     /// Steps of the run.
     pub steps: usize,
@@ -77,6 +77,10 @@ pub struct Schedule {
     pub minimum: f64,
     /// Shape of the fall: `linear`, `cosine` or `1-sqrt`; `wsd` only.
     pub decay: Option<String>,
+    /// Waves; `cosine_restarts` only.
+    pub cycles: Option<usize>,
+    /// Exponent; `polynomial` only.
+    pub power: Option<f64>,
     /// Factor on the learning rate in step 0, 1, 2, ..., with one entry more than there are steps.
     pub multipliers: Vec<f64>,
 }
@@ -128,7 +132,53 @@ pub fn samplers() -> SamplerTable {
     read_json("samplers.json")
 }
 
-/// Learning-rate multipliers of transformers' schedules.
+/// Settings of a golden run of an optimizer, under the names of a recipe. What it does not have is `None`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerSettings {
+    /// The recipe's name of the optimizer.
+    pub optimizer: String,
+    /// Learning rate, the same in every step.
+    pub lr: f64,
+    /// Decay of tensors with at least two axes; the others have none.
+    pub weight_decay: f64,
+    /// Decay of the gradient's running mean.
+    pub beta1: Option<f64>,
+    /// Decay of the squared gradient's running mean.
+    pub beta2: Option<f64>,
+    /// Added to the root of the second moment.
+    pub eps: Option<f64>,
+    /// Decay of the momentum.
+    pub momentum: Option<f64>,
+}
+
+/// Twenty steps of every optimizer on the same gradients. The arrays, for each of the parameters `tall`, `wide` and
+/// `vector`: `initial.<parameter>`, `gradient.<parameter>` (one per step) and `<case>.<parameter>` (one per kept step).
+#[derive(Debug)]
+pub struct OptimizerTable {
+    /// All arrays.
+    pub arrays: Golden,
+    /// The steps, counted from 1, after which the parameters were kept.
+    pub kept: Vec<usize>,
+    /// The cases by name, in alphabetical order.
+    pub cases: BTreeMap<String, OptimizerSettings>,
+}
+
+/// The golden optimizers.
+pub fn optimizers() -> OptimizerTable {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Table {
+        kept: Vec<usize>,
+        cases: BTreeMap<String, OptimizerSettings>,
+    }
+    let arrays = Golden::read(&root().join("optimizers.safetensors"));
+    let table = serde_json::from_str(arrays.metadata("table"));
+    let Table { kept, cases } = table.unwrap_or_else(|error| panic!("optimizers.safetensors: {error}"));
+    OptimizerTable { arrays, kept, cases }
+}
+
+/// Learning-rate multipliers of transformers' schedules, and of PyTorch's for `one_cycle`.
 pub fn schedules() -> Vec<Schedule> {
     read_json::<Cases<Schedule>>("schedules.json").cases
 }
@@ -191,12 +241,17 @@ mod tests {
     #[test]
     fn schedules_have_one_multiplier_per_step_and_the_final_one() {
         let schedules = schedules();
-        for kind in ["constant", "linear", "cosine", "wsd"] {
+        let kinds =
+            ["constant", "linear", "cosine", "wsd", "cosine_restarts", "polynomial", "inverse_sqrt", "one_cycle"];
+        for kind in kinds {
             assert!(schedules.iter().any(|schedule| schedule.schedule == kind), "no {kind}");
         }
         for schedule in schedules {
             assert_eq!(schedule.multipliers.len(), schedule.steps + 1, "{}", schedule.schedule);
-            assert_eq!(schedule.multipliers[schedule.warmup_steps], 1.0, "{}", schedule.schedule);
+            // One cycle has its peak in the last step of the rise, the others in the first one after it.
+            let early = usize::from(schedule.schedule == "one_cycle" && schedule.warmup_steps > 0);
+            let peak = schedule.multipliers[schedule.warmup_steps - early];
+            assert!(peak == 1.0 || (schedule.schedule == "one_cycle" && peak > 0.99), "{}", schedule.schedule);
         }
     }
 }

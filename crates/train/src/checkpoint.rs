@@ -7,12 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use loam_formats::{Dtype, SafeTensors, TensorOut, atomic, safetensors};
-use loam_tensor::Parameter;
+use loam_tensor::{Parameter, Raw};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use crate::error::{Error, Result};
-use crate::optim::AdamW;
+use crate::optim::{Optimizer, State};
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -84,14 +84,14 @@ impl Checkpoints {
     pub fn save(
         &self,
         parameters: &[(String, Parameter)],
-        optimizer: &AdamW,
+        optimizer: &Optimizer,
         progress: &Progress,
         keep: usize,
     ) -> Result<PathBuf> {
         let path = self.path(progress.step);
         atomic::replace_dir(&path, |dir| -> Result<()> {
             write_tensors(&dir.join(MODEL), parameters)?;
-            write_tensors(&dir.join(OPTIMIZER), &optimizer.state())?;
+            write_state(&dir.join(OPTIMIZER), &optimizer.state())?;
             let files = vec![FileCheck::of(dir, MODEL)?, FileCheck::of(dir, OPTIMIZER)?];
             let manifest = Manifest { progress: progress.clone(), files };
             let json = serde_json::to_string_pretty(&manifest).expect("a manifest is made of texts and numbers");
@@ -140,7 +140,7 @@ impl Checkpoints {
     pub fn load_latest(
         &self,
         parameters: &[(String, Parameter)],
-        optimizer: &mut AdamW,
+        optimizer: &mut Optimizer,
         report: &mut dyn FnMut(&str),
     ) -> Result<Option<Progress>> {
         let steps = self.steps()?;
@@ -163,7 +163,7 @@ impl Checkpoints {
         &self,
         step: u64,
         parameters: &[(String, Parameter)],
-        optimizer: Option<&mut AdamW>,
+        optimizer: Option<&mut Optimizer>,
     ) -> Result<Progress> {
         let dir = self.path(step);
         let manifest_path = dir.join(TRAINER);
@@ -182,14 +182,14 @@ impl Checkpoints {
         }
         let weights = read_tensors(&dir.join(MODEL), parameters)?;
         let state = match &optimizer {
-            Some(optimizer) => Some(read_tensors(&dir.join(OPTIMIZER), &optimizer.state())?),
+            Some(optimizer) => Some(read_state(&dir.join(OPTIMIZER), &optimizer.state())?),
             None => None,
         };
         for ((_, parameter), values) in parameters.iter().zip(&weights) {
             parameter.set(values);
         }
         if let (Some(optimizer), Some(state)) = (optimizer, state) {
-            optimizer.restore(&state, manifest.progress.step);
+            optimizer.restore(state, manifest.progress.step);
         }
         Ok(manifest.progress)
     }
@@ -216,4 +216,37 @@ fn read_tensors(path: &Path, parameters: &[(String, Parameter)]) -> Result<Vec<V
         Ok(view.to_f32()?)
     };
     parameters.iter().map(read).collect()
+}
+
+fn write_state(path: &Path, state: &[(String, &State)]) -> Result<()> {
+    let tensors = state.iter().map(|(name, tensor)| match tensor {
+        State::F32(raw) => TensorOut::from_f32(name.clone(), Dtype::F32, &raw.shape(), raw.f32()),
+        State::U8(codes) => TensorOut::new(name.clone(), Dtype::U8, &[codes.len()], codes),
+    });
+    Ok(safetensors::write(path, &[], tensors)?)
+}
+
+/// Reads tensors that must be there with these names, shapes and types.
+fn read_state(path: &Path, expected: &[(String, &State)]) -> Result<Vec<State>> {
+    let file = SafeTensors::open(path)?;
+    let read = |(name, tensor): &(String, &State)| {
+        if !file.contains(name) {
+            let problem = format!("`{name}` is missing: was it written with another `train.optimizer`?");
+            return Err(Error::checkpoint(path, problem));
+        }
+        let view = file.get(name)?;
+        match tensor {
+            State::F32(raw) if view.dtype == Dtype::F32 && *view.shape == raw.shape()[..] => {
+                Ok(State::F32(Raw::from_f32(&view.to_f32()?, raw.shape())))
+            }
+            State::U8(codes) if view.dtype == Dtype::U8 && *view.shape == [codes.len()] => {
+                Ok(State::U8(view.bytes.to_vec()))
+            }
+            _ => {
+                let problem = format!("`{name}` is {} {:?}, which the optimizer cannot use", view.dtype, view.shape);
+                Err(Error::checkpoint(path, problem))
+            }
+        }
+    };
+    expected.iter().map(read).collect()
 }

@@ -1,6 +1,6 @@
 //! Training: one loop, and everything around it that makes a run repeatable.
 //!
-//! **What it is for.** Turning a [`Recipe`] and data into a model: objectives, AdamW, schedules, evaluation,
+//! **What it is for.** Turning a [`Recipe`] and data into a model: objectives, optimizers, schedules, evaluation,
 //! checkpoints that resume to the same bytes, metrics and reports.
 //!
 //! **What it is not.** It defines no model and prints nothing: news goes to an [`Observer`].
@@ -15,7 +15,7 @@ mod error;
 pub mod export;
 mod metrics;
 pub mod objective;
-mod optim;
+pub mod optim;
 mod plot;
 mod prepare;
 pub mod recipe;
@@ -33,7 +33,7 @@ pub use conversations::{encode_conversations, end_token, read_conversations};
 pub use error::{Error, Result};
 pub use metrics::{EvalRow, MetricRow, Metrics, Row, read_rows};
 pub use objective::{Loss, Objective, Pass};
-pub use optim::{AdamW, Betas};
+pub use optim::{Optimizer, OptimizerSettings};
 pub use plot::loss_svg;
 pub use recipe::{Recipe, Stage};
 pub use run::{Options, Outcome, train, with_threads};

@@ -13,6 +13,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::optim::OptimizerSettings;
+
 pub use depth::{DepthRule, depth_rule};
 pub(crate) use parse::changed_keys;
 pub use reference::{annotated, reference_page, schema};
@@ -208,32 +210,41 @@ pub enum Dedup {
     Near,
 }
 
-/// The optimization: AdamW (Loshchilov and Hutter 2019) with a learning-rate schedule.
+/// The optimization: an optimizer with a learning-rate schedule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainSection {
     /// Name of the run, part of its directory's name. Default: the recipe file's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Number format of matrix products and saved activations; weights and optimizer state are always f32.
+    /// Number format of matrix products and saved activations; weights are always f32, and so is the optimizer's state but
+    /// for `adamw8bit`.
     pub precision: PrecisionChoice,
     /// Which activations are thrown away and computed again in backward: the same result in less memory and more time.
     pub recompute: Recompute,
     /// Threads. Default: one per core.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// How gradients change weights.
+    pub optimizer: OptimizerKind,
     /// Highest learning rate. Default: by `model.depth` where that is set, else 6e-4 (pretrain) or 2e-5 (sft).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
-    /// Learning rate at the end of the run, as a fraction of `lr`.
+    /// Learning rate at the end of the run, as a fraction of `lr`; `inverse_sqrt` has no end and does not look at it.
     pub min_lr_ratio: f64,
     /// Course of the learning rate after the warmup.
     pub schedule: ScheduleKind,
-    /// Fraction of the steps in which the learning rate rises from zero.
+    /// Fraction of the steps in which the learning rate rises from zero, or in `one_cycle` from a 25th.
     pub warmup: f64,
     /// Fraction of the steps in which the learning rate falls at the end; `wsd` only. Default: 0.2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decay: Option<f64>,
+    /// Waves of `cosine_restarts`. Default: 4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cycles: Option<u64>,
+    /// Exponent of `polynomial`; 1 is `linear`. Default: 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power: Option<f64>,
     /// Tokens per optimizer step, an alternative to `batch`. Default: by `model.depth` where that is set, else 16384 (pretrain) or 4096 (sft).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_tokens: Option<u64>,
@@ -254,14 +265,19 @@ pub struct TrainSection {
     /// Length of the run in tokens, an alternative to `steps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
-    /// Decoupled weight decay, of matrices only: biases and norms have none.
+    /// Weight decay, of matrices only: biases and norms have none. Decoupled (times `lr`, beside the gradient) in
+    /// `adamw`, `adamw8bit`, `adafactor`, `lion` and `muon`; an L2 penalty, a part of the gradient, in the others.
     pub weight_decay: f64,
     /// Decay of the gradient's running mean.
     pub beta1: f64,
-    /// Decay of the squared gradient's running mean.
+    /// Decay of the squared gradient's running mean; in `lion` of the mean that is kept.
     pub beta2: f64,
-    /// Added to the root of the squared gradient's mean.
+    /// Added to the root of the squared gradient's mean. `adafactor` has its own.
     pub eps: f64,
+    /// How much of the gradients before is kept, in `momentum`, `nesterov` and `muon` only. Default: 0.95 in `muon`, else
+    /// 0.9.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
     /// Largest L2 norm of all gradients together; larger ones are scaled down to it. 0 is off.
     pub clip: f64,
     /// Probability that a residual branch's element is zeroed in training.
@@ -295,11 +311,14 @@ impl Default for TrainSection {
             precision: PrecisionChoice::Auto,
             recompute: Recompute::Auto,
             threads: None,
+            optimizer: OptimizerKind::Adamw,
             lr: None,
             min_lr_ratio: 0.1,
             schedule: ScheduleKind::Cosine,
             warmup: 0.05,
             decay: None,
+            cycles: None,
+            power: None,
             batch_tokens: None,
             batch: None,
             micro_batch: None,
@@ -310,6 +329,7 @@ impl Default for TrainSection {
             beta1: 0.9,
             beta2: 0.95,
             eps: 1e-8,
+            momentum: None,
             clip: 1.0,
             dropout: 0.0,
             eval_every: None,
@@ -371,6 +391,58 @@ pub enum Recompute {
     Block,
 }
 
+/// How gradients change weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+    #[default]
+    Adamw,
+    /// Running means of gradient and squared gradient (Kingma and Ba 2015).
+    Adam,
+    /// Plain gradient descent; it wants a learning rate of 0.1 or so.
+    Sgd,
+    /// Gradient descent with momentum (Polyak 1964).
+    Momentum,
+    /// The same, looking ahead (Nesterov 1983, Sutskever et al. 2013).
+    Nesterov,
+    /// Rates that fall with the gradients seen (Duchi et al. 2011).
+    Adagrad,
+    /// The gradient over its running root mean square, with decay `beta2` (Tieleman and Hinton 2012).
+    Rmsprop,
+    /// Second moments of rows and columns only, next to no state; `lr` is relative to the weights (Shazeer and Stern
+    /// 2018).
+    Adafactor,
+    /// The sign of a running mean; it wants an `lr` 3 to 10 times smaller than `adamw` (Chen et al. 2023).
+    Lion,
+    /// Orthogonalized momentum for the matrices of the blocks, scaled to the size of `adamw`'s updates, which all else
+    /// has (Jordan et al. 2024, Liu et al. 2025).
+    Muon,
+    /// `adamw` with moments of 8 bits, a quarter of its state (Dettmers et al. 2022).
+    Adamw8bit,
+}
+
+impl OptimizerKind {
+    /// Whether it looks at `train.momentum`.
+    pub fn has_momentum(self) -> bool {
+        matches!(self, Self::Momentum | Self::Nesterov | Self::Muon)
+    }
+}
+
+impl TrainSection {
+    /// The optimizer and its settings, defaults filled in.
+    pub(crate) fn optimizer_settings(&self) -> OptimizerSettings {
+        OptimizerSettings {
+            kind: self.optimizer,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            momentum: self.momentum.unwrap_or(if self.optimizer == OptimizerKind::Muon { 0.95 } else { 0.9 }),
+            weight_decay: self.weight_decay,
+        }
+    }
+}
+
 /// Course of the learning rate after the warmup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -383,6 +455,14 @@ pub enum ScheduleKind {
     Cosine,
     /// It stays, and falls at the end (warmup-stable-decay, Hu et al. 2024).
     Wsd,
+    /// Half a cosine wave to the minimum, again and again from the top, `cycles` times (Loshchilov and Hutter 2017).
+    CosineRestarts,
+    /// To the minimum with a power of the way that is left.
+    Polynomial,
+    /// One over the root of the step (Vaswani et al. 2017, the "Noam" schedule), from the end of the warmup on.
+    InverseSqrt,
+    /// Half a cosine wave up from a 25th in the warmup, half a one down to the minimum (Smith and Topin 2019).
+    OneCycle,
 }
 
 fn default_seed() -> u64 {

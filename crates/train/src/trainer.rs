@@ -23,7 +23,7 @@ use crate::checkpoint::Progress;
 use crate::error::Result;
 use crate::metrics::{EvalRow, MetricRow, Row};
 use crate::objective::Objective;
-use crate::optim::AdamW;
+use crate::optim::Optimizer;
 use crate::run_dir::{Journal, RunDir};
 use crate::system::peak_rss_mib;
 use step::optimizer_step;
@@ -73,7 +73,7 @@ pub struct Trainer<'a, O: Objective> {
     train: &'a dyn Source<O::Batch>,
     validation: Option<&'a dyn Validation<O::Batch>>,
     settings: Settings,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     progress: Progress,
     journal: Option<Journal<'a>>,
 }
@@ -88,7 +88,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         settings: Settings,
     ) -> Self {
         let parameters = model.parameters();
-        let optimizer = AdamW::new(&parameters, settings.betas);
+        let optimizer = Optimizer::new(&parameters, settings.optimizer);
         let validation = validation.filter(|validation| !validation.is_empty());
         let progress = Progress::default();
         Self { model, parameters, objective, train, validation, settings, optimizer, progress, journal: None }

@@ -3,10 +3,8 @@
 
 use loam_models::{Forward, Input, LanguageModel, StepShape, step_memory};
 use loam_tensor::{Precision, pool_stats, with_precision};
-use loam_train::{AdamW, Betas};
+use loam_train::{Optimizer, OptimizerSettings};
 use serde_json::{Value, json};
-
-const BETAS: Betas = Betas { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
 
 fn gpt2(vocab: usize, width: usize, layers: usize, tied: bool) -> Value {
     json!({
@@ -26,7 +24,7 @@ fn llama(vocab: usize, width: usize, layers: usize) -> Value {
 /// One step; returns what the pool held at most, if that is more than any earlier case held, and what was predicted.
 fn measured(config: &Value, rows: usize, step: StepShape) -> (usize, usize) {
     let model = LanguageModel::new(config, 0).unwrap();
-    let mut optimizer = AdamW::new(&model.parameters(), BETAS);
+    let mut optimizer = Optimizer::new(&model.parameters(), OptimizerSettings::default());
     let tokens: Vec<u32> = (0..step.tokens as u32).map(|i| i * 7 % 61).collect();
     let targets: Vec<i32> = tokens.iter().map(|&id| id as i32).collect();
     with_precision(step.precision, || {

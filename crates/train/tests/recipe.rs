@@ -79,6 +79,37 @@ fn a_wrong_type_is_named_with_its_key() {
 }
 
 #[test]
+fn an_unknown_optimizer_is_refused_with_the_known_ones() {
+    let (message, _) = refusal(&MINIMAL.replace("steps = 10", "steps = 10\noptimizer = \"adamm\""));
+    assert!(message.starts_with("r.toml: `train.optimizer`: unknown variant `adamm`, expected one of"), "{message}");
+    for name in
+        ["adamw", "adam", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adafactor", "lion", "muon", "adamw8bit"]
+    {
+        assert!(message.contains(&format!("`{name}`")), "{name} is missing in {message}");
+        let recipe = parse(&MINIMAL.replace("steps = 10", &format!("steps = 10\noptimizer = \"{name}\""))).unwrap();
+        recipe.validate(Path::new("r.toml")).unwrap();
+    }
+}
+
+#[test]
+fn a_key_of_another_schedule_or_optimizer_is_refused_with_its_owner() {
+    for (line, expected) in [
+        ("cycles = 2", "`train.cycles` belongs to `train.schedule = \"cosine_restarts\"`"),
+        ("power = 2.0", "`train.power` belongs to `train.schedule = \"polynomial\"`"),
+        (
+            "momentum = 0.9",
+            "`train.momentum` belongs to `train.optimizer = \"momentum\"`, `\"nesterov\"` and `\"muon\"`",
+        ),
+        ("optimizer = \"muon\"\nmomentum = 1.0", "`train.momentum` must be at least 0 and below 1"),
+        ("schedule = \"cosine_restarts\"\ncycles = 0", "`train.cycles` must be above 0"),
+        ("schedule = \"polynomial\"\npower = 0.0", "`train.power` must be above 0"),
+    ] {
+        let (message, _) = refusal(&MINIMAL.replace("steps = 10", &format!("steps = 10\n{line}")));
+        assert!(message.contains(expected), "{line}: {message}");
+    }
+}
+
+#[test]
 fn every_contradiction_is_reported_at_once() {
     let text = r#"
 stage = "sft"

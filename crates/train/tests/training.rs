@@ -9,8 +9,8 @@ use std::path::Path;
 
 use common::{HeldOut, Witness, batch, bits, hooks, settings, source, tiny_model};
 use loam_train::objective::Pretrain;
-use loam_train::recipe::EarlyStop;
-use loam_train::{Ending, Error, Row, RunDir, Settings, Trainer, read_rows};
+use loam_train::recipe::{EarlyStop, OptimizerKind};
+use loam_train::{Ending, Error, OptimizerSettings, Row, RunDir, Settings, Trainer, read_rows};
 
 fn held_out() -> HeldOut {
     HeldOut((0..3).map(|i| batch(2, 16, 500 + i)).collect())
@@ -25,6 +25,54 @@ fn one_batch_is_learnt_by_heart() {
     Trainer::new(&model, &mut Pretrain, &fixed, None, settings).run(&mut hooks(&mut witness)).unwrap();
     let losses = witness.losses();
     assert!(losses[0] > 2.9 && losses[79] < 0.05, "{} -> {}", losses[0], losses[79]);
+}
+
+/// Every optimizer with a learning rate that suits the tiny model.
+const OPTIMIZERS: [(OptimizerKind, f64); 11] = [
+    (OptimizerKind::Adamw, 1e-2),
+    (OptimizerKind::Adam, 1e-2),
+    (OptimizerKind::Sgd, 1.0),
+    (OptimizerKind::Momentum, 0.1),
+    (OptimizerKind::Nesterov, 0.1),
+    (OptimizerKind::Adagrad, 5e-2),
+    (OptimizerKind::Rmsprop, 5e-3),
+    (OptimizerKind::Adafactor, 0.1),
+    (OptimizerKind::Lion, 3e-3),
+    (OptimizerKind::Muon, 1e-2),
+    (OptimizerKind::Adamw8bit, 1e-2),
+];
+
+fn with_optimizer(kind: OptimizerKind, lr: f64, settings: Settings) -> Settings {
+    Settings { lr, optimizer: OptimizerSettings { kind, weight_decay: 0.01, ..settings.optimizer }, ..settings }
+}
+
+#[test]
+fn one_batch_is_learnt_with_every_optimizer() {
+    for (kind, lr) in OPTIMIZERS {
+        let model = tiny_model(1);
+        let mut witness = Witness::default();
+        let fixed = |_step: u64| Ok(vec![batch(4, 16, 9)]);
+        let settings = with_optimizer(kind, lr, settings(60));
+        Trainer::new(&model, &mut Pretrain, &fixed, None, settings).run(&mut hooks(&mut witness)).unwrap();
+        let losses = witness.losses();
+        assert!(losses[59] < 0.5 * losses[0], "{kind:?}: {} -> {}", losses[0], losses[59]);
+    }
+}
+
+#[test]
+fn an_interrupted_run_ends_in_the_same_bytes_with_every_optimizer() {
+    for (kind, lr) in OPTIMIZERS {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+        let settings = || with_optimizer(kind, lr, settings(8));
+        run_in(&whole, false, None, settings());
+        assert_eq!(run_in(&parts, false, Some(5), settings()).0, Ending::Interrupted);
+        run_in(&parts, true, None, settings());
+        for file in ["model.safetensors", "optimizer.safetensors"] {
+            let read = |run: &Path| fs::read(run.join("checkpoints/step-000008").join(file)).unwrap();
+            assert!(read(&whole) == read(&parts), "{kind:?}: {file} differs");
+        }
+    }
 }
 
 #[test]

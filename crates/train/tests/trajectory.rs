@@ -11,7 +11,7 @@ use loam_tensor::Precision;
 use loam_testkit::{Golden, golden_dir};
 use loam_train::objective::Pretrain;
 use loam_train::recipe::ScheduleKind;
-use loam_train::{Betas, DecayShape, Schedule, Settings, Trainer};
+use loam_train::{DecayShape, OptimizerSettings, Schedule, Settings, Trainer};
 
 /// Losses and gradient norms of our twenty steps.
 fn run(case: &str, golden: &Golden, precision: Precision) -> Vec<(f64, f64)> {
@@ -27,9 +27,17 @@ fn run(case: &str, golden: &Golden, precision: Precision) -> Vec<(f64, f64)> {
             warmup_steps: 0,
             decay_steps: 0,
             decay_shape: DecayShape::Linear,
+            cycles: 0,
+            power: 0.0,
             minimum: 0.0,
         },
-        betas: Betas { beta1: adamw.beta1, beta2: adamw.beta2, eps: adamw.eps, weight_decay: adamw.weight_decay },
+        optimizer: OptimizerSettings {
+            beta1: adamw.beta1,
+            beta2: adamw.beta2,
+            eps: adamw.eps,
+            weight_decay: adamw.weight_decay,
+            ..OptimizerSettings::default()
+        },
         clip: adamw.max_grad_norm,
         precision,
         ..common::settings(steps as u64)

@@ -170,6 +170,9 @@ impl Recipe {
             ("weight_decay", !(train.weight_decay >= 0.0 && train.weight_decay < 10.0), "at least 0 and below 10"),
             ("beta1", !unit(train.beta1), "at least 0 and below 1"),
             ("beta2", !unit(train.beta2), "at least 0 and below 1"),
+            ("momentum", train.momentum.is_some_and(|momentum| !unit(momentum)), "at least 0 and below 1"),
+            ("cycles", train.cycles == Some(0), "above 0"),
+            ("power", train.power.is_some_and(|power| !(power > 0.0 && power <= 100.0)), "above 0 and at most 100"),
             ("eps", !(train.eps > 0.0 && train.eps < 1.0), "above 0 and below 1"),
             ("clip", !(train.clip >= 0.0 && train.clip.is_finite()), "at least 0"),
             ("dropout", !unit(train.dropout), "at least 0 and below 1"),
@@ -177,8 +180,18 @@ impl Recipe {
         problems.extend(
             checks.iter().filter(|(_, bad, _)| *bad).map(|(name, _, range)| format!("`train.{name}` must be {range}")),
         );
-        if train.decay.is_some() && train.schedule != ScheduleKind::Wsd {
-            problems.push("`train.decay` belongs to `train.schedule = \"wsd\"`".into());
+        for (key, is_set, schedule, name) in [
+            ("decay", train.decay.is_some(), ScheduleKind::Wsd, "wsd"),
+            ("cycles", train.cycles.is_some(), ScheduleKind::CosineRestarts, "cosine_restarts"),
+            ("power", train.power.is_some(), ScheduleKind::Polynomial, "polynomial"),
+        ] {
+            if is_set && train.schedule != schedule {
+                problems.push(format!("`train.{key}` belongs to `train.schedule = \"{name}\"`"));
+            }
+        }
+        if train.momentum.is_some() && !train.optimizer.has_momentum() {
+            let owners = "\"momentum\"`, `\"nesterov\"` and `\"muon\"`; the others have `train.beta1`";
+            problems.push(format!("`train.momentum` belongs to `train.optimizer = {owners}"));
         }
         if train.schedule == ScheduleKind::Wsd && train.warmup + train.decay.unwrap_or(0.2) > 1.0 {
             problems.push("`train.warmup` and `train.decay` together exceed the run".into());

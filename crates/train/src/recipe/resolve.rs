@@ -10,6 +10,7 @@ use super::depth::{TOKENS_PER_PARAMETER, batch_tokens, depth_rule, learning_rate
 use super::{
     DataMode, PrecisionChoice, Recipe, Recompute, ScheduleKind, Stage, TextSplit, TokenizerKind, TrainSection,
 };
+use crate::optim::state_bytes;
 use crate::schedule::{DecayShape, Schedule};
 use crate::system::predicted_rss_mib;
 
@@ -23,7 +24,22 @@ impl TrainSection {
         let precision = Precision::from_str(self.precision.name()).unwrap_or_default();
         let recompute = self.recompute == Recompute::Block;
         let at_once = self.clip == 0.0 && rows >= batch;
-        step_memory(spec, &StepShape { tokens: rows * seq_len, precision, recompute, at_once })
+        let memory = step_memory(spec, &StepShape { tokens: rows * seq_len, precision, recompute, at_once });
+        let optimizer = state_bytes(self.optimizer, spec);
+        StepMemory { optimizer, peak: memory.peak - memory.optimizer + optimizer, ..memory }
+    }
+
+    /// The defaults of the schedule and of the optimizer that are chosen.
+    fn fill_in_optimization(&mut self) {
+        match self.schedule {
+            ScheduleKind::Wsd => drop(self.decay.get_or_insert(DECAY)),
+            ScheduleKind::CosineRestarts => drop(self.cycles.get_or_insert(CYCLES)),
+            ScheduleKind::Polynomial => drop(self.power.get_or_insert(POWER)),
+            _ => {}
+        }
+        if self.optimizer.has_momentum() {
+            self.momentum = Some(self.optimizer_settings().momentum);
+        }
     }
 }
 
@@ -90,9 +106,7 @@ impl Recipe {
         }
         let steps = self.steps(facts, batch, seq_len, tokens);
         (train.steps, train.epochs, train.tokens) = (Some(steps), None, None);
-        if train.schedule == ScheduleKind::Wsd {
-            train.decay.get_or_insert(0.2);
-        }
+        train.fill_in_optimization();
         let eval_every = *train.eval_every.get_or_insert((steps / 10).max(1));
         train.sample_every.get_or_insert(eval_every);
         train.checkpoint_every.get_or_insert((steps / 5).clamp(1, 1000));
@@ -180,13 +194,21 @@ impl Recipe {
             kind: self.train.schedule,
             steps,
             warmup_steps: part(self.train.warmup).min(steps.saturating_sub(1)),
-            decay_steps: part(self.train.decay.unwrap_or(0.2)),
+            decay_steps: part(self.train.decay.unwrap_or(DECAY)),
             decay_shape: DecayShape::OneMinusSqrt,
+            cycles: self.train.cycles.unwrap_or(CYCLES),
+            power: self.train.power.unwrap_or(POWER),
             minimum: self.train.min_lr_ratio,
         }
     }
 }
 
+/// Share of the run in which `wsd` falls, by default.
+const DECAY: f64 = 0.2;
+/// Waves of `cosine_restarts` by default.
+const CYCLES: u64 = 4;
+/// Exponent of `polynomial` by default.
+const POWER: f64 = 2.0;
 /// Share of one long text that is held out by default.
 const HELD_OUT_TAIL: f64 = 0.05;
 /// Share of the documents that is held out by default.

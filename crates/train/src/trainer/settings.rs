@@ -2,7 +2,7 @@
 
 use loam_tensor::Precision;
 
-use crate::optim::Betas;
+use crate::optim::OptimizerSettings;
 use crate::recipe::{EarlyStop, PrecisionChoice, Recipe, Recompute};
 use crate::schedule::Schedule;
 
@@ -13,8 +13,8 @@ pub struct Settings {
     pub lr: f64,
     /// Its course; also the length of the run.
     pub schedule: Schedule,
-    /// The optimizer's settings.
-    pub betas: Betas,
+    /// The optimizer and its settings.
+    pub optimizer: OptimizerSettings,
     /// Largest gradient norm; 0 is no limit.
     pub clip: f64,
     /// Number format of matrix products.
@@ -46,7 +46,7 @@ impl Settings {
         Self {
             lr: train.lr.unwrap_or(6e-4),
             schedule: recipe.schedule(train.steps.unwrap_or(1)),
-            betas: Betas { beta1: train.beta1, beta2: train.beta2, eps: train.eps, weight_decay: train.weight_decay },
+            optimizer: train.optimizer_settings(),
             clip: train.clip,
             precision: match train.precision {
                 PrecisionChoice::Bf16 => Precision::Bf16,

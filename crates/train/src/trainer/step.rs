@@ -12,7 +12,7 @@ use crate::clip::{clip_factor, global_norm, squared_norm};
 use crate::error::{Error, Result};
 use crate::metrics::EvalRow;
 use crate::objective::{Objective, Pass};
-use crate::optim::AdamW;
+use crate::optim::Optimizer;
 
 /// Keeps the dropout keys of the micro-batches of different steps apart.
 const MICRO_BATCHES_PER_STEP: u64 = 1 << 16;
@@ -30,7 +30,7 @@ pub(super) fn optimizer_step<O: Objective>(
     model: &LanguageModel,
     parameters: &[(String, Parameter)],
     objective: &mut O,
-    optimizer: &mut AdamW,
+    optimizer: &mut Optimizer,
     settings: &Settings,
     (step, micro_batches): (u64, &[O::Batch]),
 ) -> Result<StepResult> {
@@ -209,7 +209,7 @@ mod tests {
             let settings = Settings::of(&Recipe::parse(&text, std::path::Path::new("test")).unwrap());
             let model = LanguageModel::new(&config, 3).unwrap();
             let parameters = model.parameters();
-            let mut optimizer = AdamW::new(&parameters, settings.betas);
+            let mut optimizer = Optimizer::new(&parameters, settings.optimizer);
             let mut norms = Vec::new();
             for step in 0..3 {
                 let batch = (step, &[rows(0..8)][..]);

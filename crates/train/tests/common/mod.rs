@@ -8,7 +8,7 @@ use loam_data::CausalBatch;
 use loam_models::LanguageModel;
 use loam_tensor::Precision;
 use loam_train::recipe::ScheduleKind;
-use loam_train::{Betas, DecayShape, Hooks, MetricRow, Observer, Result, Schedule, Settings, Validation};
+use loam_train::{DecayShape, Hooks, MetricRow, Observer, OptimizerSettings, Result, Schedule, Settings, Validation};
 use serde_json::json;
 
 pub const VOCAB: u32 = 23;
@@ -52,9 +52,11 @@ pub fn settings(steps: u64) -> Settings {
             warmup_steps: 2,
             decay_steps: 0,
             decay_shape: DecayShape::Linear,
+            cycles: 0,
+            power: 0.0,
             minimum: 0.1,
         },
-        betas: Betas { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 },
+        optimizer: OptimizerSettings::default(),
         clip: 1.0,
         precision: Precision::F32,
         dropout: 0.0,

@@ -10,7 +10,7 @@ use crate::{output, table};
 use loam_models::{Forward, Input, StepShape, step_memory};
 use loam_tensor::profile::{self, OpCost};
 use loam_tensor::with_precision;
-use loam_train::{AdamW, Betas, peak_rss_mib, predicted_rss_mib};
+use loam_train::{Optimizer, OptimizerSettings, peak_rss_mib, predicted_rss_mib};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -31,8 +31,8 @@ pub fn run(
     let model = shape.model()?;
     let tokens = shape.draw("bench tokens", shape.tokens());
     let targets: Vec<i32> = shape.draw("bench targets", shape.tokens()).into_iter().map(|id| id as i32).collect();
-    let betas = Betas { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
-    let mut optimizer = AdamW::new(&model.parameters(), betas);
+    let adamw = OptimizerSettings { beta2: 0.999, weight_decay: 0.01, ..OptimizerSettings::default() };
+    let mut optimizer = Optimizer::new(&model.parameters(), adamw);
     let mut progress = Progress::new("steps", (WARMUP + shape.steps) as u64);
     let mut last_loss = 0.0;
     let mut step = |number: usize| -> Result<f64, Failure> {
