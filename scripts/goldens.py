@@ -95,8 +95,8 @@ CASES = {
         num_local_experts=3, num_experts_per_tok=2, num_hidden_layers=1, output_router_logits=True,
         router_aux_loss_coef=0.5)),
     "qwen3-moe": Qwen3MoeConfig(**TINY | dict(
-        head_dim=12, num_hidden_layers=3, moe_intermediate_size=12, num_experts=4, num_experts_per_tok=2,
-        mlp_only_layers=[1], norm_topk_prob=False)),
+        head_dim=12, moe_intermediate_size=12, num_experts=4, num_experts_per_tok=2,
+        mlp_only_layers=[0], norm_topk_prob=False)),
 }
 # The same model a second time, described as transformers 4 wrote it.
 OLD_LAYOUT = {

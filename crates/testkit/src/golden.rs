@@ -227,7 +227,7 @@ mod tests {
             assert!(golden.integers("targets").values.contains(&-100), "{case}");
             assert_eq!(golden.floats("logits").shape[..2], [2, 17], "{case}");
             assert!(golden.loss().is_finite() && golden.loss() > 1.0, "{case}: loss {}", golden.loss());
-            assert!(golden.gradients().count() >= 20, "{case}");
+            assert!(golden.gradients().count() >= 15, "{case}");
             for (name, gradient) in golden.gradients() {
                 assert_eq!(gradient.values.len(), gradient.shape.iter().product::<usize>(), "{case} {name}");
                 // A key's bias shifts all scores of a query alike, where nothing rotates.

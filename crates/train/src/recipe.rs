@@ -73,7 +73,8 @@ pub struct ModelSection {
     /// Directory of an existing model in Hugging Face layout. Default: a new model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Architecture of a new model: `gpt2` or `llama`. Default: `llama` where `depth` is set.
+    /// Architecture of a new model: `gpt2`, `llama`, `mistral`, `qwen2`, `qwen3`, `gemma2`, `gemma3_text`, `phi3`,
+    /// `gpt_neox`, `opt`, `mixtral` or `qwen3_moe`. Default: `llama` where `depth` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<String>,
     /// Number of layers, from which the rule below chooses every other size, the learning rate, the batch and the
