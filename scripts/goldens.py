@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, MixtralConfig,
+    AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification, AutoModelForTokenClassification, BartConfig, BertConfig, DistilBertConfig,
+    MarianConfig, ModernBertConfig, RobertaConfig, T5Config, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, MixtralConfig,
     OPTConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig,
 )
 from transformers.utils.logging import disable_progress_bar
@@ -98,6 +100,50 @@ CASES = {
         head_dim=12, moe_intermediate_size=12, num_experts=4, num_experts_per_tok=2,
         mlp_only_layers=[0], norm_topk_prob=False)),
 }
+BERT = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+            max_position_embeddings=20, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=None)
+DISTILBERT = dict(vocab_size=40, dim=16, hidden_dim=24, n_layers=2, n_heads=2, max_position_embeddings=20, dropout=0.0,
+                  attention_dropout=0.0, seq_classif_dropout=0.0, qa_dropout=0.0, pad_token_id=None)
+# 4 // 2 = 2 positions on either side.
+MODERNBERT = dict(vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
+                  max_position_embeddings=64, local_attention=4, pad_token_id=None, bos_token_id=None, eos_token_id=None,
+                  cls_token_id=None, sep_token_id=None)
+T5 = dict(vocab_size=40, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_heads=2, relative_attention_num_buckets=8,
+          relative_attention_max_distance=12, dropout_rate=0.0)
+BART = dict(vocab_size=40, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=20, dropout=0.0,
+            pad_token_id=1, decoder_start_token_id=2, eos_token_id=2, forced_eos_token_id=None)
+# Masked language models.
+ENCODERS = {
+    "bert": BertConfig(**BERT),
+    "roberta": RobertaConfig(**BERT | dict(pad_token_id=1, max_position_embeddings=22, type_vocab_size=1)),
+    "distilbert": DistilBertConfig(**DISTILBERT),
+    "modernbert": ModernBertConfig(**MODERNBERT),
+}
+# Two stacks; the source of the second row is padded.
+SEQ2SEQ = {
+    "t5": T5Config(**T5),
+    "t5-gated": T5Config(**T5 | dict(feed_forward_proj="gated-gelu", num_decoder_layers=1)),
+    "bart": BartConfig(**BART | dict(encoder_layers=1)),
+    "marian": MarianConfig(**BART | dict(decoder_layers=1, scale_embedding=True, activation_function="swish")),
+}
+# Other heads.
+HEADS = {
+    "bert-model": (AutoModel, BertConfig(**BERT | dict(num_hidden_layers=1))),
+    "bert-classify": (AutoModelForSequenceClassification, BertConfig(**BERT | dict(num_hidden_layers=1), num_labels=3)),
+    "bert-tokens": (AutoModelForTokenClassification, BertConfig(**BERT | dict(num_hidden_layers=1), num_labels=5)),
+    "bert-answers": (AutoModelForQuestionAnswering, BertConfig(**BERT | dict(num_hidden_layers=1))),
+    "roberta-classify": (AutoModelForSequenceClassification, RobertaConfig(**BERT | dict(
+        num_hidden_layers=1, pad_token_id=1, max_position_embeddings=22, type_vocab_size=1))),
+    "distilbert-classify": (AutoModelForSequenceClassification, DistilBertConfig(**DISTILBERT | dict(n_layers=1))),
+    "modernbert-classify": (AutoModelForSequenceClassification, ModernBertConfig(
+        **MODERNBERT | dict(num_hidden_layers=2), classifier_pooling="mean", num_labels=4)),
+    "modernbert-tokens": (AutoModelForTokenClassification, ModernBertConfig(
+        **MODERNBERT | dict(num_hidden_layers=1), num_labels=4)),
+    "llama-classify": (AutoModelForSequenceClassification, LlamaConfig(
+        **TINY | dict(num_hidden_layers=1, pad_token_id=0), num_labels=3)),
+}
+SOURCE_TIME, SOURCE_LENGTHS = 11, [11, 7]
 # The same model a second time, described as transformers 4 wrote it.
 OLD_LAYOUT = {
     "llama-rope-llama3-v4": "llama-rope-llama3",
@@ -114,14 +160,24 @@ def seeded(name):
     return torch.Generator().manual_seed(zlib.crc32(name.encode()))
 
 
+def auto_class(name):
+    if name in ENCODERS:
+        return AutoModelForMaskedLM
+    if name in SEQ2SEQ:
+        return AutoModelForSeq2SeqLM
+    return HEADS[name][0] if name in HEADS else AutoModelForCausalLM
+
+
 def build(name, config):
     """A model whose every parameter is random and matters: norm weights and biases included."""
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"  # the others do not know f64
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    model = auto_class(name).from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     generator = seeded(name)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue  # Marian's sines
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() == 1:
                 # Gemma adds the one itself.
@@ -130,6 +186,9 @@ def build(name, config):
             else:
                 embedding = key.endswith(("wte.weight", "wpe.weight", "embed_tokens.weight", "embed_in.weight"))
                 parameter.copy_((0.4 if embedding else 0.2) * noise)
+        for key, buffer in model.named_buffers():
+            if key == "final_logits_bias":
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
     if name == "llama-bf16":
         # The checkpoint holds bf16; the reference computes in f32 with exactly those rounded values. (Rounding the
         # whole module would also round its rope frequencies, which no checkpoint holds.)
@@ -141,17 +200,29 @@ def build(name, config):
 
 def forward_backward(model, tokens, targets, **inputs):
     model.zero_grad(set_to_none=True)
-    output = model(input_ids=tokens, use_cache=False, **inputs)
+    if "source" in inputs:
+        source = inputs.pop("source")
+        inputs |= dict(decoder_input_ids=tokens, attention_mask=source_mask())
+        output = model(input_ids=source, use_cache=False, **inputs)
+    else:
+        caching = dict(use_cache=False) if type(model).__name__.endswith(("CausalLM", "LMHeadModel")) else {}
+        output = model(input_ids=tokens, **caching, **inputs)
     logits = output.logits
     loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=IGNORED)
     auxiliary = getattr(output, "aux_loss", None)
     (loss if auxiliary is None else loss + model.config.router_aux_loss_coef * auxiliary).backward()
-    gradients = {key: parameter.grad.detach().clone() for key, parameter in model.named_parameters()}
+    # Marian's sines are parameters without a gradient.
+    trained = [(key, parameter) for key, parameter in model.named_parameters() if parameter.requires_grad]
+    gradients = {key: parameter.grad.detach().clone() for key, parameter in trained}
     for key in [key for key in gradients if ".mlp.experts." in key or ".mlp.gate." in key]:
         gradients |= expert_gradients(key, gradients.pop(key), model.config.model_type)
     if model.config.model_type == "gpt_neox":  # files keep the name that transformers 4 had in memory, too
         gradients["embed_out.weight"] = gradients.pop("lm_head.weight")
     return logits.detach(), loss.detach(), gradients
+
+
+def source_mask():
+    return (torch.arange(SOURCE_TIME)[None] < torch.tensor(SOURCE_LENGTHS)[:, None]).long()
 
 
 def expert_gradients(key, value, family):
@@ -179,7 +250,7 @@ def double_norm(self, x):
 def check_noise(name, model, tokens, targets, golden, **inputs):
     """Compares the f32 reference with the same computation in f64."""
     logits, _, gradients = golden
-    norms = {type(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}
+    norms = {type(module) for module in model.modules() if type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))}
     single = {norm: norm.forward for norm in norms}
     for norm in norms:
         norm.forward = double_norm
@@ -230,9 +301,42 @@ def write_case(name, model):
     else:
         model.save_pretrained(directory, max_shard_size="10KB" if name == "llama-sharded" else "1GB")
     tokens, targets = sample_tokens(name, model.config.vocab_size)
-    golden = forward_backward(model, tokens, targets)
-    check_noise(name, model, tokens, targets, golden)
-    save_file(pack_golden(golden, tokens=tokens, targets=targets), directory / "golden.safetensors")
+    inputs, arrays = {}, {}
+    if name in ENCODERS or name in SEQ2SEQ:
+        tokens = tokens.clamp(min=3)  # the small ones mean padding and the like
+    if name == "bert":
+        inputs = dict(token_type_ids=(torch.arange(TIME) >= 6).long().expand(BATCH, TIME).contiguous())
+        arrays = dict(token_types=inputs["token_type_ids"])
+    if name in SEQ2SEQ:
+        source = torch.randint(3, model.config.vocab_size, (BATCH, SOURCE_TIME), generator=seeded(name + " source"))
+        inputs = dict(source=source)
+        arrays = dict(source=source, source_lengths=torch.tensor(SOURCE_LENGTHS))
+    golden = forward_backward(model, tokens, targets, **inputs)
+    check_noise(name, model, tokens, targets, golden, **inputs)
+    save_file(pack_golden(golden, tokens=tokens, targets=targets, **arrays), directory / "golden.safetensors")
+
+
+def write_head(name, model):
+    """Scores of another head, and gradients of half the sum of their squares."""
+    model.save_pretrained(ROOT / name)
+    tokens = sample_tokens(name, model.config.vocab_size)[0].clamp(min=3)
+    output = model(input_ids=tokens)
+    if name.endswith("answers"):
+        scores = torch.stack([output.start_logits, output.end_logits], dim=-1)
+    else:
+        scores = output.pooler_output if name.endswith("model") else output.logits
+    model.zero_grad(set_to_none=True)
+    (scores.square().sum() / 2).backward()
+    gradients = {key: parameter.grad.detach().clone() for key, parameter in model.named_parameters()}
+    # Without tanh and the like a bias of k may have no effect; its gradient is rounding noise.
+    for value in gradients.values():
+        if value.abs().max() < 1e-5:
+            value.zero_()
+    arrays = dict(tokens=tokens, scores=scores.detach().contiguous()) | {f"gradient.{k}": v for k, v in gradients.items()}
+    if name == "bert-model":
+        arrays["hidden"] = output.last_hidden_state.detach().contiguous()
+    save_file(arrays, ROOT / name / "scores.safetensors")
+    print(f"{name:26} scores |max| {scores.abs().max():6.2f}")
 
 
 def write_packed(name, model):
@@ -326,12 +430,20 @@ def write_old_layout(name, source):
 
 def check_directory(name):
     """What lies on disk, opened by transformers, gives the golden logits."""
-    model = AutoModelForCausalLM.from_pretrained(ROOT / name, dtype=torch.float32, attn_implementation="eager").eval()
+    model = auto_class(name).from_pretrained(ROOT / name, dtype=torch.float32, attn_implementation="eager").eval()
     golden = load_file(ROOT / name / "golden.safetensors")
     with torch.no_grad():
-        logits = model(golden["tokens"]).logits
-    if not torch.equal(logits, golden["logits"]):
-        sys.exit(f"{name}: the directory does not give its own golden logits")
+        if "source" in golden:
+            inputs = dict(input_ids=golden["source"], attention_mask=source_mask(), decoder_input_ids=golden["tokens"])
+        else:
+            inputs = dict(input_ids=golden["tokens"])
+        if "token_types" in golden:
+            inputs["token_type_ids"] = golden["token_types"]
+        logits = model(**inputs).logits
+    # T5's loaded tensors lie otherwise in memory, which changes the last bit of sums.
+    difference = (logits - golden["logits"]).abs().max().item()
+    if difference > (1e-6 if name in SEQ2SEQ else 0.0):
+        sys.exit(f"{name}: the directory gives other logits, by {difference:.1e}")
 
 
 def main():
@@ -342,22 +454,24 @@ def main():
     for old in ROOT.glob("*/"):
         shutil.rmtree(old)
     ROOT.mkdir(parents=True, exist_ok=True)
-    for name, config in CASES.items():
+    for name, config in (CASES | ENCODERS | SEQ2SEQ).items():
         model = build(name, config)
         write_case(name, model)
         if name in PACKED:
             write_packed(name, model)
         if name in TRAJECTORIES:
             write_trajectory(name, config.vocab_size)
+    for name, (_, config) in HEADS.items():
+        write_head(name, build(name, config))
     strip_prefix(ROOT / "gpt2-unprefixed")
     for name, source in OLD_LAYOUT.items():
         write_old_layout(name, source)
-    for name in [*CASES, *OLD_LAYOUT]:
+    for name in [*CASES, *ENCODERS, *SEQ2SEQ, *OLD_LAYOUT]:
         check_directory(name)
     goldens_ops.write(ROOT)
     goldens_optim.write(ROOT)
     total = sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file())
-    print(f"{len(CASES) + len(OLD_LAYOUT)} cases, {total / 1e6:.2f} MB in {ROOT}")
+    print(f"{len(list(ROOT.glob('*/')))} cases, {total / 1e6:.2f} MB in {ROOT}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ pub struct AttentionDims {
     pub scale: f32,
     /// Whether a query sees only keys up to its own position.
     pub causal: bool,
-    /// Sliding window w: a query at position p sees only keys j with p - j < w.
+    /// Sliding window w: a query at position p sees only keys j with p - j < w and, where it is not causal, j - p < w.
     pub window: Option<usize>,
     /// Soft cap c of the scaled scores: `c tanh(score / c)` instead of the score, before bias and mask (Gemma 2).
     pub softcap: Option<f32>,
@@ -72,8 +72,11 @@ pub struct Heads<'a> {
 /// What hides keys or shifts scores besides the rules of [`AttentionDims`].
 #[derive(Clone, Copy, Default)]
 pub struct Masking<'a> {
-    /// `[batch, kv_len]`: a query sees only keys whose entry equals that of its own position. Needs `q_len <= kv_len`.
+    /// `[batch, kv_len]`: a query sees only keys whose entry equals that of its own position, which needs
+    /// `q_len <= kv_len`, or its entry in `query_segments`.
     pub segments: Option<&'a [u32]>,
+    /// `[batch, q_len]`, where queries and keys are of different sequences. Needs `segments`.
+    pub query_segments: Option<&'a [u32]>,
     /// `[heads, q_len, kv_len]`, added to the scaled scores.
     pub bias: Option<&'a [f32]>,
 }
@@ -141,7 +144,12 @@ impl<'a> Problem<'a> {
         check_view("v", &v, [d.batch, d.kv_len, d.kv_heads, d.head_dim]);
         if let Some(segments) = mask.segments {
             assert_eq!(segments.len(), d.batch * d.kv_len, "attention: segments must be [batch, kv_len]");
-            assert!(d.q_len <= d.kv_len, "attention: with segments every query needs a position among the keys");
+            let is_placed = d.q_len <= d.kv_len || mask.query_segments.is_some();
+            assert!(is_placed, "attention: with segments every query needs a position among the keys");
+        }
+        if let Some(segments) = mask.query_segments {
+            assert!(mask.segments.is_some(), "attention: segments of queries without those of keys");
+            assert_eq!(segments.len(), d.batch * d.q_len, "attention: segments of queries must be [batch, q_len]");
         }
         if let Some(bias) = mask.bias {
             assert_eq!(bias.len(), d.heads * d.q_len * d.kv_len, "attention: bias must be [heads, q_len, kv_len]");
@@ -225,7 +233,11 @@ impl<'a> Problem<'a> {
     fn visible(&self, row: usize) -> Range<usize> {
         let position = self.first_position() + self.query_of(row) as isize;
         let clamp = |key: isize| key.clamp(0, self.dims.kv_len as isize) as usize;
-        let end = if self.dims.causal { clamp(position + 1) } else { self.dims.kv_len };
+        let end = match self.dims.window {
+            _ if self.dims.causal => clamp(position + 1),
+            Some(w) => clamp(position.saturating_add_unsigned(w)),
+            None => self.dims.kv_len,
+        };
         let start = match self.dims.window {
             Some(w) => clamp(position.saturating_sub_unsigned(w) + 1),
             None => 0,
@@ -245,7 +257,11 @@ impl<'a> Problem<'a> {
     #[inline(always)]
     fn seers(&self, keys: Range<usize>) -> Range<usize> {
         let row = |position: isize| (position - self.first_position()).clamp(0, self.dims.q_len as isize) as usize;
-        let start = if self.dims.causal { row(keys.start as isize) } else { 0 };
+        let start = match self.dims.window {
+            _ if self.dims.causal => row(keys.start as isize),
+            Some(w) => row((keys.start as isize).saturating_sub_unsigned(w) + 1),
+            None => 0,
+        };
         let end = match self.dims.window {
             Some(w) => row((keys.end as isize - 1).saturating_add_unsigned(w)),
             None => self.dims.q_len,
@@ -257,22 +273,25 @@ impl<'a> Problem<'a> {
     #[inline(always)]
     fn tile(&self, pair: Pair, start: usize) -> KeyTile {
         let keys = start..(start + KEYS).min(self.dims.kv_len);
-        KeyTile { span: self.span(pair, keys.clone()), keys }
+        let segments = self.mask.segments.map(|all| &all[pair.batch * self.dims.kv_len..][keys.clone()]);
+        KeyTile { span: segments.map(span), keys }
     }
 
-    /// Span of some positions.
+    /// Segments of a sequence's queries.
     #[inline(always)]
-    fn span(&self, pair: Pair, positions: Range<usize>) -> Span {
-        let segments = &self.mask.segments?[pair.batch * self.dims.kv_len..][positions];
-        Some(segments.iter().fold((u32::MAX, 0), |(low, high), &x| (low.min(x), high.max(x))))
+    fn query_segments(&self, pair: Pair) -> Option<&'a [u32]> {
+        let d = &self.dims;
+        match self.mask.query_segments {
+            Some(segments) => Some(&segments[pair.batch * d.q_len..][..d.q_len]),
+            None => self.mask.segments.map(|all| &all[pair.batch * d.kv_len + d.kv_len - d.q_len..][..d.q_len]),
+        }
     }
 
     /// Span of the positions of some rows.
     #[inline(always)]
     fn row_span(&self, pair: Pair, rows: &Range<usize>) -> Span {
-        self.mask.segments?;
-        let first = self.dims.kv_len - self.dims.q_len;
-        self.span(pair, first + self.query_of(rows.start)..first + self.query_of(rows.end - 1) + 1)
+        let queries = self.query_of(rows.start)..self.query_of(rows.end - 1) + 1;
+        self.query_segments(pair).map(|segments| span(&segments[queries]))
     }
 
     /// Derivative of the soft cap where it gave `score`: `1 - tanh^2`. Hidden scores are -infinity, and count as -cap.
@@ -318,7 +337,7 @@ impl<'a> Problem<'a> {
         hide_outside(s, scores, computed, own.clone());
         if let (Some((low, high)), Some(segments)) = (tile.span, self.mask.segments) {
             let segments = &segments[pair.batch * self.dims.kv_len..];
-            let mine = segments[self.dims.kv_len - self.dims.q_len + self.query_of(row)];
+            let mine = self.query_segments(pair).map_or(low, |queries| queries[self.query_of(row)]);
             if low != mine || high != mine {
                 let keys = &segments[tile.keys.start..][own.clone()];
                 for (score, key) in scores[own].iter_mut().zip(keys) {
@@ -327,6 +346,10 @@ impl<'a> Problem<'a> {
             }
         }
     }
+}
+
+fn span(segments: &[u32]) -> (u32, u32) {
+    segments.iter().fold((u32::MAX, 0), |(low, high), &x| (low.min(x), high.max(x)))
 }
 
 fn check_view(name: &str, x: &Heads, [batch, time, heads, width]: [usize; 4]) {

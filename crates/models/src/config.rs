@@ -5,6 +5,7 @@ use loam_tensor::RopeStyle;
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::spec::{HeadSpec, Reads, Task};
 
 /// Names of `layer_types`.
 const SLIDING: &str = "sliding_attention";
@@ -105,6 +106,32 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// What the model is for, as `architectures` says; the first of the known ones where it says nothing.
+    pub fn task(&self, known: &[(&str, Task)]) -> Result<Task, Error> {
+        let Some(list) = self.get("architectures") else { return Ok(known[0].1) };
+        let name = list.get(0).and_then(Value::as_str).unwrap_or_default();
+        known.iter().find(|(architecture, _)| *architecture == name).map(|&(_, task)| task).ok_or_else(|| {
+            let names = known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            Error::config(&self.name("architectures"), format!("is {list}; known here are {names}"))
+        })
+    }
+
+    /// Classes of a classifier, as `id2label` or `num_labels` counts them; 2 where neither is there.
+    pub fn num_labels(&self) -> Result<usize, Error> {
+        match self.object("id2label") {
+            Some(labels) => Ok(labels.object.as_object().map_or(0, |labels| labels.len())),
+            None => Ok(self.optional_size("num_labels")?.unwrap_or(2)),
+        }
+    }
+
+    /// The head of a decoder: over tokens, or over classes at the last one.
+    pub fn decoder_head(&self, known: &[(&str, Task)]) -> Result<HeadSpec, Error> {
+        match self.task(known)? {
+            Task::LanguageModel => Ok(HeadSpec::tokens()),
+            task => Ok(HeadSpec::labels(task, Reads::Last, self.num_labels()?)),
+        }
+    }
+
     /// The activation named under `key`, or `default`.
     pub fn activation(&self, key: &str, default: &'a str) -> Result<Activation, Error> {
         let name = self.text(key, default)?;
@@ -149,6 +176,11 @@ impl<'a> Config<'a> {
         }
         if is_sliding && self.get("rope_local_base_freq").is_some() {
             return self.rotation(head_dim, self.number("rope_local_base_freq", 10_000.0)?, 1.0, RopeScaling::None);
+        }
+        // ModernBERT's, in transformers 4.
+        let own = if is_sliding { "local_rope_theta" } else { "global_rope_theta" };
+        if self.get(own).is_some() {
+            return self.rotation(head_dim, self.number(own, 10_000.0)?, 1.0, RopeScaling::None);
         }
         self.rope(head_dim, max_positions)
     }

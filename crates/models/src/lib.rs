@@ -18,21 +18,25 @@
 //! # Ok::<(), loam_models::Error>(())
 //! ```
 
+mod block;
 mod config;
-mod decoder;
 mod error;
 mod family;
 mod footprint;
+mod head;
 mod memory;
 mod model;
+mod network;
 mod spec;
+mod stack;
 mod weight_map;
 
-pub use decoder::{Forward, Input};
 pub use error::Error;
 pub use family::{FAMILIES, Family, by_name as family_by_name};
 pub use footprint::{Footprint, footprint};
-pub use loam_nn::{DropoutKey, KvCache};
+pub use head::pool;
+pub use loam_nn::{DropoutKey, KvCache, Memory};
 pub use memory::{StepMemory, StepShape, step_memory};
-pub use model::LanguageModel;
-pub use spec::{LayerSpec, Position, Residual, Spec};
+pub use model::{LanguageModel, NewHead};
+pub use spec::{HeadSpec, LayerSpec, Position, Reads, RelativeBias, Residual, Spec, StackSpec, Task, TransformSpec};
+pub use stack::{Forward, Input};

@@ -43,7 +43,7 @@ pub fn step_memory(spec: &Spec, step: &StepShape) -> StepMemory {
     let optimizer = 8 * parameters;
     let head = 4 * spec.vocab_size * hidden;
     let stream = 4 * tokens * hidden;
-    let layers: Vec<Layer> = spec.layers.iter().map(|layer| Layer::of(layer, hidden, step)).collect();
+    let layers: Vec<Layer> = spec.all_layers().map(|layer| Layer::of(layer, hidden, step)).collect();
     let kept = |layer: &Layer| if step.recompute { stream } else { layer.kept };
     let activations = layers.iter().map(kept).sum::<usize>() + stream;
 
@@ -66,9 +66,9 @@ pub fn step_memory(spec: &Spec, step: &StepShape) -> StepMemory {
         gradients += if step.at_once { 0 } else { layer.gradients };
         held -= kept(layer);
     }
-    let tables = match spec.position {
+    let tables = match spec.stack.position {
         Position::Learned { offset } => 4 * (spec.max_position_embeddings + offset) * hidden,
-        Position::Rotary => 0,
+        Position::Sinusoidal { .. } | Position::InAttention => 0,
     };
     let embeddings = tables + if spec.tie_word_embeddings { 0 } else { head };
     peak = peak.max(held + gradients + embeddings + stream);

@@ -1,26 +1,38 @@
 //! [`LanguageModel`]: a configuration, its stack, and the files they come from and go to.
 
+use std::collections::HashSet;
+use std::ops::Range;
 use std::path::Path;
 
 use loam_formats::{Dtype, HfDir, HfWriter, TensorOut, Weights, nearest};
 use loam_kernels::cross_entropy::IGNORED;
-use loam_nn::{KvCache, Module};
+use loam_nn::{KvCache, Memory, Module};
 use loam_tensor::{HeadSettings, Parameter, Tensor};
 use serde_json::{Value, json};
 
 use crate::config::Config;
-use crate::decoder::{Decoder, Forward, Input};
 use crate::error::Error;
 use crate::family::{self, Family};
-use crate::spec::{Position, Spec};
+use crate::network::Network;
+use crate::spec::{Position, Spec, Task};
+use crate::stack::{Forward, Input};
 use crate::weight_map::Entry;
 
-/// A decoder-only language model.
+/// A language model of any family, or such a model with another head.
 pub struct LanguageModel {
     family: &'static Family,
     config: Value,
     spec: Spec,
-    stack: Decoder,
+    network: Network,
+}
+
+/// What became of a checkpoint's weights in a model with another head.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewHead {
+    /// Weights that the checkpoint lacks, drawn anew.
+    pub initialised: Vec<String>,
+    /// Weights of the checkpoint that the model has no place for.
+    pub dropped: Vec<String>,
 }
 
 impl std::fmt::Debug for LanguageModel {
@@ -42,32 +54,56 @@ impl LanguageModel {
         }
         complete["dtype"] = json!("float32");
         let model = Self::zeros(complete)?;
-        model.stack.initialise(&model.spec, seed);
+        model.network.initialise(&model.spec, seed, |_| true);
         Ok(model)
     }
 
     fn zeros(config: Value) -> Result<Self, Error> {
         let family = family::of_config(&config)?;
-        let spec = (family.spec)(Config::new(&config))?;
-        let stack = Decoder::zeros(&spec);
-        Ok(Self { family, config, spec, stack })
+        let spec = family.spec_of(&config)?;
+        let network = Network::zeros(&spec);
+        Ok(Self { family, config, spec, network })
     }
 
     /// Opens a Hugging Face directory.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let dir = HfDir::open(path)?;
         let model = Self::zeros(dir.config().clone())?;
-        model.load(&dir)?;
+        model.load(&dir, None)?;
         Ok(model)
     }
 
-    fn load(&self, dir: &HfDir) -> Result<(), Error> {
-        let weights = dir.weights()?;
-        let map = &self.family.weights;
-        let entries = self.entries();
-        let mut used = std::collections::HashSet::new();
+    /// Opens a Hugging Face directory for another task than its own: what the checkpoint lacks of the new head is drawn
+    /// from `seed`. `labels` names the classes of a classifier.
+    pub fn open_for(
+        path: impl AsRef<Path>,
+        task: Task,
+        labels: &[String],
+        seed: u64,
+    ) -> Result<(Self, NewHead), Error> {
+        let dir = HfDir::open(path)?;
+        let mut config = dir.config().clone();
+        config["architectures"] = json!([family::of_config(&config)?.architecture_of(task)?]);
+        if !labels.is_empty() {
+            set_labels(&mut config, labels);
+        }
+        let model = Self::zeros(config)?;
+        let found = model.load(&dir, Some(seed))?;
+        Ok((model, found))
+    }
+
+    /// Fills the weights from a directory. With a seed, weights of heads may be missing or left over.
+    fn load(&self, dir: &HfDir, seed: Option<u64>) -> Result<NewHead, Error> {
+        let (weights, entries) = (dir.weights()?, self.entries());
+        let (mut used, mut report) = (HashSet::new(), NewHead::default());
         for entry in &entries {
-            let name = self.name_in(&weights, entry, dir.path())?;
+            let name = match self.name_in(&weights, entry, dir.path()) {
+                Err(_) if seed.is_some() && entry.is_of_head() => {
+                    report.initialised.push(entry.name.clone());
+                    continue;
+                }
+                other => other?,
+            };
             let view = weights.get(&name)?;
             if view.shape != entry.file_shape() {
                 return Err(Error::WeightShape {
@@ -80,11 +116,22 @@ impl LanguageModel {
             entry.import(&view.to_f32()?);
             used.insert(name);
         }
-        // Checkpoints of tied models may carry the head a second time.
-        let is_tied_head = |name: &str| self.spec.tie_word_embeddings && name == "lm_head.weight";
+        if let Some(seed) = seed {
+            let is_new =
+                |name: &str| entries.iter().any(|e| e.feeds[0] == name && report.initialised.contains(&e.name));
+            self.network.initialise(&self.spec, seed, is_new);
+        }
+        let map = &self.family.weights;
+        // Checkpoints of models with a tied head may carry the table under its other names, too.
+        let is_copy = |name: &str| self.spec.tie_word_embeddings && map.copies.contains(&name);
         let is_known = |name: &str| map.ignored_suffixes.iter().any(|suffix| name.ends_with(suffix));
-        match weights.names().find(|name| !used.contains(*name) && !is_known(name) && !is_tied_head(name)) {
-            None => Ok(()),
+        let mut left = weights.names().filter(|name| !used.contains(*name) && !is_known(name) && !is_copy(name));
+        if seed.is_some() {
+            report.dropped = left.map(str::to_owned).collect();
+            return Ok(report);
+        }
+        match left.next() {
+            None => Ok(report),
             Some(name) => Err(Error::UnexpectedWeight {
                 path: weights.file_of(name).unwrap_or(dir.path()).into(),
                 name: name.to_string(),
@@ -96,8 +143,9 @@ impl LanguageModel {
 
     /// The name that a tensor has in these weights: with or without the family's prefix.
     fn name_in(&self, weights: &Weights, entry: &Entry, path: &Path) -> Result<String, Error> {
-        let bare = entry.name.strip_prefix(self.family.weights.optional_prefix).unwrap_or(&entry.name);
-        let found = [entry.name.as_str(), bare].into_iter().find(|name| weights.contains(name));
+        let bare = self.bare(&entry.name);
+        let whole = format!("{}{bare}", self.family.weights.optional_prefix);
+        let found = [entry.name.as_str(), bare, &whole].into_iter().find(|name| weights.contains(name));
         found.map(str::to_owned).ok_or_else(|| Error::MissingWeight {
             path: path.into(),
             name: entry.name.clone(),
@@ -173,7 +221,7 @@ impl LanguageModel {
     /// Every parameter with its dotted name, in a fixed order; tied ones once.
     pub fn parameters(&self) -> Vec<(String, Parameter)> {
         let mut found = Vec::new();
-        self.stack.visit("", &mut |name, parameter| found.push((name, parameter.clone())));
+        self.network.visit("", &mut |name, parameter| found.push((name, parameter.clone())));
         found
     }
 
@@ -189,40 +237,92 @@ impl LanguageModel {
             Some(grad) => grad.f32().to_vec(),
             None => vec![0.0; parameter.count()],
         };
-        self.entries().iter().map(|entry| (entry.name.clone(), entry.file_shape(), entry.export(read))).collect()
+        let entries = self.entries();
+        let trained = entries.iter().filter(|entry| entry.parameters.iter().any(Parameter::is_trainable));
+        trained.map(|entry| (entry.name.clone(), entry.file_shape(), entry.export(read))).collect()
     }
 
     fn entries(&self) -> Vec<Entry> {
-        self.family.weights.entries(&self.parameters(), &self.spec)
+        let mut entries = self.family.weights.entries(&self.parameters(), &self.spec);
+        if self.spec.head.task == Task::Embedding {
+            // A model without a head is saved without the prefix that tells its body from one.
+            for entry in &mut entries {
+                entry.name = self.bare(&entry.name).to_owned();
+            }
+        }
+        entries
+    }
+
+    fn bare<'a>(&self, name: &'a str) -> &'a str {
+        name.strip_prefix(self.family.weights.optional_prefix).unwrap_or(name)
     }
 
     /// An empty cache for step-by-step decoding.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.spec.layers.len())
+        KvCache::new(self.spec.stack.layers.len())
     }
 
-    /// Hidden states after the final norm: `[batch, time, hidden]`.
+    /// What the encoder makes of a source, for the other stack to look at.
+    pub fn encode(&self, source: &Input<'_>, forward: Forward<'_>) -> Result<Memory, Error> {
+        self.check(source, &forward)?;
+        match self.network.encoded(source, forward) {
+            Some(hidden) => Ok(Memory { hidden, segments: source.segments.clone() }),
+            None => Err(Error::Input(format!("a {} model has no encoder that reads a source", self.spec.family))),
+        }
+    }
+
+    /// Hidden states after the last block and its norm: `[batch, time, hidden]`.
     pub fn hidden(&self, input: &Input<'_>, forward: Forward<'_>) -> Result<Tensor, Error> {
         self.check(input, &forward)?;
-        Ok(self.stack.hidden(input, forward))
+        match (&self.spec.encoder, input.memory) {
+            (Some(_), None) => {
+                Err(Error::Input(format!("a {} model needs a source beside its text", self.spec.family)))
+            }
+            (None, Some(_)) => Err(Error::Input(format!("a {} model reads no source", self.spec.family))),
+            _ => Ok(self.network.hidden(input, forward)),
+        }
     }
 
     /// Logits of every position: `[batch, time, vocab]`.
     pub fn logits(&self, input: &Input<'_>, forward: Forward<'_>) -> Result<Tensor, Error> {
-        Ok(self.capped(self.hidden(input, forward)?.linear(&self.stack.head(), None)))
+        let hidden = self.hidden(input, forward)?;
+        self.tokens(&hidden)
     }
 
     /// Logits of the last position of every row: `[batch, vocab]`.
     pub fn last_logits(&self, input: &Input<'_>, forward: Forward<'_>) -> Result<Tensor, Error> {
         let hidden = self.hidden(input, forward)?;
-        let last = hidden.narrow(1, input.time - 1, 1).reshape([input.batch, self.spec.hidden_size]);
-        Ok(self.capped(last.linear(&self.stack.head(), None)))
+        self.tokens(&hidden.narrow(1, input.time - 1, 1).reshape([input.batch, self.spec.hidden_size]))
     }
 
-    fn capped(&self, logits: Tensor) -> Tensor {
-        match self.spec.final_logit_softcapping {
-            Some(cap) => logits.softcap(cap),
-            None => logits,
+    /// Scores of the head's classes: `[documents, labels]`, or `[positions, labels]` of a head that reads every position.
+    /// Documents are ranges of the input's positions, counted through all rows.
+    pub fn scores(&self, input: &Input<'_>, documents: &[Range<usize>], forward: Forward<'_>) -> Result<Tensor, Error> {
+        let hidden = self.hidden(input, forward)?;
+        if self.spec.head.task == Task::LanguageModel {
+            return self.tokens(&hidden);
+        }
+        let positions = input.batch * input.time;
+        match documents.iter().find(|document| document.is_empty() || document.end > positions) {
+            Some(bad) => Err(Error::Input(format!("document {bad:?} lies outside of {positions} positions"))),
+            None => Ok(self.network.head.scores(&hidden, documents)),
+        }
+    }
+
+    /// Logits over the vocabulary of hidden states `[.., hidden]`.
+    fn tokens(&self, hidden: &Tensor) -> Result<Tensor, Error> {
+        self.expect_language_model()?;
+        let head = &self.network.head;
+        let logits = head.input(hidden).linear(&self.network.vocabulary(), head.bias().as_ref());
+        Ok(self.spec.final_logit_softcapping.map_or(logits.clone(), |cap| logits.softcap(cap)))
+    }
+
+    fn expect_language_model(&self) -> Result<(), Error> {
+        match self.spec.head.task {
+            Task::LanguageModel => Ok(()),
+            other => {
+                Err(Error::Input(format!("a {} model with a head for {other} predicts no tokens", self.family.name)))
+            }
         }
     }
 
@@ -230,6 +330,7 @@ impl LanguageModel {
     /// times `scale`. Natural-log units. The logits never exist as a whole. Auxiliary losses (those of routers) are in
     /// the gradients but not in the value.
     pub fn loss(&self, input: &Input<'_>, targets: &[i32], scale: f32, forward: Forward<'_>) -> Result<Tensor, Error> {
+        self.expect_language_model()?;
         let vocab = 0..self.spec.vocab_size as i32;
         if let Some(target) = targets.iter().find(|&&target| target != IGNORED && !vocab.contains(&target)) {
             return Err(Error::Input(format!("target {target} is outside the vocabulary of {}", self.spec.vocab_size)));
@@ -238,8 +339,11 @@ impl LanguageModel {
         let counted = targets.iter().filter(|&&target| target != IGNORED).count();
         let auxiliary_scale = scale * counted as f32 / targets.len().max(1) as f32;
         let hidden = self.hidden(input, Forward { auxiliary_scale, ..forward })?;
+        let (hidden, targets) = worth_scoring(hidden, targets, counted);
         let settings = HeadSettings { softcap: self.spec.final_logit_softcapping, ..Default::default() };
-        Ok(hidden.linear_cross_entropy(&self.stack.head(), None, targets, scale, settings))
+        let head = &self.network.head;
+        let vocabulary = self.network.vocabulary();
+        Ok(head.input(&hidden).linear_cross_entropy(&vocabulary, head.bias().as_ref(), &targets, scale, settings))
     }
 
     /// Refuses what would otherwise be a bug's panic further down.
@@ -256,12 +360,41 @@ impl LanguageModel {
             Some(positions) => positions.iter().max().map_or(0, |&p| p as usize + 1),
             None => cached + time,
         };
-        if self.spec.position != Position::Rotary && last > self.spec.max_position_embeddings {
+        if self.has_last_position() && last > self.spec.max_position_embeddings {
             return Err(Error::Input(format!(
                 "{last} positions do not fit the context of {}",
                 self.spec.max_position_embeddings
             )));
         }
         Ok(())
+    }
+
+    /// Whether positions come from a table, which ends.
+    fn has_last_position(&self) -> bool {
+        let stacks = self.spec.encoder.iter().chain([&self.spec.stack]);
+        stacks.map(|stack| stack.position).any(|position| matches!(position, Position::Learned { .. }))
+    }
+}
+
+/// The positions that have a target, where they are the smaller part: the rest need no head.
+fn worth_scoring(hidden: Tensor, targets: &[i32], counted: usize) -> (Tensor, Vec<i32>) {
+    if counted == 0 || 2 * counted > targets.len() {
+        return (hidden, targets.to_vec());
+    }
+    let places: Vec<u32> = (0u32..).zip(targets).filter(|(_, target)| **target != IGNORED).map(|(i, _)| i).collect();
+    let width = hidden.shape().width();
+    let rows = hidden.reshape([targets.len(), width]).embedding(&places, [counted]);
+    (rows, targets.iter().copied().filter(|&target| target != IGNORED).collect())
+}
+
+/// Names the classes of a classifier, as transformers does.
+fn set_labels(config: &mut Value, labels: &[String]) {
+    let by_id = labels.iter().enumerate().map(|(id, label)| (id.to_string(), json!(label)));
+    config["id2label"] = Value::Object(by_id.collect());
+    config["label2id"] =
+        Value::Object(labels.iter().enumerate().map(|(id, label)| (label.clone(), json!(id))).collect());
+    if let Some(keys) = config.as_object_mut() {
+        // A count beside the names, in another layout, could contradict them.
+        keys.remove("num_labels");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use loam_tensor::Parameter;
 
-use crate::spec::Spec;
+use crate::spec::{Spec, Task};
 
 /// How a tensor in the file relates to the parameters it feeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,31 +15,69 @@ pub enum Transform {
     Transpose,
     /// Several parameters, head by head: the first head of each, then the second (GPT-NeoX).
     ByHead,
+    /// `[1, n]` in the file, `[n]` here.
+    AsRow,
 }
 
 /// One row: name in the file, name here, and the transform. `{i}` is the layer, `{e}` the expert; `{q|k|v}` in the name
-/// here stands for that many parameters, which one tensor of the file holds.
+/// here stands for that many parameters, which one tensor of the file holds; `[q|k|v]`, in both names, for that many
+/// tensors and as many parameters.
 pub struct Row {
     file: &'static str,
     here: &'static str,
     transform: Transform,
+    /// A parameter that has to be there, or must not.
+    beside: Option<(&'static str, bool)>,
 }
 
 /// A row of a [`WeightMap`].
 pub const fn row(file: &'static str, here: &'static str, transform: Transform) -> Row {
-    Row { file, here, transform }
+    Row { file, here, transform, beside: None }
 }
 
 impl Row {
-    /// The layers and experts that the row stands for.
-    fn repeats(&self, spec: &Spec) -> Vec<(usize, usize)> {
-        let layers = if self.file.contains("{i}") { spec.layers.len() } else { 1 };
-        let experts = |layer: usize| match spec.layers.get(layer).and_then(|layer| layer.experts) {
-            Some(experts) if self.file.contains("{e}") => experts.num_experts,
-            _ => 1,
-        };
-        (0..layers).flat_map(|layer| (0..experts(layer)).map(move |expert| (layer, expert))).collect()
+    /// The same, for configurations that have the parameter `other`, or that lack it.
+    pub const fn beside(self, other: &'static str, is_there: bool) -> Self {
+        Self { beside: Some((other, is_there)), ..self }
     }
+
+    /// The names that the row stands for: for every alternative, layer and expert, in the file and here.
+    fn names(&self, spec: &Spec) -> Vec<(String, Vec<String>)> {
+        let (files, heres) = (alternatives(self.file), alternatives(self.here));
+        assert_eq!(files.len(), heres.len(), "{} and {} have as many alternatives", self.file, self.here);
+        files.iter().zip(&heres).flat_map(|(file, here)| repeated(file, here, spec)).collect()
+    }
+}
+
+/// The names of one alternative, for every layer and expert.
+fn repeated(file: &str, here: &str, spec: &Spec) -> Vec<(String, Vec<String>)> {
+    let stack = match &spec.encoder {
+        Some(encoder) if here.starts_with("encoder.") => encoder,
+        _ => &spec.stack,
+    };
+    let layers = if file.contains("{i}") { stack.layers.len() } else { 1 };
+    let experts = |layer: usize| match stack.layers.get(layer).and_then(|layer| layer.experts) {
+        Some(experts) if file.contains("{e}") => experts.num_experts,
+        _ => 1,
+    };
+    let places = (0..layers).flat_map(|layer| (0..experts(layer)).map(move |expert| (layer, expert)));
+    let fill = |name: &str, (layer, expert): (usize, usize)| {
+        name.replace("{i}", &layer.to_string()).replace("{e}", &expert.to_string())
+    };
+    places.map(|place| (fill(file, place), split(&fill(here, place), ['{', '}']))).collect()
+}
+
+/// A pattern with every choice of every `[a|b]`.
+fn alternatives(pattern: &str) -> Vec<String> {
+    let chosen = split(pattern, ['[', ']']);
+    if chosen.len() == 1 { chosen } else { chosen.iter().flat_map(|pattern| alternatives(pattern)).collect() }
+}
+
+/// A pattern with every choice of its first group, `a|b` between brackets.
+fn split(pattern: &str, brackets: [char; 2]) -> Vec<String> {
+    let Some((before, rest)) = pattern.split_once(brackets[0]) else { return vec![pattern.to_string()] };
+    let Some((parts, after)) = rest.split_once(brackets[1]) else { return vec![pattern.to_string()] };
+    parts.split('|').map(|part| format!("{before}{part}{after}")).collect()
 }
 
 /// A family's rows.
@@ -48,6 +86,8 @@ pub struct WeightMap {
     pub rows: &'static [Row],
     /// Tensors of files that carry nothing to learn.
     pub ignored_suffixes: &'static [&'static str],
+    /// Other names of a tied table.
+    pub copies: &'static [&'static str],
     /// A prefix that some checkpoints leave out.
     pub optional_prefix: &'static str,
 }
@@ -56,17 +96,12 @@ pub struct WeightMap {
 pub(crate) struct Entry {
     /// Name in the file.
     pub(crate) name: String,
+    /// Names of the parameters that it feeds.
+    pub(crate) feeds: Vec<String>,
     /// One parameter, or several that the file keeps in one tensor.
     pub(crate) parameters: Vec<Parameter>,
     transform: Transform,
     heads: usize,
-}
-
-/// A name with every choice of its `{a|b}`.
-fn choices(pattern: &str) -> Vec<String> {
-    let Some((before, rest)) = pattern.split_once('{') else { return vec![pattern.to_string()] };
-    let Some((parts, after)) = rest.split_once('}') else { return vec![pattern.to_string()] };
-    parts.split('|').map(|part| format!("{before}{part}{after}")).collect()
 }
 
 impl WeightMap {
@@ -75,25 +110,30 @@ impl WeightMap {
         let by_name: BTreeMap<&str, &Parameter> = parameters.iter().map(|(name, p)| (name.as_str(), p)).collect();
         let mut entries = Vec::new();
         for row in self.rows {
-            for (layer, expert) in row.repeats(spec) {
-                let fill =
-                    |pattern: &str| pattern.replace("{i}", &layer.to_string()).replace("{e}", &expert.to_string());
-                let names = choices(&fill(row.here));
+            for (name, here) in row.names(spec) {
                 let found: Vec<Parameter> =
-                    names.iter().filter_map(|name| by_name.get(name.as_str()).map(|&p| p.clone())).collect();
-                if found.len() == names.len() {
-                    let heads = spec.layers.get(layer).map_or(1, |layer| layer.attention.num_attention_heads);
-                    entries.push(Entry { name: fill(row.file), parameters: found, transform: row.transform, heads });
+                    here.iter().filter_map(|name| by_name.get(name.as_str()).map(|&p| p.clone())).collect();
+                let is_meant = row.beside.is_none_or(|(other, is_there)| by_name.contains_key(other) == is_there);
+                if is_meant && found.len() == here.len() {
+                    let heads = spec.stack.layers[0].attention.num_attention_heads;
+                    entries.push(Entry { name, feeds: here, parameters: found, transform: row.transform, heads });
                 }
             }
         }
-        let fed: usize = entries.iter().map(|entry| entry.parameters.len()).sum();
-        assert_eq!(fed, parameters.len(), "a weight map names every parameter of its family once");
+        let fed = |name: &str| entries.iter().filter(|entry| entry.feeds.iter().any(|fed| fed == name)).count();
+        for (name, _) in parameters {
+            assert_eq!(fed(name), 1, "a weight map names every parameter of its family once: {name}");
+        }
         entries
     }
 }
 
 impl Entry {
+    /// Whether it belongs to a head, which another task would not have.
+    pub(crate) fn is_of_head(&self) -> bool {
+        self.feeds[0].split('.').next().is_some_and(|module| Task::ALL.iter().any(|task| task.module() == module))
+    }
+
     /// Rows of all parameters together.
     fn rows(&self) -> usize {
         self.parameters.iter().map(|parameter| parameter.shape()[0]).sum()
@@ -109,6 +149,7 @@ impl Entry {
         let first = self.parameters[0].shape();
         match self.transform {
             Transform::Transpose => vec![first[1], self.rows()],
+            Transform::AsRow => vec![1, first[0]],
             Transform::Keep | Transform::ByHead => first.with(0, self.rows()).to_vec(),
         }
     }

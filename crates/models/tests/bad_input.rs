@@ -20,7 +20,7 @@ fn an_unknown_family_lists_the_known_ones() {
     assert_eq!(
         error.to_string(),
         "unknown model family `mamba`: loam knows gpt2, llama, mistral, qwen2, qwen3, gemma2, \
-         gemma3_text, phi3, gpt_neox, opt, mixtral, qwen3_moe"
+         gemma3_text, phi3, gpt_neox, opt, mixtral, qwen3_moe, bert, roberta, distilbert, modernbert, t5, bart, marian"
     );
 }
 

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use loam_formats::HfWriter;
-use loam_models::{Forward, Input, LanguageModel};
+use loam_models::{Forward, Input, LanguageModel, Memory, Reads, Task, pool};
 use loam_tensor::no_grad;
 use loam_testkit::{
-    GRADIENT_TOLERANCE, Golden, LOGITS_TOLERANCE, assert_close, assert_close_relative, cases, golden_dir, pickled_copy,
+    GRADIENT_TOLERANCE, Golden, LOGITS_TOLERANCE, assert_close, assert_close_relative, cases, golden_dir, head_cases,
+    pickled_copy,
 };
 
 fn tokens(golden: &Golden, name: &str) -> Vec<u32> {
@@ -22,11 +23,33 @@ fn mean_scale(targets: &[i32]) -> f32 {
     1.0 / targets.iter().filter(|&&target| target >= 0).count() as f32
 }
 
+/// What the encoder makes of a case's source, where it has one; the rest of a row is padding.
+fn memory(model: &LanguageModel, golden: &Golden) -> Option<Memory> {
+    golden.has("source").then(|| {
+        let (source, time) = (tokens(golden, "source"), golden.integers("source").shape[1]);
+        let lengths = tokens(golden, "source_lengths");
+        let is_padding = lengths.iter().flat_map(|&length| (0..time as u32).map(move |at| u32::from(at >= length)));
+        let input = Input { segments: Some(is_padding.collect()), ..Input::rows(&source, lengths.len()) };
+        model.encode(&input, Forward::default()).expect("a source")
+    })
+}
+
+/// Runs `work` on a case's tokens, source and kinds of token.
+fn with_input<R>(model: &LanguageModel, golden: &Golden, work: impl FnOnce(&Input<'_>) -> R) -> R {
+    let (tokens, memory) = (tokens(golden, "tokens"), memory(model, golden));
+    let types = golden.has("token_types").then(|| self::tokens(golden, "token_types"));
+    work(&Input { memory: memory.as_ref(), token_types: types.as_deref(), ..Input::rows(&tokens, 2) })
+}
+
 fn check_loss_and_gradients(case: &str, model: &LanguageModel, input: &Input<'_>, golden: &Golden) {
     let targets = targets(golden);
     let loss = model.loss(input, &targets, mean_scale(&targets), Forward::default()).expect("valid input");
     assert_close(&format!("{case} loss"), &[loss.item()], &[golden.loss()], LOGITS_TOLERANCE);
     loss.backward();
+    check_gradients(case, model, golden);
+}
+
+fn check_gradients(case: &str, model: &LanguageModel, golden: &Golden) {
     let gradients = model.gradients();
     let mut compared = 0;
     for (name, expected) in golden.gradients() {
@@ -49,14 +72,109 @@ fn logits_loss_and_gradients_equal_the_reference() {
     for case in cases() {
         let golden = Golden::open(&case);
         let model = LanguageModel::open(golden_dir(&case)).unwrap_or_else(|error| panic!("{case}: {error}"));
-        let tokens = tokens(&golden, "tokens");
-        let input = Input::rows(&tokens, 2);
-        let logits = no_grad(|| model.logits(&input, Forward::default())).expect("valid input");
-        let expected = golden.floats("logits");
-        assert_eq!(logits.shape()[..], expected.shape[..], "{case}");
-        assert_close(&format!("{case} logits"), &logits.to_vec(), &expected.values, LOGITS_TOLERANCE);
-        check_loss_and_gradients(&case, &model, &input, &golden);
+        with_input(&model, &golden, |input| {
+            let logits = no_grad(|| model.logits(input, Forward::default())).expect("valid input");
+            let expected = golden.floats("logits");
+            assert_eq!(logits.shape()[..], expected.shape[..], "{case}");
+            assert_close(&format!("{case} logits"), &logits.to_vec(), &expected.values, LOGITS_TOLERANCE);
+            check_loss_and_gradients(&case, &model, input, &golden);
+        });
     }
+}
+
+#[test]
+fn scores_of_other_heads_and_their_gradients_equal_the_reference() {
+    for case in head_cases() {
+        let golden = Golden::scores(&case);
+        let model = LanguageModel::open(golden_dir(&case)).unwrap_or_else(|error| panic!("{case}: {error}"));
+        let (tokens, expected) = (tokens(&golden, "tokens"), golden.floats("scores"));
+        let scores = model.scores(&Input::rows(&tokens, 2), &[0..17, 17..34], Forward::default()).expect("valid input");
+        assert_close(&format!("{case} scores"), &scores.to_vec(), &expected.values, LOGITS_TOLERANCE);
+        scores.mul(&scores).sum().scale(0.5).backward();
+        check_gradients(&case, &model, &golden);
+    }
+}
+
+#[test]
+fn hidden_states_equal_the_reference_and_are_pooled_by_document() {
+    let golden = Golden::scores("bert-model");
+    let model = LanguageModel::open(golden_dir("bert-model")).expect("a golden model");
+    let tokens = tokens(&golden, "tokens");
+    let hidden = no_grad(|| model.hidden(&Input::rows(&tokens, 2), Forward::default())).expect("valid input");
+    let expected = &golden.floats("hidden").values;
+    assert_close("hidden", &hidden.to_vec(), expected, LOGITS_TOLERANCE);
+    let (first, last) = (&expected[3 * 16..4 * 16], &expected[4 * 16..5 * 16]);
+    let mean: Vec<f32> = first.iter().zip(last).map(|(a, b)| (a + b) / 2.0).collect();
+    for (reads, expected) in [(Reads::First, first), (Reads::Last, last), (Reads::Mean, &mean)] {
+        assert_close(
+            &format!("{reads:?}"),
+            &pool(&hidden, std::slice::from_ref(&(3..5)), reads).to_vec(),
+            expected,
+            LOGITS_TOLERANCE,
+        );
+    }
+}
+
+#[test]
+fn documents_packed_into_one_row_give_what_each_gives_alone() {
+    for case in ["bert", "roberta", "modernbert", "t5", "bart", "marian"] {
+        let golden = Golden::open(case);
+        let model = LanguageModel::open(golden_dir(case)).expect("a golden model");
+        let lengths = [9usize, 3, 5];
+        let row = &tokens(&golden, "tokens")[..17];
+        let positions: Vec<u32> = lengths.iter().flat_map(|&length| 0..length as u32).collect();
+        let segments: Arc<[u32]> = (0u32..).zip(lengths).flat_map(|(id, length)| vec![id; length]).collect();
+        no_grad(|| {
+            let run = |row: &[u32], positions: Option<&[u32]>, segments: Option<Arc<[u32]>>| {
+                let own = Input { positions, segments, ..Input::rows(row, 1) };
+                let memory = model.spec().encoder.is_some().then(|| model.encode(&own, Forward::default()).unwrap());
+                let input = Input { memory: memory.as_ref(), ..own };
+                model.logits(&input, Forward::default()).unwrap().to_vec()
+            };
+            let together = run(row, Some(&positions), Some(segments.clone()));
+            let mut start = 0;
+            let alone = lengths.map(|length| {
+                start += length;
+                run(&row[start - length..start], None, None)
+            });
+            assert_close(case, &together, &alone.concat(), LOGITS_TOLERANCE);
+        });
+    }
+}
+
+#[test]
+fn making_activations_again_gives_the_same_gradients_to_the_bit() {
+    for case in ["gpt2-plain", "mixtral-balanced", "bert", "t5", "bart"] {
+        let golden = Golden::open(case);
+        let gradients = [false, true].map(|recompute| {
+            let model = LanguageModel::open(golden_dir(case)).expect("a golden model");
+            with_input(&model, &golden, |input| {
+                let targets = targets(&golden);
+                let forward = Forward { recompute, ..Forward::default() };
+                model.loss(input, &targets, mean_scale(&targets), forward).expect("valid input").backward();
+            });
+            model.gradients()
+        });
+        assert!(gradients[0] == gradients[1], "{case}");
+    }
+}
+
+#[test]
+fn a_new_head_is_drawn_where_the_checkpoint_has_another_and_both_are_reported() {
+    let labels = ["plant", "animal", "thing"].map(str::to_owned);
+    let open = || LanguageModel::open_for(golden_dir("bert"), Task::SequenceClassification, &labels, 7).expect("opens");
+    let (model, report) = open();
+    assert_eq!(report.initialised.len(), 4, "{report:?}");
+    assert!(report.initialised.contains(&"bert.pooler.dense.weight".to_owned()), "{report:?}");
+    assert_eq!(report.dropped.len(), 5, "{report:?}");
+    let scores = model
+        .scores(&Input::rows(&[3, 4, 5], 1), std::slice::from_ref(&(0..3)), Forward::default())
+        .expect("valid input");
+    assert_eq!(scores.shape()[..], [1, 3]);
+    assert_eq!(values(&model), values(&open().0), "the seed decides");
+    let out = tempfile::tempdir().expect("a temporary directory");
+    model.save(&HfWriter::create(out.path()).expect("a directory"), None).expect("a save");
+    assert_eq!(values(&LanguageModel::open(out.path()).expect("what was saved")), values(&model));
 }
 
 #[test]
@@ -93,15 +211,23 @@ fn decoding_step_by_step_gives_the_same_bits_as_one_pass() {
     for case in cases() {
         let golden = Golden::open(&case);
         let model = LanguageModel::open(golden_dir(&case)).expect("a golden model");
+        if !model.spec().is_causal() {
+            continue;
+        }
         let row: Vec<u32> = tokens(&golden, "tokens")[..17].to_vec();
         no_grad(|| {
-            let whole = model.logits(&Input::rows(&row, 1), Forward::default()).expect("valid input").to_vec();
+            let memory = golden.has("source").then(|| {
+                let source = tokens(&golden, "source");
+                model.encode(&Input::rows(&source[..11], 1), Forward::default()).expect("a source")
+            });
+            let input = |tokens| Input { memory: memory.as_ref(), ..Input::rows(tokens, 1) };
+            let whole = model.logits(&input(&row), Forward::default()).expect("valid input").to_vec();
             let vocab = whole.len() / row.len();
             let mut cache = model.new_cache();
             let mut start = 0;
             for len in [5, 1, 1, 3, 1, 6] {
                 let forward = Forward { cache: Some(&mut cache), ..Forward::default() };
-                let part = model.logits(&Input::rows(&row[start..start + len], 1), forward).expect("valid input");
+                let part = model.logits(&input(&row[start..start + len]), forward).expect("valid input");
                 let expected = &whole[start * vocab..(start + len) * vocab];
                 assert_eq!(part.to_vec(), expected, "{case}: positions {start}..{}", start + len);
                 start += len;
@@ -128,7 +254,7 @@ fn a_row_does_not_depend_on_the_batch_it_runs_in() {
 
 #[test]
 fn import_then_export_gives_identical_bytes() {
-    for case in cases() {
+    for case in cases().into_iter().chain(head_cases()) {
         if case == "gpt2-unprefixed" {
             // Exported under the full names that today's library writes.
             continue;

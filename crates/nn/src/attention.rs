@@ -2,7 +2,7 @@
 
 use loam_tensor::{AttentionSpec, Parameter, Tensor};
 
-use crate::context::LayerContext;
+use crate::context::{LayerContext, Memory};
 use crate::kv_cache::LayerCache;
 use crate::linear::Linear;
 use crate::module::{Module, join};
@@ -25,12 +25,40 @@ pub struct AttentionConfig {
     pub scale: Option<f32>,
     /// Whether a position sees only itself and what came before.
     pub is_causal: bool,
-    /// How far back it sees.
+    /// How many positions it sees, its own counted: back, and as many forth where it is not causal.
     pub sliding_window: Option<usize>,
     /// Norm of every head's query and key (Qwen3, Gemma 3).
     pub qk_norm: Option<NormConfig>,
     /// Soft cap of the scores (Gemma 2).
     pub logit_softcapping: Option<f32>,
+}
+
+impl AttentionConfig {
+    /// What sees itself and what came before, without biases.
+    pub fn causal(num_attention_heads: usize, num_key_value_heads: usize, head_dim: usize) -> Self {
+        Self {
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            has_qkv_bias: false,
+            has_output_bias: false,
+            scale: None,
+            is_causal: true,
+            sliding_window: None,
+            qk_norm: None,
+            logit_softcapping: None,
+        }
+    }
+
+    /// The same with biases on all projections, or on none.
+    pub fn with_biases(self, has_biases: bool) -> Self {
+        Self { has_qkv_bias: has_biases, has_output_bias: has_biases, ..self }
+    }
+
+    /// The same, seeing every position.
+    pub fn both_ways(self) -> Self {
+        Self { is_causal: false, ..self }
+    }
 }
 
 /// Attention with its four projections.
@@ -66,14 +94,7 @@ impl Attention {
 
     /// `[batch, time, hidden] -> [batch, time, hidden]`; with a cache, the keys of earlier calls are seen too.
     pub fn forward(&self, x: &Tensor, context: &LayerContext, cache: Option<&mut LayerCache>) -> Tensor {
-        let config = &self.config;
-        let mut q = self.q_proj.forward(x).split_heads(config.num_attention_heads);
-        let mut k = self.k_proj.forward(x).split_heads(config.num_key_value_heads);
-        let mut v = self.v_proj.forward(x).split_heads(config.num_key_value_heads);
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q = q_norm.forward(&q);
-            k = k_norm.forward(&k);
-        }
+        let (mut q, (mut k, mut v)) = (self.queries(x), self.keys_and_values(x));
         if let Some(tables) = &context.rope {
             q = q.rope(tables);
             k = k.rope(tables);
@@ -81,14 +102,49 @@ impl Attention {
         if let Some(cache) = cache {
             (k, v) = cache.append(&k, &v);
         }
-        let spec = AttentionSpec {
-            scale: config.scale,
-            causal: config.is_causal,
-            window: config.sliding_window,
-            softcap: config.logit_softcapping,
-            mask: context.mask.clone(),
-        };
+        let spec = AttentionSpec { segments: context.segments.clone(), bias: context.bias.clone(), ..self.spec() };
         self.o_proj.forward(&q.attention(&k, &v, &spec))
+    }
+
+    /// Queries from `x` `[batch, time, hidden]`, keys and values from the memory, which a cache keeps for later calls.
+    pub fn forward_cross(
+        &self,
+        x: &Tensor,
+        context: &LayerContext,
+        memory: &Memory,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor {
+        let (k, v) = match cache {
+            Some(cache) => cache.memory.get_or_insert_with(|| self.keys_and_values(&memory.hidden)).clone(),
+            None => self.keys_and_values(&memory.hidden),
+        };
+        // Where the source has documents, one decoder row without any belongs to the first.
+        let whole_row = || vec![0; x.size(0) * x.size(1)].into();
+        let query_segments = memory.segments.as_ref().map(|_| context.segments.clone().unwrap_or_else(whole_row));
+        let spec = AttentionSpec { segments: memory.segments.clone(), query_segments, ..self.spec() };
+        self.o_proj.forward(&self.queries(x).attention(&k, &v, &spec))
+    }
+
+    fn queries(&self, x: &Tensor) -> Tensor {
+        let q = self.q_proj.forward(x).split_heads(self.config.num_attention_heads);
+        self.qk_norm.as_ref().map_or(q.clone(), |(norm, _)| norm.forward(&q))
+    }
+
+    fn keys_and_values(&self, x: &Tensor) -> (Tensor, Tensor) {
+        let heads = self.config.num_key_value_heads;
+        let k = self.k_proj.forward(x).split_heads(heads);
+        let v = self.v_proj.forward(x).split_heads(heads);
+        (self.qk_norm.as_ref().map_or(k.clone(), |(_, norm)| norm.forward(&k)), v)
+    }
+
+    fn spec(&self) -> AttentionSpec {
+        AttentionSpec {
+            scale: self.config.scale,
+            causal: self.config.is_causal,
+            window: self.config.sliding_window,
+            softcap: self.config.logit_softcapping,
+            ..AttentionSpec::default()
+        }
     }
 }
 

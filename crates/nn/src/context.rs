@@ -1,6 +1,8 @@
 //! What a layer needs to know about the call it runs in.
 
-use loam_tensor::{AttentionMask, Dropout, RopeTables, Tensor};
+use std::sync::Arc;
+
+use loam_tensor::{Dropout, RopeTables, Tensor};
 
 /// Dropout of a training step: its probability, and the counter-based key that makes its masks reproducible.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,13 +15,26 @@ pub struct DropoutKey {
     pub step: u64,
 }
 
+/// What an encoder made of its source, for cross-attention to look at.
+#[derive(Clone)]
+pub struct Memory {
+    /// `[batch, source_time, hidden]`.
+    pub hidden: Tensor,
+    /// Document of every position of the source, `[batch, source_time]`; padding is a document that nobody asks for.
+    pub segments: Option<Arc<[u32]>>,
+}
+
 /// Shared by all layers of one forward pass.
 #[derive(Clone)]
 pub struct LayerContext {
     /// Rotary tables of the positions at hand, for models that use them.
     pub rope: Option<RopeTables>,
-    /// Documents and bias.
-    pub mask: AttentionMask,
+    /// Document of every position, `[batch, time]`: attention stays within a document.
+    pub segments: Option<Arc<[u32]>>,
+    /// Added to the scores of self-attention, `[heads, time, keys]` (T5's relative positions).
+    pub bias: Option<Tensor>,
+    /// What cross-attention looks at.
+    pub memory: Option<Memory>,
     /// Dropout, while training with it.
     pub dropout: Option<DropoutKey>,
     /// What a position's part in auxiliary losses is multiplied by, while training; else 0.

@@ -13,6 +13,8 @@ pub struct LayerCache {
     keys: Option<Raw>,
     values: Option<Raw>,
     len: usize,
+    /// Keys and values of the memory, for cross-attention.
+    pub(crate) memory: Option<(Tensor, Tensor)>,
 }
 
 impl LayerCache {
@@ -21,6 +23,17 @@ impl LayerCache {
         let start = self.len;
         self.len += k.size(1);
         (store(&mut self.keys, k, start), store(&mut self.values, v, start))
+    }
+
+    /// Rows `rows` of the batch, in that order, instead of all. The memory stays: it is the same for all rows.
+    fn select(&mut self, rows: &[u32]) {
+        for slot in [&mut self.keys, &mut self.values].into_iter().flatten() {
+            let mut picked = Raw::empty(DType::F32, slot.shape().with(0, rows.len()));
+            for (place, &row) in rows.iter().enumerate() {
+                Device::Cpu.backend().write_region(&mut picked, 0, place, &slot.narrowed(0, row as usize, 1));
+            }
+            *slot = picked;
+        }
     }
 }
 
@@ -64,6 +77,11 @@ impl KvCache {
     /// Whether nothing is stored.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Makes row n of the batch what row `rows[n]` was (beam search).
+    pub fn select_rows(&mut self, rows: &[u32]) {
+        self.layers.iter_mut().for_each(|layer| layer.select(rows));
     }
 
     /// Forgets every position from `len` on.

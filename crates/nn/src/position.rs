@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use loam_tensor::{Raw, RopeStyle, RopeTables};
+use loam_tensor::{Raw, RopeStyle, RopeTables, Tensor};
 
 /// How frequencies are changed to reach beyond the trained context.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,6 +108,25 @@ impl Rope {
         let shape = [positions.len(), half];
         RopeTables { cos: Raw::from_f32(&cos, shape), sin: Raw::from_f32(&sin, shape), style: self.style }
     }
+}
+
+/// Sines and cosines of `positions`, `[positions.len(), width]`: feature pair i turns by `10000^(-2i / width)` per
+/// position (Vaswani et al. 2017, section 3.5). Interleaved, each pair lies together; else all sines come first.
+pub fn sinusoids(positions: &[u32], width: usize, interleaved: bool) -> Tensor {
+    let half = width.div_ceil(2);
+    let mut out = vec![0.0; positions.len() * width];
+    for (row, &position) in out.chunks_exact_mut(width).zip(positions) {
+        for pair in 0..half {
+            let angle = f64::from(position) * 10_000f64.powf(-2.0 * pair as f64 / width as f64);
+            let (sine, cosine) = if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, half + pair) };
+            row[sine] = angle.sin() as f32;
+            // The last sine of an odd width has no cosine.
+            if let Some(place) = row.get_mut(cosine) {
+                *place = angle.cos() as f32;
+            }
+        }
+    }
+    Tensor::from_slice(&out, [positions.len(), width])
 }
 
 fn llama3(frequency: f64, factor: f64, low: f64, high: f64, original: f64) -> f64 {

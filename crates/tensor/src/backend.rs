@@ -45,8 +45,10 @@ pub struct RopeTables {
 /// Which keys a query may see, beyond `AttentionDims::causal` and `window`.
 #[derive(Clone, Default)]
 pub struct AttentionMask {
-    /// Document of every key position, `[batch, kv_len]`: attention stays within a document.
+    /// Document of every key, `[batch, kv_len]`: attention stays within a document.
     pub segments: Option<std::sync::Arc<[u32]>>,
+    /// Document of every query, `[batch, q_len]`, where they are not the last keys' own.
+    pub query_segments: Option<std::sync::Arc<[u32]>>,
     /// Additive bias `[heads, q_len, kv_len]`.
     pub bias: Option<Raw>,
 }

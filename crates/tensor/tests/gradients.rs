@@ -3,8 +3,7 @@
 use loam_kernels::rng::Rng;
 use loam_tensor::gradcheck::gradient_error;
 use loam_tensor::{
-    AttentionMask, AttentionSpec, CrossEntropyTerms, Dropout, HeadSettings, Parameter, Raw, RopeStyle, RopeTables,
-    Tensor, Unary,
+    AttentionSpec, CrossEntropyTerms, Dropout, HeadSettings, Parameter, Raw, RopeStyle, RopeTables, Tensor, Unary,
 };
 
 /// Largest error of a gradient relative to the largest one of its input. f32 rounding of the function values over the
@@ -239,16 +238,23 @@ fn rotary_positions() {
 #[test]
 fn attention_with_every_kind_of_mask() {
     let inputs = [random("q", &[2, 3, 4, 6]), random("k", &[2, 5, 2, 6]), random("v", &[2, 5, 2, 6])];
-    let segments = AttentionMask { segments: Some(vec![0, 0, 1, 1, 1, 0, 0, 0, 0, 1].into()), bias: None };
+    let segments = Some(vec![0, 0, 1, 1, 1, 0, 0, 0, 0, 1].into());
+    let query_segments = Some(vec![0, 1, 1, 1, 0, 0].into());
     let specs = [
         ("full", AttentionSpec::default()),
         ("causal", AttentionSpec { causal: true, ..Default::default() }),
         ("window", AttentionSpec { causal: true, window: Some(2), scale: Some(0.7), ..Default::default() }),
-        ("segments", AttentionSpec { causal: true, mask: segments, ..Default::default() }),
+        ("window on both sides", AttentionSpec { window: Some(2), ..Default::default() }),
+        ("segments", AttentionSpec { causal: true, segments: segments.clone(), ..Default::default() }),
+        ("documents of two sequences", AttentionSpec { segments, query_segments, ..Default::default() }),
     ];
     for (name, spec) in specs {
         check(name, &inputs, |x| x[0].attention(&x[1], &x[2], &spec));
     }
+    let biased = [&inputs[..], &[random("bias", &[4, 3, 5])]].concat();
+    check("bias", &biased, |x| {
+        x[0].attention(&x[1], &x[2], &AttentionSpec { bias: Some(x[3].clone()), ..Default::default() })
+    });
 }
 
 #[test]
@@ -260,6 +266,11 @@ fn attention_of_views_of_one_projection() {
     });
 }
 
+/// A function of one tensor as one of a list of them.
+fn again(work: impl Fn(&Tensor) -> Tensor) -> impl Fn(&[Tensor]) -> Tensor {
+    move |inputs| work(&inputs[0])
+}
+
 #[test]
 fn what_is_recomputed_has_the_same_value_and_gradients_to_the_bit() {
     let (x, w) = (random("x", &[5, 4]), random("w", &[4, 4]));
@@ -269,8 +280,11 @@ fn what_is_recomputed_has_the_same_value_and_gradients_to_the_bit() {
     };
     let run = |recomputed: bool| {
         let input = Tensor::parameter(&x);
-        let output =
-            if recomputed { input.recomputed(std::slice::from_ref(&w), network(&w)) } else { network(&w)(&input) };
+        let output = if recomputed {
+            Tensor::recomputed(&[&input], std::slice::from_ref(&w), again(network(&w)))
+        } else {
+            network(&w)(&input)
+        };
         let (value, loss) = (output.to_vec(), (&output * &output).sum());
         loss.backward();
         let gradients = [&x, &w].map(|p| p.grad().unwrap().f32().to_vec());
@@ -292,7 +306,8 @@ fn a_parameter_may_be_changed_and_its_gradient_freed_as_soon_as_it_is_complete()
             let middle = middle.clone();
             move |y: &Tensor| y.linear(&Tensor::parameter(&middle), None).unary(Unary::Tanh)
         };
-        let y = if recomputed { y.recomputed(std::slice::from_ref(&middle), layer) } else { layer(&y) };
+        let y =
+            if recomputed { Tensor::recomputed(&[&y], std::slice::from_ref(&middle), again(layer)) } else { layer(&y) };
         let y = y.linear(&Tensor::parameter(&shared), None);
         (&y * &y).sum()
     };

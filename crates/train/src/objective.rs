@@ -59,6 +59,7 @@ fn causal_loss(model: &LanguageModel, batch: &CausalBatch, pass: &Pass) -> Resul
         // Where a row is one document they count up from zero, which models do by themselves.
         positions: batch.segments.as_ref().map(|_| &batch.positions[..]),
         segments: batch.segments.as_deref().map(Into::into),
+        ..Input::default()
     };
     let forward = Forward { cache: None, dropout: pass.dropout, recompute: pass.recompute, ..Forward::default() };
     let tensor = model.loss(&input, &batch.targets, pass.scale, forward)?;

@@ -31,9 +31,11 @@ fn is_visible(d: &AttentionDims, mask: &Masking, b: usize, i: usize, j: usize) -
     let distance = position - j as i64;
     let segments_agree = mask.segments.is_none_or(|s| {
         let s = &s[b * d.kv_len..][..d.kv_len];
-        s[j] == s[usize::try_from(position).unwrap()]
+        let own = mask.query_segments.map(|own| own[b * d.q_len + i]);
+        s[j] == own.unwrap_or_else(|| s[usize::try_from(position).unwrap()])
     });
-    (!d.causal || distance >= 0) && d.window.is_none_or(|w| distance < w as i64) && segments_agree
+    let is_near = d.window.is_none_or(|w| distance < w as i64 && (d.causal || -distance < w as i64));
+    (!d.causal || distance >= 0) && is_near && segments_agree
 }
 
 /// Forward, and backward of `dout`.

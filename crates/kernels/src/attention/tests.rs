@@ -18,6 +18,7 @@ struct Case {
     dout: Vec<f32>,
     bias: Option<Vec<f32>>,
     segments: Option<Vec<u32>>,
+    query_segments: Option<Vec<u32>>,
 }
 
 struct Result {
@@ -67,6 +68,7 @@ impl Case {
             dout: random(d.batch * d.q_len * d.heads * d.head_dim, seed, "dout"),
             bias: None,
             segments: None,
+            query_segments: None,
         }
     }
 
@@ -84,8 +86,21 @@ impl Case {
         self
     }
 
+    /// Keys as in `with_segments`, queries of another sequence whose documents have other lengths.
+    fn with_query_segments(mut self) -> Self {
+        self = self.with_segments();
+        let d = &self.dims;
+        let id = |i: usize| ((i % d.q_len + 3 * (i / d.q_len)) / 17) as u32 * 3;
+        self.query_segments = Some((0..d.batch * d.q_len).map(id).collect());
+        self
+    }
+
     fn mask(&self) -> Masking<'_> {
-        Masking { segments: self.segments.as_deref(), bias: self.bias.as_deref() }
+        Masking {
+            segments: self.segments.as_deref(),
+            query_segments: self.query_segments.as_deref(),
+            bias: self.bias.as_deref(),
+        }
     }
 
     fn views(&self) -> [Heads<'_>; 3] {
@@ -222,6 +237,7 @@ fn windows_and_segments_and_biases_and_soft_caps_agree_with_the_twin() {
                 case().with_segments().check();
                 case().with_bias().check();
                 case().with_segments().with_bias().check();
+                case().with_query_segments().check();
                 // Scores here go up to about 10.
                 let capped = AttentionDims { kv_heads: 1, softcap: Some(2.5), ..dims };
                 Case::new(capped, q_len as u64).with_segments().check();
@@ -236,6 +252,7 @@ fn more_queries_than_keys_are_allowed() {
         for window in [None, Some(3)] {
             let dims = AttentionDims { q_len: 90, kv_len: 20, heads: 2, kv_heads: 2, causal, window, ..BASE };
             Case::new(dims, 3).with_bias().check();
+            Case::new(dims, 3).with_query_segments().check();
         }
     }
 }
@@ -328,6 +345,7 @@ fn part(case: &Case, batch: usize, queries: Range<usize>) -> Case {
         dout: Vec::new(),
         bias: None,
         segments: case.segments.as_ref().map(|s| s[batch * d.kv_len..][..kv_len].to_vec()),
+        query_segments: None,
     }
 }
 

@@ -8,12 +8,15 @@ use super::Family;
 use super::llama::like_llama;
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::{Residual, Spec};
+use crate::spec::{Residual, Spec, Task};
 use crate::weight_map::{Transform::*, WeightMap, row};
 
 pub(super) const GEMMA2: Family = Family {
     name: "gemma2",
-    architecture: "Gemma2ForCausalLM",
+    architectures: &[
+        ("Gemma2ForCausalLM", Task::LanguageModel),
+        ("Gemma2ForSequenceClassification", Task::SequenceClassification),
+    ],
     spec: spec2,
     weights: WEIGHTS,
     defaults: || defaults(&GEMMA2),
@@ -21,7 +24,10 @@ pub(super) const GEMMA2: Family = Family {
 
 pub(super) const GEMMA3: Family = Family {
     name: "gemma3_text",
-    architecture: "Gemma3ForCausalLM",
+    architectures: &[
+        ("Gemma3ForCausalLM", Task::LanguageModel),
+        ("Gemma3ForSequenceClassification", Task::SequenceClassification),
+    ],
     spec: spec3,
     weights: WEIGHTS,
     defaults: || defaults(&GEMMA3),
@@ -49,8 +55,10 @@ const WEIGHTS: WeightMap = WeightMap {
         row("model.layers.{i}.post_feedforward_layernorm.weight", "layers.{i}.feed_forward_post_norm.weight", Keep),
         row("model.norm.weight", "norm.weight", Keep),
         row("lm_head.weight", "lm_head.weight", Keep),
+        row("score.weight", "classifier.weight", Keep),
     ],
     ignored_suffixes: &[".rotary_emb.inv_freq"],
+    copies: &["lm_head.weight"],
     optional_prefix: "",
 };
 
@@ -59,7 +67,7 @@ fn spec2(c: Config<'_>) -> Result<Spec, Error> {
     let mut spec = common(GEMMA2.name, c, |layer| layer % 2 == 0)?;
     let cap = |key: &str, default: f64| c.nullable_number(key, default).map(|cap| cap.map(|cap| cap as f32));
     let attention_cap = cap("attn_logit_softcapping", 50.0)?;
-    spec.layers.iter_mut().for_each(|layer| layer.attention.logit_softcapping = attention_cap);
+    spec.stack.layers.iter_mut().for_each(|layer| layer.attention.logit_softcapping = attention_cap);
     spec.final_logit_softcapping = cap("final_logit_softcapping", 30.0)?;
     Ok(spec)
 }
@@ -67,18 +75,18 @@ fn spec2(c: Config<'_>) -> Result<Spec, Error> {
 fn spec3(c: Config<'_>) -> Result<Spec, Error> {
     let period = c.optional_size("sliding_window_pattern")?.unwrap_or(6);
     let mut spec = common(GEMMA3.name, c, |layer| (layer + 1) % period != 0)?;
-    spec.layers.iter_mut().for_each(|layer| layer.attention.qk_norm = Some(layer.norm));
+    spec.stack.layers.iter_mut().for_each(|layer| layer.attention.qk_norm = Some(layer.norm));
     Ok(spec)
 }
 
 fn common(family: &'static str, c: Config<'_>, is_sliding: impl Fn(usize) -> bool) -> Result<Spec, Error> {
     let mut spec = like_llama(family, c)?;
-    let norm = NormConfig { one_plus_weight: true, ..spec.final_norm };
+    let norm = NormConfig { one_plus_weight: true, ..spec.stack.layers[0].norm };
     let window = c.optional_size("sliding_window")?;
     let has_bias = c.flag("attention_bias", false)?;
     let activation = c.activation("hidden_activation", c.text("hidden_act", "gelu_pytorch_tanh")?)?;
-    let sliding = c.sliding_layers(spec.layers.len(), is_sliding)?;
-    for (layer, is_sliding) in spec.layers.iter_mut().zip(sliding) {
+    let sliding = c.sliding_layers(spec.stack.layers.len(), is_sliding)?;
+    for (layer, is_sliding) in spec.stack.layers.iter_mut().zip(sliding) {
         (layer.residual, layer.norm) = (Residual::Sandwich, norm);
         let attention = &mut layer.attention;
         (attention.has_qkv_bias, attention.has_output_bias) = (has_bias, has_bias);
@@ -87,7 +95,7 @@ fn common(family: &'static str, c: Config<'_>, is_sliding: impl Fn(usize) -> boo
         layer.feed_forward.activation = activation;
         layer.rope = Some(c.rope_of_kind(is_sliding, attention.head_dim, spec.max_position_embeddings)?);
     }
-    spec.final_norm = norm;
+    spec.stack.final_norm = Some(norm);
     spec.embedding_scale = Some((spec.hidden_size as f32).sqrt());
     spec.tie_word_embeddings = c.flag("tie_word_embeddings", true)?;
     Ok(spec)
@@ -95,7 +103,7 @@ fn common(family: &'static str, c: Config<'_>, is_sliding: impl Fn(usize) -> boo
 
 fn defaults(family: &Family) -> Value {
     json!({
-        "architectures": [family.architecture],
+        "architectures": [family.architectures[0].0],
         "model_type": family.name,
         "vocab_size": 32000,
         "hidden_size": 512,

@@ -6,12 +6,15 @@ use serde_json::{Value, json};
 use super::Family;
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::{LayerSpec, Position, Residual, Spec};
+use crate::spec::{HeadSpec, LayerSpec, Position, Residual, Spec, StackSpec, Task};
 use crate::weight_map::{Transform::*, WeightMap, row};
 
 pub(super) const FAMILY: Family = Family {
     name: "gpt2",
-    architecture: "GPT2LMHeadModel",
+    architectures: &[
+        ("GPT2LMHeadModel", Task::LanguageModel),
+        ("GPT2ForSequenceClassification", Task::SequenceClassification),
+    ],
     spec,
     weights: WeightMap {
         rows: &[
@@ -32,9 +35,11 @@ pub(super) const FAMILY: Family = Family {
             row("transformer.ln_f.weight", "norm.weight", Keep),
             row("transformer.ln_f.bias", "norm.bias", Keep),
             row("lm_head.weight", "lm_head.weight", Keep),
+            row("score.weight", "classifier.weight", Keep),
         ],
         // Causal masks that old checkpoints carry along.
         ignored_suffixes: &[".attn.bias", ".attn.masked_bias"],
+        copies: &["lm_head.weight"],
         optional_prefix: "transformer.",
     },
     defaults,
@@ -48,39 +53,27 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
         return Err(Error::config("scale_attn_by_inverse_layer_idx", "is true, which is not supported"));
     }
     let norm = NormConfig::layer(c.number("layer_norm_epsilon", 1e-5)?);
-    let layer = LayerSpec {
-        residual: Residual::PreNorm,
-        norm,
-        rope: None,
-        attention: AttentionConfig {
-            num_attention_heads: heads,
-            num_key_value_heads: heads,
-            head_dim: hidden_size / heads,
-            has_qkv_bias: true,
-            has_output_bias: true,
-            scale: (!c.flag("scale_attn_weights", true)?).then_some(1.0),
-            is_causal: true,
-            sliding_window: None,
-            qk_norm: None,
-            logit_softcapping: None,
-        },
-        feed_forward: FeedForwardConfig {
-            intermediate_size: c.optional_size("n_inner")?.unwrap_or(4 * hidden_size),
-            activation: c.activation("activation_function", "gelu_new")?,
-            gated: false,
-            has_bias: true,
-        },
-        experts: None,
+    let attention = AttentionConfig {
+        scale: (!c.flag("scale_attn_weights", true)?).then_some(1.0),
+        ..AttentionConfig::causal(heads, heads, hidden_size / heads).with_biases(true)
     };
+    let feed_forward = FeedForwardConfig {
+        intermediate_size: c.optional_size("n_inner")?.unwrap_or(4 * hidden_size),
+        activation: c.activation("activation_function", "gelu_new")?,
+        gated: false,
+        has_bias: true,
+    };
+    let layer = LayerSpec::new(Residual::PreNorm, norm, attention, feed_forward);
     Ok(Spec {
         family: FAMILY.name,
         vocab_size: c.size("vocab_size")?,
         hidden_size,
         max_position_embeddings: c.size("n_positions")?,
-        position: Position::Learned { offset: 0 },
+        type_vocab_size: 0,
         embedding_scale: None,
-        layers: vec![layer; c.size("n_layer")?],
-        final_norm: norm,
+        stack: StackSpec::pre_norm(Position::Learned { offset: 0 }, vec![layer; c.size("n_layer")?]),
+        encoder: None,
+        head: HeadSpec::tokens(),
         final_logit_softcapping: None,
         tie_word_embeddings: c.flag("tie_word_embeddings", true)?,
         initializer_range: c.number("initializer_range", 0.02)? as f32,
@@ -89,7 +82,7 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
 
 fn defaults() -> Value {
     json!({
-        "architectures": [FAMILY.architecture],
+        "architectures": [FAMILY.architectures[0].0],
         "model_type": FAMILY.name,
         "vocab_size": 50257,
         "n_positions": 1024,

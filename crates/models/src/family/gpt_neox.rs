@@ -6,12 +6,15 @@ use serde_json::{Value, json};
 use super::Family;
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::{LayerSpec, Position, Residual, Spec};
+use crate::spec::{HeadSpec, LayerSpec, Position, Residual, Spec, StackSpec, Task};
 use crate::weight_map::{Transform::*, WeightMap, row};
 
 pub(super) const FAMILY: Family = Family {
     name: "gpt_neox",
-    architecture: "GPTNeoXForCausalLM",
+    architectures: &[
+        ("GPTNeoXForCausalLM", Task::LanguageModel),
+        ("GPTNeoXForSequenceClassification", Task::SequenceClassification),
+    ],
     spec,
     weights: WeightMap {
         rows: &[
@@ -35,8 +38,10 @@ pub(super) const FAMILY: Family = Family {
             row("gpt_neox.final_layer_norm.weight", "norm.weight", Keep),
             row("gpt_neox.final_layer_norm.bias", "norm.bias", Keep),
             row("embed_out.weight", "lm_head.weight", Keep),
+            row("score.weight", "classifier.weight", Keep),
         ],
         ignored_suffixes: &[".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"],
+        copies: &["lm_head.weight"],
         optional_prefix: "",
     },
     defaults,
@@ -49,39 +54,30 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
     let has_bias = c.flag("attention_bias", true)?;
     let norm = NormConfig::layer(c.number("layer_norm_eps", 1e-5)?);
     let (head_dim, max_position_embeddings) = (hidden_size / heads, c.size("max_position_embeddings")?);
-    let layer = LayerSpec {
-        residual: if c.flag("use_parallel_residual", true)? { Residual::Parallel } else { Residual::PreNorm },
-        norm,
-        rope: Some(c.rope(head_dim, max_position_embeddings)?),
-        attention: AttentionConfig {
-            num_attention_heads: heads,
-            num_key_value_heads: heads,
-            head_dim,
-            has_qkv_bias: has_bias,
-            has_output_bias: has_bias,
-            scale: None,
-            is_causal: true,
-            sliding_window: None,
-            qk_norm: None,
-            logit_softcapping: None,
-        },
-        feed_forward: FeedForwardConfig {
-            intermediate_size: c.size("intermediate_size")?,
-            activation: c.activation("hidden_act", "gelu")?,
-            gated: false,
-            has_bias: true,
-        },
-        experts: None,
+    let attention = AttentionConfig::causal(heads, heads, head_dim).with_biases(has_bias);
+    let feed_forward = FeedForwardConfig {
+        intermediate_size: c.size("intermediate_size")?,
+        activation: c.activation("hidden_act", "gelu")?,
+        gated: false,
+        has_bias: true,
     };
+    let mut layer = LayerSpec::new(
+        if c.flag("use_parallel_residual", true)? { Residual::Parallel } else { Residual::PreNorm },
+        norm,
+        attention,
+        feed_forward,
+    );
+    layer.rope = Some(c.rope(head_dim, max_position_embeddings)?);
     Ok(Spec {
         family: FAMILY.name,
         vocab_size: c.size("vocab_size")?,
         hidden_size,
         max_position_embeddings,
-        position: Position::Rotary,
+        type_vocab_size: 0,
         embedding_scale: None,
-        layers: vec![layer; c.size("num_hidden_layers")?],
-        final_norm: norm,
+        stack: StackSpec::pre_norm(Position::InAttention, vec![layer; c.size("num_hidden_layers")?]),
+        encoder: None,
+        head: HeadSpec::tokens(),
         final_logit_softcapping: None,
         tie_word_embeddings: c.flag("tie_word_embeddings", false)?,
         initializer_range: c.number("initializer_range", 0.02)? as f32,
@@ -90,7 +86,7 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
 
 fn defaults() -> Value {
     json!({
-        "architectures": [FAMILY.architecture],
+        "architectures": [FAMILY.architectures[0].0],
         "model_type": FAMILY.name,
         "vocab_size": 50304,
         "hidden_size": 512,

@@ -6,11 +6,19 @@ use serde_json::{Value, json};
 use super::Family;
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::{LayerSpec, Position, Residual, Spec};
+use crate::spec::{HeadSpec, LayerSpec, Position, Residual, Spec, StackSpec, Task};
 use crate::weight_map::{Transform::*, WeightMap, row};
 
-pub(super) const FAMILY: Family =
-    Family { name: "llama", architecture: "LlamaForCausalLM", spec, weights: WEIGHTS, defaults };
+pub(super) const FAMILY: Family = Family {
+    name: "llama",
+    architectures: &[
+        ("LlamaForCausalLM", Task::LanguageModel),
+        ("LlamaForSequenceClassification", Task::SequenceClassification),
+    ],
+    spec,
+    weights: WEIGHTS,
+    defaults,
+};
 
 /// Names that the families which descend from Llama share; rows of parameters that one of them lacks are skipped.
 pub(super) const WEIGHTS: WeightMap = WeightMap {
@@ -52,16 +60,18 @@ pub(super) const WEIGHTS: WeightMap = WeightMap {
         ),
         row("model.norm.weight", "norm.weight", Keep),
         row("lm_head.weight", "lm_head.weight", Keep),
+        row("score.weight", "classifier.weight", Keep),
     ],
     // Frequencies that old checkpoints carry along; they follow from the configuration.
     ignored_suffixes: &[".rotary_emb.inv_freq"],
+    copies: &["lm_head.weight"],
     optional_prefix: "",
 };
 
 fn spec(c: Config<'_>) -> Result<Spec, Error> {
     let has_attention_bias = c.flag("attention_bias", false)?;
     let mut spec = like_llama(FAMILY.name, c)?;
-    for layer in &mut spec.layers {
+    for layer in &mut spec.stack.layers {
         layer.attention.has_qkv_bias = has_attention_bias;
         layer.attention.has_output_bias = has_attention_bias;
     }
@@ -83,39 +93,25 @@ pub(super) fn like_llama(family: &'static str, c: Config<'_>) -> Result<Spec, Er
     };
     let norm = NormConfig::rms(c.number("rms_norm_eps", 1e-6)?);
     let max_position_embeddings = c.size("max_position_embeddings")?;
-    let layer = LayerSpec {
-        residual: Residual::PreNorm,
-        norm,
-        rope: Some(c.rope_of_kind(false, head_dim, max_position_embeddings)?),
-        attention: AttentionConfig {
-            num_attention_heads: heads,
-            num_key_value_heads: kv_heads,
-            head_dim,
-            has_qkv_bias: false,
-            has_output_bias: false,
-            scale: None,
-            is_causal: true,
-            sliding_window: None,
-            qk_norm: None,
-            logit_softcapping: None,
-        },
-        feed_forward: FeedForwardConfig {
-            intermediate_size: c.size("intermediate_size")?,
-            activation: c.activation("hidden_act", "silu")?,
-            gated: true,
-            has_bias: c.flag("mlp_bias", false)?,
-        },
-        experts: None,
+    let attention = AttentionConfig::causal(heads, kv_heads, head_dim);
+    let feed_forward = FeedForwardConfig {
+        intermediate_size: c.size("intermediate_size")?,
+        activation: c.activation("hidden_act", "silu")?,
+        gated: true,
+        has_bias: c.flag("mlp_bias", false)?,
     };
+    let mut layer = LayerSpec::new(Residual::PreNorm, norm, attention, feed_forward);
+    layer.rope = Some(c.rope_of_kind(false, head_dim, max_position_embeddings)?);
     Ok(Spec {
         family,
         vocab_size: c.size("vocab_size")?,
         hidden_size,
         max_position_embeddings,
-        position: Position::Rotary,
+        type_vocab_size: 0,
         embedding_scale: None,
-        layers: vec![layer; c.size("num_hidden_layers")?],
-        final_norm: norm,
+        stack: StackSpec::pre_norm(Position::InAttention, vec![layer; c.size("num_hidden_layers")?]),
+        encoder: None,
+        head: HeadSpec::tokens(),
         final_logit_softcapping: None,
         tie_word_embeddings: c.flag("tie_word_embeddings", false)?,
         initializer_range: c.number("initializer_range", 0.02)? as f32,
@@ -124,7 +120,7 @@ pub(super) fn like_llama(family: &'static str, c: Config<'_>) -> Result<Spec, Er
 
 fn defaults() -> Value {
     json!({
-        "architectures": [FAMILY.architecture],
+        "architectures": [FAMILY.architectures[0].0],
         "model_type": FAMILY.name,
         "vocab_size": 32000,
         "hidden_size": 512,

@@ -6,21 +6,29 @@ use super::Family;
 use super::llama::{WEIGHTS, like_llama};
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::Spec;
+use crate::spec::{Spec, Task};
 
-pub(super) const FAMILY: Family =
-    Family { name: "mistral", architecture: "MistralForCausalLM", spec, weights: WEIGHTS, defaults };
+pub(super) const FAMILY: Family = Family {
+    name: "mistral",
+    architectures: &[
+        ("MistralForCausalLM", Task::LanguageModel),
+        ("MistralForSequenceClassification", Task::SequenceClassification),
+    ],
+    spec,
+    weights: WEIGHTS,
+    defaults,
+};
 
 fn spec(c: Config<'_>) -> Result<Spec, Error> {
     let window = c.optional_size("sliding_window")?;
     let mut spec = like_llama(FAMILY.name, c)?;
-    spec.layers.iter_mut().for_each(|layer| layer.attention.sliding_window = window);
+    spec.stack.layers.iter_mut().for_each(|layer| layer.attention.sliding_window = window);
     Ok(spec)
 }
 
 fn defaults() -> Value {
     json!({
-        "architectures": [FAMILY.architecture],
+        "architectures": [FAMILY.architectures[0].0],
         "model_type": FAMILY.name,
         "vocab_size": 32000,
         "hidden_size": 512,

@@ -7,12 +7,15 @@ use super::Family;
 use super::llama::like_llama;
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::Spec;
+use crate::spec::{Spec, Task};
 use crate::weight_map::{Transform::*, WeightMap, row};
 
 pub(super) const FAMILY: Family = Family {
     name: "mixtral",
-    architecture: "MixtralForCausalLM",
+    architectures: &[
+        ("MixtralForCausalLM", Task::LanguageModel),
+        ("MixtralForSequenceClassification", Task::SequenceClassification),
+    ],
     spec,
     weights: WeightMap {
         rows: &[
@@ -41,8 +44,10 @@ pub(super) const FAMILY: Family = Family {
             ),
             row("model.norm.weight", "norm.weight", Keep),
             row("lm_head.weight", "lm_head.weight", Keep),
+            row("score.weight", "classifier.weight", Keep),
         ],
         ignored_suffixes: &[".rotary_emb.inv_freq"],
+        copies: &["lm_head.weight"],
         optional_prefix: "",
     },
     defaults,
@@ -51,7 +56,7 @@ pub(super) const FAMILY: Family = Family {
 fn spec(c: Config<'_>) -> Result<Spec, Error> {
     let (window, experts) = (c.optional_size("sliding_window")?, experts(c, c.size("num_local_experts")?, true)?);
     let mut spec = like_llama(FAMILY.name, c)?;
-    for layer in &mut spec.layers {
+    for layer in &mut spec.stack.layers {
         layer.attention.sliding_window = window;
         layer.experts = Some(experts);
     }
@@ -72,7 +77,7 @@ pub(super) fn experts(c: Config<'_>, num_experts: usize, norm_topk_prob: bool) -
 
 fn defaults() -> Value {
     json!({
-        "architectures": [FAMILY.architecture],
+        "architectures": [FAMILY.architectures[0].0],
         "model_type": FAMILY.name,
         "vocab_size": 32000,
         "hidden_size": 512,

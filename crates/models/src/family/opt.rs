@@ -6,12 +6,15 @@ use serde_json::{Value, json};
 use super::Family;
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::{LayerSpec, Position, Residual, Spec};
+use crate::spec::{HeadSpec, LayerSpec, Position, Residual, Spec, StackSpec, Task};
 use crate::weight_map::{Transform::*, WeightMap, row};
 
 pub(super) const FAMILY: Family = Family {
     name: "opt",
-    architecture: "OPTForCausalLM",
+    architectures: &[
+        ("OPTForCausalLM", Task::LanguageModel),
+        ("OPTForSequenceClassification", Task::SequenceClassification),
+    ],
     spec,
     weights: WeightMap {
         rows: &[
@@ -36,8 +39,10 @@ pub(super) const FAMILY: Family = Family {
             row("model.decoder.final_layer_norm.weight", "norm.weight", Keep),
             row("model.decoder.final_layer_norm.bias", "norm.bias", Keep),
             row("lm_head.weight", "lm_head.weight", Keep),
+            row("score.weight", "classifier.weight", Keep),
         ],
         ignored_suffixes: &[],
+        copies: &["lm_head.weight"],
         optional_prefix: "model.",
     },
     defaults,
@@ -57,39 +62,24 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
     }
     let has_bias = c.flag("enable_bias", true)?;
     let norm = NormConfig::layer(1e-5);
-    let layer = LayerSpec {
-        residual: Residual::PreNorm,
-        norm,
-        rope: None,
-        attention: AttentionConfig {
-            num_attention_heads: heads,
-            num_key_value_heads: heads,
-            head_dim: hidden_size / heads,
-            has_qkv_bias: has_bias,
-            has_output_bias: has_bias,
-            scale: None,
-            is_causal: true,
-            sliding_window: None,
-            qk_norm: None,
-            logit_softcapping: None,
-        },
-        feed_forward: FeedForwardConfig {
-            intermediate_size: c.size("ffn_dim")?,
-            activation: c.activation("activation_function", "relu")?,
-            gated: false,
-            has_bias,
-        },
-        experts: None,
+    let attention = AttentionConfig::causal(heads, heads, hidden_size / heads).with_biases(has_bias);
+    let feed_forward = FeedForwardConfig {
+        intermediate_size: c.size("ffn_dim")?,
+        activation: c.activation("activation_function", "relu")?,
+        gated: false,
+        has_bias,
     };
+    let layer = LayerSpec::new(Residual::PreNorm, norm, attention, feed_forward);
     Ok(Spec {
         family: FAMILY.name,
         vocab_size: c.size("vocab_size")?,
         hidden_size,
         max_position_embeddings: c.size("max_position_embeddings")?,
-        position: Position::Learned { offset: 2 },
+        type_vocab_size: 0,
         embedding_scale: None,
-        layers: vec![layer; c.size("num_hidden_layers")?],
-        final_norm: norm,
+        stack: StackSpec::pre_norm(Position::Learned { offset: 2 }, vec![layer; c.size("num_hidden_layers")?]),
+        encoder: None,
+        head: HeadSpec::tokens(),
         final_logit_softcapping: None,
         tie_word_embeddings: c.flag("tie_word_embeddings", true)?,
         initializer_range: c.number("init_std", 0.02)? as f32,
@@ -98,7 +88,7 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
 
 fn defaults() -> Value {
     json!({
-        "architectures": [FAMILY.architecture],
+        "architectures": [FAMILY.architectures[0].0],
         "model_type": FAMILY.name,
         "vocab_size": 50272,
         "hidden_size": 768,

@@ -6,12 +6,15 @@ use super::Family;
 use super::llama::like_llama;
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::Spec;
+use crate::spec::{Spec, Task};
 use crate::weight_map::{Transform::*, WeightMap, row};
 
 pub(super) const FAMILY: Family = Family {
     name: "phi3",
-    architecture: "Phi3ForCausalLM",
+    architectures: &[
+        ("Phi3ForCausalLM", Task::LanguageModel),
+        ("Phi3ForSequenceClassification", Task::SequenceClassification),
+    ],
     spec,
     weights: WeightMap {
         rows: &[
@@ -24,8 +27,10 @@ pub(super) const FAMILY: Family = Family {
             row("model.layers.{i}.mlp.down_proj.weight", "layers.{i}.feed_forward.down_proj.weight", Keep),
             row("model.norm.weight", "norm.weight", Keep),
             row("lm_head.weight", "lm_head.weight", Keep),
+            row("score.weight", "classifier.weight", Keep),
         ],
         ignored_suffixes: &[".rotary_emb.inv_freq"],
+        copies: &["lm_head.weight"],
         optional_prefix: "",
     },
     defaults,
@@ -34,13 +39,13 @@ pub(super) const FAMILY: Family = Family {
 fn spec(c: Config<'_>) -> Result<Spec, Error> {
     let window = c.optional_size("sliding_window")?;
     let mut spec = like_llama(FAMILY.name, c)?;
-    spec.layers.iter_mut().for_each(|layer| layer.attention.sliding_window = window);
+    spec.stack.layers.iter_mut().for_each(|layer| layer.attention.sliding_window = window);
     Ok(spec)
 }
 
 fn defaults() -> Value {
     json!({
-        "architectures": [FAMILY.architecture],
+        "architectures": [FAMILY.architectures[0].0],
         "model_type": FAMILY.name,
         "vocab_size": 32064,
         "hidden_size": 512,

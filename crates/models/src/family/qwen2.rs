@@ -6,14 +6,22 @@ use super::Family;
 use super::llama::{WEIGHTS, like_llama};
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::Spec;
+use crate::spec::{Spec, Task};
 
-pub(super) const FAMILY: Family =
-    Family { name: "qwen2", architecture: "Qwen2ForCausalLM", spec, weights: WEIGHTS, defaults };
+pub(super) const FAMILY: Family = Family {
+    name: "qwen2",
+    architectures: &[
+        ("Qwen2ForCausalLM", Task::LanguageModel),
+        ("Qwen2ForSequenceClassification", Task::SequenceClassification),
+    ],
+    spec,
+    weights: WEIGHTS,
+    defaults,
+};
 
 fn spec(c: Config<'_>) -> Result<Spec, Error> {
     let mut spec = like_llama(FAMILY.name, c)?;
-    spec.layers.iter_mut().for_each(|layer| layer.attention.has_qkv_bias = true);
+    spec.stack.layers.iter_mut().for_each(|layer| layer.attention.has_qkv_bias = true);
     set_windows(&mut spec, c)?;
     Ok(spec)
 }
@@ -23,8 +31,8 @@ pub(super) fn set_windows(spec: &mut Spec, c: Config<'_>) -> Result<(), Error> {
     let window = c.optional_size("sliding_window")?.filter(|_| c.flag("use_sliding_window", false).unwrap_or(false));
     c.flag("use_sliding_window", false)?;
     let first = c.number("max_window_layers", 28.0)? as usize;
-    let sliding = c.sliding_layers(spec.layers.len(), |layer| layer >= first)?;
-    for (layer, is_sliding) in spec.layers.iter_mut().zip(sliding) {
+    let sliding = c.sliding_layers(spec.stack.layers.len(), |layer| layer >= first)?;
+    for (layer, is_sliding) in spec.stack.layers.iter_mut().zip(sliding) {
         layer.attention.sliding_window = window.filter(|_| is_sliding);
     }
     Ok(())
@@ -32,7 +40,7 @@ pub(super) fn set_windows(spec: &mut Spec, c: Config<'_>) -> Result<(), Error> {
 
 fn defaults() -> Value {
     json!({
-        "architectures": [FAMILY.architecture],
+        "architectures": [FAMILY.architectures[0].0],
         "model_type": FAMILY.name,
         "vocab_size": 32000,
         "hidden_size": 512,

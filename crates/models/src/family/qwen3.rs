@@ -7,15 +7,23 @@ use super::llama::{WEIGHTS, like_llama};
 use super::qwen2::set_windows;
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::Spec;
+use crate::spec::{Spec, Task};
 
-pub(super) const FAMILY: Family =
-    Family { name: "qwen3", architecture: "Qwen3ForCausalLM", spec, weights: WEIGHTS, defaults };
+pub(super) const FAMILY: Family = Family {
+    name: "qwen3",
+    architectures: &[
+        ("Qwen3ForCausalLM", Task::LanguageModel),
+        ("Qwen3ForSequenceClassification", Task::SequenceClassification),
+    ],
+    spec,
+    weights: WEIGHTS,
+    defaults,
+};
 
 pub(super) fn spec(c: Config<'_>) -> Result<Spec, Error> {
     let has_bias = c.flag("attention_bias", false)?;
     let mut spec = like_llama(FAMILY.name, c)?;
-    for layer in &mut spec.layers {
+    for layer in &mut spec.stack.layers {
         layer.attention.has_qkv_bias = has_bias;
         layer.attention.has_output_bias = has_bias;
         layer.attention.qk_norm = Some(layer.norm);
@@ -26,7 +34,7 @@ pub(super) fn spec(c: Config<'_>) -> Result<Spec, Error> {
 
 fn defaults() -> Value {
     json!({
-        "architectures": [FAMILY.architecture],
+        "architectures": [FAMILY.architectures[0].0],
         "model_type": FAMILY.name,
         "vocab_size": 32000,
         "hidden_size": 512,

@@ -6,10 +6,18 @@ use super::mixtral::experts;
 use super::{Family, qwen3};
 use crate::config::Config;
 use crate::error::Error;
-use crate::spec::Spec;
+use crate::spec::{Spec, Task};
 
-pub(super) const FAMILY: Family =
-    Family { name: "qwen3_moe", architecture: "Qwen3MoeForCausalLM", spec, weights: super::llama::WEIGHTS, defaults };
+pub(super) const FAMILY: Family = Family {
+    name: "qwen3_moe",
+    architectures: &[
+        ("Qwen3MoeForCausalLM", Task::LanguageModel),
+        ("Qwen3MoeForSequenceClassification", Task::SequenceClassification),
+    ],
+    spec,
+    weights: super::llama::WEIGHTS,
+    defaults,
+};
 
 fn spec(c: Config<'_>) -> Result<Spec, Error> {
     // transformers 5 writes the one name, transformers 4 the other.
@@ -23,7 +31,7 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
     let width = c.size("moe_intermediate_size")?;
     let mut spec = qwen3::spec(c)?;
     spec.family = FAMILY.name;
-    for (index, layer) in spec.layers.iter_mut().enumerate() {
+    for (index, layer) in spec.stack.layers.iter_mut().enumerate() {
         if !dense.contains(&index) && (index + 1).is_multiple_of(every) {
             layer.experts = Some(experts);
             layer.feed_forward.intermediate_size = width;
@@ -34,7 +42,7 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
 
 fn defaults() -> Value {
     json!({
-        "architectures": [FAMILY.architecture],
+        "architectures": [FAMILY.architectures[0].0],
         "model_type": FAMILY.name,
         "vocab_size": 32000,
         "hidden_size": 512,

@@ -33,7 +33,11 @@ fn heads(x: &Raw) -> Heads<'_> {
 }
 
 fn masking(mask: &AttentionMask) -> Masking<'_> {
-    Masking { segments: mask.segments.as_deref(), bias: mask.bias.as_ref().map(Raw::f32) }
+    Masking {
+        segments: mask.segments.as_deref(),
+        query_segments: mask.query_segments.as_deref(),
+        bias: mask.bias.as_ref().map(Raw::f32),
+    }
 }
 
 /// One matrix of a strided operand, `batch` many of which lie `batch_stride` apart.

@@ -1,5 +1,7 @@
 //! Rotary positions and softmax attention.
 
+use std::sync::Arc;
+
 use loam_kernels::attention::AttentionDims;
 
 use crate::backend::{AttentionMask, RopeTables};
@@ -12,12 +14,16 @@ pub struct AttentionSpec {
     pub scale: Option<f32>,
     /// Whether a query sees only keys up to its own position.
     pub causal: bool,
-    /// How many keys up to its own a query sees (sliding window).
+    /// How many keys up to its own a query sees (sliding window), and as many after it where that is not causal.
     pub window: Option<usize>,
     /// Soft cap of the scores, `c tanh(score / c)`.
     pub softcap: Option<f32>,
-    /// Documents and additive bias.
-    pub mask: AttentionMask,
+    /// Document of every key, `[batch, kv_len]`: attention stays within a document.
+    pub segments: Option<Arc<[u32]>>,
+    /// Document of every query, `[batch, q_len]`, where queries are not the last of the keys' own positions.
+    pub query_segments: Option<Arc<[u32]>>,
+    /// Added to the scaled scores of every sequence, `[heads, q_len, kv_len]` (T5).
+    pub bias: Option<Tensor>,
 }
 
 impl Tensor {
@@ -57,17 +63,25 @@ impl Tensor {
             window: spec.window,
             softcap: spec.softcap,
         };
-        let mask = spec.mask.clone();
+        let mask = AttentionMask {
+            segments: spec.segments.clone(),
+            query_segments: spec.query_segments.clone(),
+            bias: spec.bias.as_ref().map(Tensor::dense),
+        };
         let (q, k_raw, v_raw) = (self.raw().clone(), k.raw().clone(), v.raw().clone());
         let (out, lse) = backend().attention(&q, &k_raw, &v_raw, &dims, &mask);
         let saved = out.clone();
         let merged = out.reshaped([dims.batch, dims.q_len, dims.heads * dims.head_dim]);
-        Self::from_op(merged, &[self, k, v], move |dy, grads| {
+        let inputs: Vec<&Self> = [self, k, v].into_iter().chain(&spec.bias).collect();
+        Self::from_op(merged, &inputs, move |dy, grads| {
             let dy = dy.reshaped(saved.shape());
             let d = backend().attention_backward(&dy, &saved, &lse, &q, &k_raw, &v_raw, &dims, &mask);
             grads.add(0, d.q);
             grads.add(1, d.k);
             grads.add(2, d.v);
+            if let Some(bias) = d.bias {
+                grads.add(3, bias);
+            }
         })
     }
 }

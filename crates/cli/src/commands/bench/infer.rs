@@ -5,7 +5,7 @@ use super::{Roof, round};
 use crate::args::{BenchConfig, PrecisionArg};
 use crate::failure::Failure;
 use crate::output;
-use loam_models::{Forward, Input, KvCache, footprint};
+use loam_models::{Forward, Input, footprint};
 use loam_tensor::{Precision, no_grad, with_precision};
 use loam_train::peak_rss_mib;
 use serde_json::json;
@@ -29,9 +29,9 @@ pub fn run(config: BenchConfig, precision: PrecisionArg, tokens: usize, json: bo
     let (prefill_s, decode_s) = with_precision(precision, || {
         no_grad(|| -> Result<(f64, f64), Failure> {
             let mut prefill_s = f64::INFINITY;
-            let mut cache = KvCache::new(model.spec().layers.len());
+            let mut cache = model.new_cache();
             for _ in 0..PREFILLS {
-                cache = KvCache::new(model.spec().layers.len());
+                cache = model.new_cache();
                 let start = Instant::now();
                 model
                     .last_logits(&Input::rows(&prompt, 1), Forward { cache: Some(&mut cache), ..Forward::default() })?;

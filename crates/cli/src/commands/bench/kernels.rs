@@ -207,7 +207,7 @@ fn attentions(sheet: &mut Sheet) {
             "attention {} x {} on {}, {}/{} heads of {}",
             dims.batch, dims.q_len, dims.kv_len, dims.heads, dims.kv_heads, dims.head_dim
         );
-        let none = Masking { segments: None, bias: None };
+        let none = Masking::default();
         let bytes = 4.0 * (2 * queries + 2 * keys) as f64;
         sheet.measure(name, 2.0 * product, bytes, || attention(&mut out, &mut lse, q, k, v, &dims, &none));
         if dims.q_len > 1 {

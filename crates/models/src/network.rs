@@ -1,0 +1,77 @@
+//! A whole network: the token table, one or two stacks, a head.
+
+use loam_nn::{Embedding, Init, Module, join};
+use loam_tensor::{Parameter, Tensor};
+
+use crate::head::Head;
+use crate::spec::Spec;
+use crate::stack::{Forward, Input, Stack};
+
+/// Everything of a model that has parameters.
+pub(crate) struct Network {
+    embed_tokens: Embedding,
+    embedding_scale: Option<f32>,
+    /// Reads the source.
+    encoder: Option<Stack>,
+    stack: Stack,
+    pub(crate) head: Head,
+}
+
+impl Network {
+    /// Zero weights and identity norms.
+    pub(crate) fn zeros(spec: &Spec) -> Self {
+        // Blocks are counted through, the stack's before the encoder's.
+        let first = spec.stack.layers.len() as u64;
+        Self {
+            embed_tokens: Embedding::zeros(spec.vocab_size, spec.hidden_size),
+            embedding_scale: spec.embedding_scale,
+            encoder: spec.encoder.as_ref().map(|encoder| Stack::zeros(spec, encoder, first)),
+            stack: Stack::zeros(spec, &spec.stack, 0),
+            head: Head::zeros(spec),
+        }
+    }
+
+    /// Fresh weights: normal with `initializer_range`, and `1 / sqrt(2 layers)` of that for the projections that write
+    /// to the residual stream, so that its variance does not grow with depth (Radford et al. 2019, section 2.3).
+    pub(crate) fn initialise(&self, spec: &Spec, seed: u64, which: impl Fn(&str) -> bool) {
+        let residual = spec.initializer_range / (2.0 * spec.stack.layers.len() as f32).sqrt();
+        self.visit("", &mut |name, parameter| {
+            let std = match name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
+                true => residual,
+                false => spec.initializer_range,
+            };
+            if parameter.shape().len() == 2 && which(&name) {
+                Init::Normal { std }.fill(parameter, seed, &name);
+            }
+        });
+    }
+
+    /// `[batch, time] -> [batch, time, hidden]`, of the stack that the head reads.
+    pub(crate) fn hidden(&self, input: &Input<'_>, forward: Forward<'_>) -> Tensor {
+        self.stack.forward(self.vectors(input), input, forward)
+    }
+
+    /// `[batch, time] -> [batch, time, hidden]`, of the encoder of two stacks.
+    pub(crate) fn encoded(&self, input: &Input<'_>, forward: Forward<'_>) -> Option<Tensor> {
+        self.encoder.as_ref().map(|encoder| encoder.forward(self.vectors(input), input, forward))
+    }
+
+    fn vectors(&self, input: &Input<'_>) -> Tensor {
+        let x = self.embed_tokens.forward(input.tokens, input.batch, input.time);
+        self.embedding_scale.map_or(x.clone(), |scale| x.scale(scale))
+    }
+
+    /// The weight `[vocab, hidden]` of a language model's head.
+    pub(crate) fn vocabulary(&self) -> Tensor {
+        Tensor::parameter(self.head.weight().unwrap_or(&self.embed_tokens.weight))
+    }
+}
+
+impl Module for Network {
+    fn visit(&self, path: &str, visit: &mut dyn FnMut(String, &Parameter)) {
+        self.embed_tokens.visit(&join(path, "embed_tokens"), visit);
+        self.stack.visit(path, visit);
+        self.encoder.visit(&join(path, "encoder"), visit);
+        self.head.visit(path, visit);
+    }
+}
