@@ -94,6 +94,15 @@ pub fn log_sum_exp(x: &[f64]) -> f64 {
     max + x.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
 }
 
+/// Cross-entropy of one row: against the target's class, softened, plus the square of the log-sum-exp.
+pub fn cross_entropy(x: &[f64], target: usize, terms: crate::cross_entropy::Terms) -> f64 {
+    let (smoothing, z_loss) = (f64::from(terms.label_smoothing), f64::from(terms.z_loss));
+    let lse = log_sum_exp(x);
+    let spread = smoothing / x.len() as f64;
+    let weight = |i: usize| spread + if i == target { 1.0 - smoothing } else { 0.0 };
+    x.iter().enumerate().map(|(i, x)| weight(i) * (lse - x)).sum::<f64>() + z_loss * lse * lse
+}
+
 /// e^x / sum of e^x, for one row.
 pub fn softmax(x: &[f64]) -> Vec<f64> {
     let lse = log_sum_exp(x);

@@ -5,7 +5,7 @@ use std::path::Path;
 use loam_formats::{Dtype, HfDir, HfWriter, TensorOut, Weights, nearest};
 use loam_kernels::cross_entropy::IGNORED;
 use loam_nn::{KvCache, Module};
-use loam_tensor::{Parameter, Tensor};
+use loam_tensor::{HeadSettings, Parameter, Tensor};
 use serde_json::{Value, json};
 
 use crate::config::Config;
@@ -238,7 +238,8 @@ impl LanguageModel {
         let counted = targets.iter().filter(|&&target| target != IGNORED).count();
         let auxiliary_scale = scale * counted as f32 / targets.len().max(1) as f32;
         let hidden = self.hidden(input, Forward { auxiliary_scale, ..forward })?;
-        Ok(hidden.linear_cross_entropy(&self.stack.head(), targets, scale, self.spec.final_logit_softcapping))
+        let settings = HeadSettings { softcap: self.spec.final_logit_softcapping, ..Default::default() };
+        Ok(hidden.linear_cross_entropy(&self.stack.head(), None, targets, scale, settings))
     }
 
     /// Refuses what would otherwise be a bug's panic further down.

@@ -4,6 +4,7 @@
 //! Backends see [`Raw`] data only. History, precision and parameters are the business of the layer above.
 
 use loam_kernels::attention::AttentionDims;
+use loam_kernels::cross_entropy::Terms as CrossEntropyTerms;
 use loam_kernels::elementwise::{Binary, Unary};
 use loam_kernels::optim::AdamW;
 use loam_kernels::rope::RopeStyle;
@@ -188,10 +189,16 @@ pub trait Backend: Send + Sync {
         mask: &AttentionMask,
     ) -> AttentionGrads;
 
-    /// Negative log-likelihood of each row's target (0 where the target is -100).
-    fn cross_entropy(&self, logits: &Raw, targets: &[i32]) -> Vec<f32>;
+    /// Negative log-likelihood of each row's target (0 where the target is -100), with `terms`.
+    fn cross_entropy(&self, logits: &Raw, targets: &[i32], terms: CrossEntropyTerms) -> Vec<f32>;
     /// As [`Backend::cross_entropy`]; overwrites `logits` with `scale * d loss / d logits`.
-    fn cross_entropy_backward(&self, logits: &mut Raw, targets: &[i32], scale: f32) -> Vec<f32>;
+    fn cross_entropy_backward(
+        &self,
+        logits: &mut Raw,
+        targets: &[i32],
+        scale: f32,
+        terms: CrossEntropyTerms,
+    ) -> Vec<f32>;
 
     /// One AdamW step in place (Loshchilov and Hutter 2019).
     fn adamw(&self, value: &mut Raw, grad: &Raw, m: &mut Raw, v: &mut Raw, step: &AdamW);

@@ -2,7 +2,10 @@
 
 use loam_kernels::rng::Rng;
 use loam_tensor::gradcheck::gradient_error;
-use loam_tensor::{AttentionMask, AttentionSpec, Dropout, Parameter, Raw, RopeStyle, RopeTables, Tensor, Unary};
+use loam_tensor::{
+    AttentionMask, AttentionSpec, CrossEntropyTerms, Dropout, HeadSettings, Parameter, Raw, RopeStyle, RopeTables,
+    Tensor, Unary,
+};
 
 /// Largest error of a gradient relative to the largest one of its input. f32 rounding of the function values over the
 /// step of the central difference leaves about 1e-4; a wrong term leaves 1e-1 or more.
@@ -156,36 +159,65 @@ fn lookups() {
 #[test]
 fn losses() {
     let targets = [2, -100, 0, 6];
-    check("cross_entropy", &[random("logits", &[4, 7])], |x| x[0].cross_entropy(&targets, 0.5));
-    let inputs = [random("h", &[4, 5]), random("w", &[7, 5])];
-    check("linear_cross_entropy", &inputs, |x| x[0].linear_cross_entropy(&x[1], &targets, 0.5, None));
+    let plain = CrossEntropyTerms::default();
+    let terms = CrossEntropyTerms { label_smoothing: 0.2, z_loss: 0.05 };
+    check("cross_entropy", &[random("logits", &[4, 7])], |x| x[0].cross_entropy(&targets, 0.5, plain));
+    check("smoothed cross_entropy", &[random("logits", &[4, 7])], |x| x[0].cross_entropy(&targets, 0.5, terms));
     // A cap that bends logits of order one.
-    check("capped linear_cross_entropy", &inputs, |x| x[0].linear_cross_entropy(&x[1], &targets, 0.5, Some(1.5)));
-    check("scaled linear_cross_entropy", &inputs, |x| x[0].linear_cross_entropy(&x[1], &targets, 0.5, None).scale(3.0));
+    for settings in [
+        HeadSettings::default(),
+        HeadSettings { softcap: Some(1.5), ..Default::default() },
+        HeadSettings { softcap: None, terms },
+        HeadSettings { softcap: Some(1.5), terms },
+    ] {
+        let inputs = [random("h", &[4, 5]), random("w", &[7, 5]), random("b", &[7])];
+        let head = |x: &[Tensor]| x[0].linear_cross_entropy(&x[1], x.get(2), &targets, 0.5, settings);
+        check(&format!("linear_cross_entropy {settings:?}"), &inputs[..2], head);
+        check(&format!("biased linear_cross_entropy {settings:?}"), &inputs, head);
+        check(&format!("scaled linear_cross_entropy {settings:?}"), &inputs, |x| head(x).scale(3.0));
+    }
+}
+
+#[test]
+fn a_frozen_bias_or_a_frozen_head_lets_the_others_learn() {
+    let inputs = [random("h", &[4, 5]), random("w", &[7, 5]), random("b", &[7])];
+    for frozen in 0..3 {
+        inputs.iter().enumerate().for_each(|(index, input)| input.set_trainable(index != frozen));
+        check("linear_cross_entropy", &inputs, |x| {
+            x[0].linear_cross_entropy(&x[1], Some(&x[2]), &[2, -100, 0, 6], 0.5, HeadSettings::default())
+        });
+    }
 }
 
 #[test]
 fn the_fused_head_equals_the_two_steps_it_fuses() {
-    let (h, w) = (random("h", &[300, 5]), random("w", &[20_000, 5]));
+    let (h, w, b) = (random("h", &[300, 5]), random("w", &[20_000, 5]), random("b", &[20_000]));
     let targets: Vec<i32> = (0..300).map(|i| if i % 7 == 0 { -100 } else { (i * 61) % 20_000 }).collect();
-    let run = |fused: bool| {
-        h.clear_grad();
-        w.clear_grad();
-        let (x, weight) = (Tensor::parameter(&h), Tensor::parameter(&w));
-        let loss = match fused {
-            true => x.linear_cross_entropy(&weight, &targets, 0.01, None),
-            false => x.linear(&weight, None).cross_entropy(&targets, 0.01),
-        };
-        let value = loss.item();
-        loss.backward();
-        let read = |p: &Parameter| p.grad().map(|grad| grad.f32().to_vec()).expect("a gradient");
-        (value, read(&h), read(&w))
-    };
-    let ((a, ah, aw), (b, bh, bw)) = (run(true), run(false));
-    assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} and {b}");
-    // The chunks only change the order of sums.
-    for (x, y) in ah.iter().zip(&bh).chain(aw.iter().zip(&bw)) {
-        assert!((x - y).abs() <= 1e-7, "{x} and {y}");
+    for terms in [CrossEntropyTerms::default(), CrossEntropyTerms { label_smoothing: 0.1, z_loss: 1e-3 }] {
+        for biased in [false, true] {
+            let run = |fused: bool| {
+                let parameters = [&h, &w, &b];
+                parameters.iter().for_each(|parameter| parameter.clear_grad());
+                let [x, weight, bias] = parameters.map(Tensor::parameter);
+                let bias = biased.then_some(&bias);
+                let settings = HeadSettings { softcap: None, terms };
+                let loss = match fused {
+                    true => x.linear_cross_entropy(&weight, bias, &targets, 0.01, settings),
+                    false => x.linear(&weight, bias).cross_entropy(&targets, 0.01, terms),
+                };
+                let value = loss.item();
+                loss.backward();
+                let read = |p: &Parameter| p.grad().map(|grad| grad.f32().to_vec()).unwrap_or_default();
+                (value, parameters.map(read))
+            };
+            let ((a, fused), (b, steps)) = (run(true), run(false));
+            assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} and {b}");
+            assert_eq!(fused.iter().filter(|grad| !grad.is_empty()).count(), 2 + usize::from(biased));
+            // The chunks only change the order of sums.
+            for (x, y) in fused.iter().flatten().zip(steps.iter().flatten()) {
+                assert!((x - y).abs() <= 1e-7, "{x} and {y}");
+            }
+        }
     }
 }
 

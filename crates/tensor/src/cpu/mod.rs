@@ -349,18 +349,24 @@ impl Backend for Cpu {
         AttentionGrads { q: dq, k: dk, v: dv, bias: dbias }
     }
 
-    fn cross_entropy(&self, logits: &Raw, targets: &[i32]) -> Vec<f32> {
+    fn cross_entropy(&self, logits: &Raw, targets: &[i32], terms: cross_entropy::Terms) -> Vec<f32> {
         let _op = profile::op("cross_entropy", &[logits]);
         let mut losses = vec![0.0; targets.len()];
-        cross_entropy::cross_entropy(&mut losses, logits.f32(), targets, logits.shape().width());
+        cross_entropy::cross_entropy(&mut losses, logits.f32(), targets, logits.shape().width(), terms);
         losses
     }
 
-    fn cross_entropy_backward(&self, logits: &mut Raw, targets: &[i32], scale: f32) -> Vec<f32> {
+    fn cross_entropy_backward(
+        &self,
+        logits: &mut Raw,
+        targets: &[i32],
+        scale: f32,
+        terms: cross_entropy::Terms,
+    ) -> Vec<f32> {
         let _op = profile::op("cross_entropy_backward", &[logits, logits]);
         let vocab = logits.shape().width();
         let mut losses = vec![0.0; targets.len()];
-        cross_entropy::cross_entropy_backward_in_place(&mut losses, logits.f32_mut(), targets, vocab, scale);
+        cross_entropy::cross_entropy_backward_in_place(&mut losses, logits.f32_mut(), targets, vocab, scale, terms);
         losses
     }
 

@@ -1,5 +1,6 @@
 //! Cross-entropy, alone and fused with the head that makes the logits.
 
+use loam_kernels::cross_entropy::Terms as CrossEntropyTerms;
 use loam_kernels::elementwise::Unary;
 
 use crate::autograd::is_recording;
@@ -17,31 +18,48 @@ pub fn head_chunk_rows(rows: usize, vocab: usize) -> usize {
     rows.div_ceil(rows.div_ceil((CHUNK_ELEMENTS / vocab).max(16)).max(1))
 }
 
+/// What [`Tensor::linear_cross_entropy`] does with the logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HeadSettings {
+    /// With a soft cap c they are `c tanh(logit / c)`.
+    pub softcap: Option<f32>,
+    /// Label smoothing and z-loss, of the capped ones.
+    pub terms: CrossEntropyTerms,
+}
+
 impl Tensor {
     /// `cap tanh(self / cap)`: the soft cap of Gemma 2's logits.
     pub fn softcap(&self, cap: f32) -> Self {
         self.scale(1.0 / cap).unary(Unary::Tanh).scale(cap)
     }
 
-    /// Sum over rows of `-log softmax(self)[target]`, times `scale`; rows with target -100 count nothing.
+    /// Sum over rows of `-log softmax(self)[target]` and of `terms`, times `scale`; rows with target -100 count nothing.
     ///
     /// `self`: logits `[.., vocab]`; one target per row; natural-log units.
-    pub fn cross_entropy(&self, targets: &[i32], scale: f32) -> Self {
+    pub fn cross_entropy(&self, targets: &[i32], scale: f32, terms: CrossEntropyTerms) -> Self {
         let logits = self.dense();
         assert_eq!(targets.len(), logits.rows(), "cross_entropy: {} targets for {:?}", targets.len(), self.shape());
-        let losses = backend().cross_entropy(&logits, targets);
+        let losses = backend().cross_entropy(&logits, targets, terms);
         let targets = targets.to_vec();
         Self::from_op(Raw::full([], total(&losses) * scale), &[self], move |dy, grads| {
             let mut slope = backend().affine(&logits, 1.0, 0.0);
-            backend().cross_entropy_backward(&mut slope, &targets, scale * dy.f32()[0]);
+            backend().cross_entropy_backward(&mut slope, &targets, scale * dy.f32()[0], terms);
             grads.add(0, slope);
         })
     }
 
-    /// As [`Tensor::cross_entropy`] of `self.linear(weight, None)`, in chunks of rows: neither the logits nor their
-    /// gradient ever exist as a whole. `self`: hidden states `[.., hidden]`; `weight`: `[vocab, hidden]`; with a soft cap
-    /// c the logits are `c tanh(logit / c)`.
-    pub fn linear_cross_entropy(&self, weight: &Self, targets: &[i32], scale: f32, softcap: Option<f32>) -> Self {
+    /// As [`Tensor::cross_entropy`] of `self.linear(weight, bias)`, in chunks of rows: neither the logits nor their
+    /// gradient ever exist as a whole. `self`: hidden states `[.., hidden]`; `weight`: `[vocab, hidden]`; `bias`:
+    /// `[vocab]`.
+    pub fn linear_cross_entropy(
+        &self,
+        weight: &Self,
+        bias: Option<&Self>,
+        targets: &[i32],
+        scale: f32,
+        settings: HeadSettings,
+    ) -> Self {
+        let HeadSettings { softcap, terms } = settings;
         let precision = precision();
         let hidden = as_matrix(&self.dense());
         let (rows, width, vocab) = (hidden.rows(), hidden.shape().width(), weight.size(0));
@@ -51,8 +69,14 @@ impl Tensor {
             Precision::F32 => (hidden, weight.dense()),
             Precision::Bf16 => (backend().cast(&hidden, DType::Bf16), weight.to_bf16()),
         };
-        let wants_grad = is_recording() && (self.wants_grad() || weight.wants_grad());
-        let mut head = HeadGrads::new(wants_grad, [rows, width], [vocab, width]);
+        let bias_values = bias.map(Tensor::dense);
+        if let Some(bias) = &bias_values {
+            assert_eq!(bias.count(), vocab, "head {:?} with bias {:?}", weight.shape(), bias.shape());
+        }
+        let parents: Vec<&Self> = [self, weight].into_iter().chain(bias).collect();
+        let wants_grad = is_recording() && parents.iter().any(|parent| parent.wants_grad());
+        let bias_wants_grad = is_recording() && bias.is_some_and(Self::wants_grad);
+        let mut head = HeadGrads::new(wants_grad, [rows, width], [vocab, width], bias_wants_grad);
         let mut sum = 0.0f64;
         let chunk_rows = head_chunk_rows(rows, vocab);
         let mut start = 0;
@@ -60,7 +84,8 @@ impl Tensor {
             let len = chunk_rows.min(rows - start);
             let h_chunk = h.narrowed(0, start, len);
             let mut logits = Raw::empty(DType::F32, [len, vocab]);
-            backend().matmul(&mut logits, &h_chunk, &w.transposed(0, 1), Start::Zero);
+            let from = bias_values.as_ref().map_or(Start::Zero, Start::Bias);
+            backend().matmul(&mut logits, &h_chunk, &w.transposed(0, 1), from);
             let chunk_targets = &targets[start..start + len];
             // What the cap's slope is computed from.
             let uncapped = softcap.map(|cap| backend().affine(&logits, 1.0 / cap, 0.0));
@@ -68,20 +93,21 @@ impl Tensor {
                 logits = backend().affine(&backend().unary(Unary::Tanh, x), cap, 0.0);
             }
             let losses = if wants_grad {
-                let losses = backend().cross_entropy_backward(&mut logits, chunk_targets, scale);
+                let losses = backend().cross_entropy_backward(&mut logits, chunk_targets, scale, terms);
                 if let Some(x) = &uncapped {
                     logits = backend().unary_backward(Unary::Tanh, x, &logits);
                 }
                 head.add_chunk(start, &h_chunk, &w, &logits, precision);
                 losses
             } else {
-                backend().cross_entropy(&logits, chunk_targets)
+                backend().cross_entropy(&logits, chunk_targets, terms)
             };
             sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
             start += len;
         }
         let shape = self.shape();
-        Self::from_op(Raw::full([], (sum * f64::from(scale)) as f32), &[self, weight], move |dy, grads| {
+        let bias_shape = bias.map(Self::shape);
+        Self::from_op(Raw::full([], (sum * f64::from(scale)) as f32), &parents, move |dy, grads| {
             let factor = dy.f32()[0];
             let scaled = |raw: Raw| if factor == 1.0 { raw } else { backend().affine(&raw, factor, 0.0) };
             if grads.wants(0) {
@@ -89,6 +115,9 @@ impl Tensor {
             }
             if grads.wants(1) {
                 grads.add(1, scaled(head.weight));
+            }
+            if let (Some(shape), Some(bias)) = (bias_shape, head.bias) {
+                grads.add(2, scaled(bias).reshaped(shape));
             }
         })
     }
@@ -98,15 +127,23 @@ impl Tensor {
 struct HeadGrads {
     hidden: Raw,
     weight: Raw,
+    bias: Option<Raw>,
 }
 
 impl HeadGrads {
-    fn new(wanted: bool, hidden: [usize; 2], weight: [usize; 2]) -> Self {
+    fn new(wanted: bool, hidden: [usize; 2], weight: [usize; 2], wants_bias: bool) -> Self {
         let shape = |full: [usize; 2]| if wanted { full } else { [0, 0] };
-        Self { hidden: Raw::empty(DType::F32, shape(hidden)), weight: Raw::empty(DType::F32, shape(weight)) }
+        Self {
+            hidden: Raw::empty(DType::F32, shape(hidden)),
+            weight: Raw::empty(DType::F32, shape(weight)),
+            bias: wants_bias.then(|| Raw::full([weight[0]], 0.0)),
+        }
     }
 
     fn add_chunk(&mut self, start: usize, h: &Raw, w: &Raw, dlogits: &Raw, precision: Precision) {
+        if let Some(bias) = &mut self.bias {
+            backend().add_column_sums(bias, dlogits);
+        }
         let lowered;
         let dlogits = match precision {
             Precision::F32 => dlogits,

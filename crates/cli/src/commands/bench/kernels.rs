@@ -248,7 +248,7 @@ fn streams(sheet: &mut Sheet) {
     stream("softmax", 2, &mut || softmax::softmax(&mut out, &x, WIDTH));
     let (targets, mut losses) = (vec![1_i32; ROWS], vec![0.0; ROWS]);
     stream("cross-entropy with gradient", 2, &mut || {
-        cross_entropy::cross_entropy_backward_in_place(&mut losses, &mut out, &targets, WIDTH, 1.0);
+        cross_entropy::cross_entropy_backward_in_place(&mut losses, &mut out, &targets, WIDTH, 1.0, Default::default());
     });
     let settings = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 1, grad_scale: 1.0 };
     stream("adamw", 7, &mut || adamw_step(&mut out, &x, &mut m, &mut v, &settings));
