@@ -6,7 +6,7 @@ use loam_nn::{
     Attention, DropoutKey, Embedding, Experts, FeedForward, Init, KvCache, LayerCache, LayerContext, Linear, Module,
     Norm, Rope, RopeConfig, join,
 };
-use loam_tensor::{AttentionMask, Parameter, Tensor};
+use loam_tensor::{AttentionMask, CrossEntropyTerms, Parameter, Tensor};
 
 use crate::spec::{LayerSpec, Position, Residual, Spec};
 
@@ -44,6 +44,8 @@ pub struct Forward<'a> {
     pub recompute: bool,
     /// What a position's part in auxiliary losses is multiplied by, while training; else 0.
     pub auxiliary_scale: f32,
+    /// What the loss has besides the negative log-likelihood, while training.
+    pub terms: CrossEntropyTerms,
 }
 
 /// One block, joined as its [`Residual`] says.

@@ -227,8 +227,8 @@ impl LanguageModel {
     }
 
     /// Sum over all positions of the negative log-likelihood of `targets` `[batch * time]` (-100 counts nothing),
-    /// times `scale`. Natural-log units. The logits never exist as a whole. Auxiliary losses (those of routers) are in
-    /// the gradients but not in the value.
+    /// and the pass's `terms`, times `scale`. Natural-log units. The logits never exist as a whole. Auxiliary losses
+    /// (those of routers) are in the gradients but not in the value.
     pub fn loss(&self, input: &Input<'_>, targets: &[i32], scale: f32, forward: Forward<'_>) -> Result<Tensor, Error> {
         let vocab = 0..self.spec.vocab_size as i32;
         if let Some(target) = targets.iter().find(|&&target| target != IGNORED && !vocab.contains(&target)) {
@@ -237,8 +237,9 @@ impl LanguageModel {
         // Auxiliary losses are means over these positions, which count as much as their targets do.
         let counted = targets.iter().filter(|&&target| target != IGNORED).count();
         let auxiliary_scale = scale * counted as f32 / targets.len().max(1) as f32;
+        let terms = forward.terms;
         let hidden = self.hidden(input, Forward { auxiliary_scale, ..forward })?;
-        let settings = HeadSettings { softcap: self.spec.final_logit_softcapping, ..Default::default() };
+        let settings = HeadSettings { softcap: self.spec.final_logit_softcapping, terms };
         Ok(hidden.linear_cross_entropy(&self.stack.head(), None, targets, scale, settings))
     }
 
