@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+import goldens_functions
 import goldens_ops
 import goldens_optim
 
@@ -355,6 +356,7 @@ def main():
     for name in [*CASES, *OLD_LAYOUT]:
         check_directory(name)
     goldens_ops.write(ROOT)
+    goldens_functions.write(ROOT)
     goldens_optim.write(ROOT)
     total = sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file())
     print(f"{len(CASES) + len(OLD_LAYOUT)} cases, {total / 1e6:.2f} MB in {ROOT}")

@@ -23,6 +23,6 @@ pub use compare::{GRADIENT_TOLERANCE, LOGITS_TOLERANCE, assert_close, assert_clo
 pub use golden::{AdamW, Array, Golden, cases, cases_of, golden_copy, golden_dir, pickled_copy, workspace_root};
 pub use random::Random;
 pub use tables::{
-    Operation, OptimizerSettings, OptimizerTable, Sampler, SamplerTable, Schedule, operations, optimizers, samplers,
-    schedules,
+    Operation, OptimizerSettings, OptimizerTable, Sampler, SamplerTable, Schedule, activations, losses, operations,
+    optimizers, samplers, schedules,
 };
