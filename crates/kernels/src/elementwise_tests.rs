@@ -20,7 +20,9 @@ fn inputs(op: Unary, n: usize) -> Vec<f32> {
     for x in &mut x {
         match op {
             Unary::Log | Unary::Sqrt => *x = x.abs() + 0.05,
-            Unary::Relu | Unary::LeakyRelu(_) | Unary::Abs | Unary::Reciprocal => *x += 0.05_f32.copysign(*x),
+            Unary::Relu | Unary::LeakyRelu(_) | Unary::Elu(_) | Unary::Abs | Unary::Reciprocal => {
+                *x += 0.05_f32.copysign(*x)
+            }
             _ => {}
         }
     }

@@ -29,7 +29,7 @@ mod module;
 mod norm;
 mod position;
 
-pub use activation::Activation;
+pub use activation::{Activation, PRelu};
 pub use attention::{Attention, AttentionConfig};
 pub use context::{DropoutKey, LayerContext};
 pub use experts::{Experts, ExpertsConfig};
