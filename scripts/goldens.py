@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+import goldens_functions
 import goldens_ops
 import goldens_optim
 
@@ -469,6 +470,7 @@ def main():
     for name in [*CASES, *ENCODERS, *SEQ2SEQ, *OLD_LAYOUT]:
         check_directory(name)
     goldens_ops.write(ROOT)
+    goldens_functions.write(ROOT)
     goldens_optim.write(ROOT)
     total = sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file())
     print(f"{len(list(ROOT.glob('*/')))} cases, {total / 1e6:.2f} MB in {ROOT}")

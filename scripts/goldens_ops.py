@@ -70,19 +70,24 @@ def write_ops(root):
     def normal(*shape):
         return torch.randn(shape, generator=generator)
 
+    write_cases(root, "ops", op_cases(normal), normal)
+
+
+def write_cases(root, name, cases, normal):
+    """Runs each case forth and back; writes the arrays to `name`.safetensors and the list of cases to `name`.json."""
     arrays, index = {}, []
-    for case, operation, parameters, inputs, indices, function in op_cases(normal):
+    for case, operation, parameters, inputs, indices, function in cases:
         leaves = {key: value.clone().requires_grad_() for key, value in inputs.items()}
         output = function(**leaves, **indices)
-        weight = normal(*output.shape) if operation != "cross_entropy" else torch.ones(1)
+        weight = normal(*output.shape) if output.numel() > 1 else torch.ones(1)
         (output * weight).sum().backward()
         stored = {**inputs, **indices, "output": output.detach(), "weight": weight} | {
             f"gradient.{key}": leaf.grad for key, leaf in leaves.items()}
         arrays |= {f"{case}.{key}": value.clone().contiguous() for key, value in stored.items()}
         index.append(dict(case=case, operation=operation, parameters=parameters,
                           inputs=[*inputs, *indices], gradients=[*inputs]))
-    save_file(arrays, root / "ops.safetensors")
-    write_json(root / "ops.json", {"cases": index})
+    save_file(arrays, root / f"{name}.safetensors")
+    write_json(root / f"{name}.json", {"cases": index})
 
 
 SAMPLERS = [  # name, logits, temperature, top_k, top_p, min_p, repetition_penalty

@@ -13,6 +13,10 @@ pub enum Unary {
     Relu,
     /// x for x > 0, else the given slope times x.
     LeakyRelu(f32),
+    /// max(x, 0)² (So et al. 2021, "Primer").
+    ReluSquared,
+    /// x for x > 0, else the given α times (e^x - 1) (Clevert et al. 2016, eq. 15).
+    Elu(f32),
     /// x Φ(x) with the normal distribution Φ (by erf, not approximated).
     Gelu,
     /// GELU's tanh approximation: x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2.
@@ -60,9 +64,11 @@ pub(crate) trait Visit {
 
 impl Unary {
     /// Every function, for tests and benchmarks.
-    pub const ALL: [Unary; 17] = [
+    pub const ALL: [Unary; 19] = [
         Unary::Relu,
         Unary::LeakyRelu(0.01),
+        Unary::ReluSquared,
+        Unary::Elu(1.5),
         Unary::Gelu,
         Unary::GeluTanh,
         Unary::QuickGelu,
@@ -85,6 +91,8 @@ impl Unary {
         match self {
             Unary::Relu => visitor.visit(LeakyRelu(0.0)),
             Unary::LeakyRelu(slope) => visitor.visit(LeakyRelu(slope)),
+            Unary::ReluSquared => visitor.visit(ReluSquared),
+            Unary::Elu(alpha) => visitor.visit(Elu(alpha)),
             Unary::Gelu => visitor.visit(Gelu),
             Unary::GeluTanh => visitor.visit(GeluTanh),
             Unary::QuickGelu => visitor.visit(Swish(1.702)),
@@ -116,6 +124,38 @@ impl Function for LeakyRelu {
     #[inline(always)]
     fn slope<S: Simd>(self, s: S, x: S::V) -> S::V {
         s.select(s.gt(x, s.zero()), s.splat(1.0), s.splat(self.0))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct ReluSquared;
+impl Function for ReluSquared {
+    #[inline(always)]
+    fn value<S: Simd>(self, s: S, x: S::V) -> S::V {
+        // The order of operands keeps NaN.
+        let x = s.max(s.zero(), x);
+        s.mul(x, x)
+    }
+    #[inline(always)]
+    fn slope<S: Simd>(self, s: S, x: S::V) -> S::V {
+        let x = s.max(s.zero(), x);
+        s.add(x, x)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Elu(f32);
+impl Function for Elu {
+    #[inline(always)]
+    fn value<S: Simd>(self, s: S, x: S::V) -> S::V {
+        // e^x - 1 = 2t / (1 - t) with t = tanh(x / 2) does not cancel near zero, and 1 - t is at least 1 where x <= 0.
+        let t = tanh(s, s.mul(x, s.splat(0.5)));
+        let below = s.div(s.mul(t, s.splat(2.0 * self.0)), s.sub(s.splat(1.0), t));
+        s.select(s.gt(x, s.zero()), x, below)
+    }
+    #[inline(always)]
+    fn slope<S: Simd>(self, s: S, x: S::V) -> S::V {
+        s.select(s.gt(x, s.zero()), s.splat(1.0), s.mul(exp(s, x), s.splat(self.0)))
     }
 }
 

@@ -355,6 +355,22 @@ pub fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
     for_chunks(y, CHUNK, |at, y| dispatch_on(isa(), Update { f: Axpy(a), x: &x[at..at + y.len()], y }));
 }
 
+/// `y + a (x - y)`
+#[derive(Clone, Copy)]
+struct Lerp(f32);
+impl Op2 for Lerp {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, y: S::V, x: S::V) -> S::V {
+        s.fma(s.sub(x, y), s.splat(self.0), y)
+    }
+}
+
+/// `y += a * (x - y)`: a step of the way to `x`, as a running mean makes it.
+pub fn lerp(y: &mut [f32], a: f32, x: &[f32]) {
+    assert_eq!(y.len(), x.len(), "lerp: lengths differ");
+    for_chunks(y, CHUNK, |at, y| dispatch_on(isa(), Update { f: Lerp(a), x: &x[at..at + y.len()], y }));
+}
+
 /// `y += x`
 pub fn add_assign(y: &mut [f32], x: &[f32]) {
     assert_eq!(y.len(), x.len(), "add_assign: lengths differ");

@@ -20,7 +20,9 @@ fn inputs(op: Unary, n: usize) -> Vec<f32> {
     for x in &mut x {
         match op {
             Unary::Log | Unary::Sqrt => *x = x.abs() + 0.05,
-            Unary::Relu | Unary::LeakyRelu(_) | Unary::Abs | Unary::Reciprocal => *x += 0.05_f32.copysign(*x),
+            Unary::Relu | Unary::LeakyRelu(_) | Unary::Elu(_) | Unary::Abs | Unary::Reciprocal => {
+                *x += 0.05_f32.copysign(*x)
+            }
             _ => {}
         }
     }
@@ -150,12 +152,15 @@ fn sums_into_a_slice_add_to_it() {
     for n in SIZES {
         let (x, before) = (normal(n, "x"), normal(n, "y"));
         let (mut y, mut z, mut w) = (before.clone(), before.clone(), vec![f32::NAN; n]);
+        let mut mean = before.clone();
+        lerp(&mut mean, 0.125, &x);
         axpy(&mut y, 0.5, &x);
         add_assign(&mut z, &x);
         affine(&mut w, &x, -2.0, 0.25);
         for i in 0..n {
             assert!(near(y[i], f64::from(before[i]) + 0.5 * f64::from(x[i]), 1.0));
             assert_eq!(z[i], before[i] + x[i]);
+            assert!(near(mean[i], 0.875 * f64::from(before[i]) + 0.125 * f64::from(x[i]), 1.0));
             assert!(near(w[i], 0.25 - 2.0 * f64::from(x[i]), 1.0));
         }
     }

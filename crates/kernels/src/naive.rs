@@ -54,6 +54,14 @@ pub fn unary(op: Unary, x: f64) -> f64 {
                 f64::from(slope) * x
             }
         }
+        Unary::ReluSquared => x.max(0.0).powi(2),
+        Unary::Elu(alpha) => {
+            if x > 0.0 {
+                x
+            } else {
+                f64::from(alpha) * x.exp_m1()
+            }
+        }
         Unary::Gelu => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
         Unary::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
         Unary::QuickGelu => x * sigmoid(1.702 * x),

@@ -23,7 +23,7 @@ pub struct StepShape {
 pub struct StepMemory {
     /// Weights in f32, and their copies in bf16.
     pub weights: usize,
-    /// The optimizer's two moments.
+    /// What the optimizer remembers: AdamW its two moments.
     pub optimizer: usize,
     /// Gradients that exist at once.
     pub gradients: usize,

@@ -327,8 +327,8 @@ impl LanguageModel {
     }
 
     /// Sum over all positions of the negative log-likelihood of `targets` `[batch * time]` (-100 counts nothing),
-    /// times `scale`. Natural-log units. The logits never exist as a whole. Auxiliary losses (those of routers) are in
-    /// the gradients but not in the value.
+    /// and the pass's `terms`, times `scale`. Natural-log units. The logits never exist as a whole. Auxiliary losses
+    /// (those of routers) are in the gradients but not in the value.
     pub fn loss(&self, input: &Input<'_>, targets: &[i32], scale: f32, forward: Forward<'_>) -> Result<Tensor, Error> {
         self.expect_language_model()?;
         let vocab = 0..self.spec.vocab_size as i32;
@@ -338,9 +338,10 @@ impl LanguageModel {
         // Auxiliary losses are means over these positions, which count as much as their targets do.
         let counted = targets.iter().filter(|&&target| target != IGNORED).count();
         let auxiliary_scale = scale * counted as f32 / targets.len().max(1) as f32;
+        let terms = forward.terms;
         let hidden = self.hidden(input, Forward { auxiliary_scale, ..forward })?;
         let (hidden, targets) = worth_scoring(hidden, targets, counted);
-        let settings = HeadSettings { softcap: self.spec.final_logit_softcapping, ..Default::default() };
+        let settings = HeadSettings { softcap: self.spec.final_logit_softcapping, terms };
         let head = &self.network.head;
         let vocabulary = self.network.vocabulary();
         Ok(head.input(&hidden).linear_cross_entropy(&vocabulary, head.bias().as_ref(), &targets, scale, settings))

@@ -6,7 +6,7 @@ use loam_nn::{
     DropoutKey, Embedding, KvCache, LayerContext, Memory, Module, Norm, RelativePositions, Rope, RopeConfig, join,
     sinusoids,
 };
-use loam_tensor::{Parameter, Tensor};
+use loam_tensor::{CrossEntropyTerms, Parameter, Tensor};
 
 use crate::block::Block;
 use crate::spec::{Position, Spec, StackSpec};
@@ -49,6 +49,8 @@ pub struct Forward<'a> {
     pub recompute: bool,
     /// What a position's part in auxiliary losses is multiplied by, while training; else 0.
     pub auxiliary_scale: f32,
+    /// What the loss has besides the negative log-likelihood, while training.
+    pub terms: CrossEntropyTerms,
 }
 
 /// Blocks, and what comes before and after them.

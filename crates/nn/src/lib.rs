@@ -30,7 +30,7 @@ mod norm;
 mod position;
 mod relative;
 
-pub use activation::Activation;
+pub use activation::{Activation, PRelu};
 pub use attention::{Attention, AttentionConfig};
 pub use context::{DropoutKey, LayerContext, Memory};
 pub use experts::{Experts, ExpertsConfig};

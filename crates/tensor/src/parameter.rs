@@ -120,6 +120,12 @@ impl Parameter {
         assert_eq!(value.shape(), self.0.shape, "a parameter keeps its shape");
     }
 
+    /// Exchanges the value with another of the same shape, dense f32, without a copy.
+    pub fn swap(&self, other: &mut Raw) {
+        assert!(other.dtype() == DType::F32 && other.is_dense(), "a parameter's master value is dense f32");
+        self.change(|value| std::mem::swap(value, other));
+    }
+
     /// The optimizer's access: value to change and gradient to read. Does nothing without a gradient.
     pub fn step(&self, work: impl FnOnce(&mut Raw, &Raw)) {
         if let Some(grad) = self.grad() {

@@ -56,6 +56,9 @@ fn a_tensor_used_twice_gets_both_gradients() {
 fn activations() {
     let ops = [
         Unary::Relu,
+        Unary::LeakyRelu(0.1),
+        Unary::ReluSquared,
+        Unary::Elu(0.7),
         Unary::Gelu,
         Unary::GeluTanh,
         Unary::QuickGelu,

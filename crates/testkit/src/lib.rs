@@ -25,6 +25,6 @@ pub use golden::{
 };
 pub use random::Random;
 pub use tables::{
-    Operation, OptimizerSettings, OptimizerTable, Sampler, SamplerTable, Schedule, operations, optimizers, samplers,
-    schedules,
+    Operation, OptimizerSettings, OptimizerTable, Sampler, SamplerTable, Schedule, activations, losses, operations,
+    optimizers, samplers, schedules,
 };

@@ -102,8 +102,22 @@ struct OperationEntry {
 
 /// All golden operations.
 pub fn operations() -> Vec<Operation> {
-    let arrays = Golden::read(&root().join("ops.safetensors"));
-    let entries: Cases<OperationEntry> = read_json("ops.json");
+    table("ops")
+}
+
+/// All golden losses.
+pub fn losses() -> Vec<Operation> {
+    table("losses")
+}
+
+/// All golden activations.
+pub fn activations() -> Vec<Operation> {
+    table("activations")
+}
+
+fn table(name: &str) -> Vec<Operation> {
+    let arrays = Golden::read(&root().join(format!("{name}.safetensors")));
+    let entries: Cases<OperationEntry> = read_json(&format!("{name}.json"));
     entries.cases.into_iter().map(|entry| operation(&arrays, entry)).collect()
 }
 
@@ -112,7 +126,7 @@ fn operation(arrays: &Golden, entry: OperationEntry) -> Operation {
     let floats = |name: &str| arrays.floats(&key(name)).clone();
     let number = |name: &String, value: &serde_json::Value| {
         let value = value.as_f64().or(value.as_bool().map(f64::from));
-        value.unwrap_or_else(|| panic!("ops.json: {} of {} is not a number", name, entry.case))
+        value.unwrap_or_else(|| panic!("{} of {} is not a number", name, entry.case))
     };
     let (inputs, indices) = entry.inputs.iter().partition::<Vec<_>, _>(|name| entry.gradients.contains(name));
     Operation {

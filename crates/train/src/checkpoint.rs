@@ -231,7 +231,8 @@ fn read_state(path: &Path, expected: &[(String, &State)]) -> Result<Vec<State>> 
     let file = SafeTensors::open(path)?;
     let read = |(name, tensor): &(String, &State)| {
         if !file.contains(name) {
-            let problem = format!("`{name}` is missing: was it written with another `train.optimizer`?");
+            let problem =
+                format!("`{name}` is missing: was it written with another `train.optimizer` or `train.ema_decay`?");
             return Err(Error::checkpoint(path, problem));
         }
         let view = file.get(name)?;

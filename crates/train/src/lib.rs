@@ -13,6 +13,7 @@ mod clip;
 mod conversations;
 mod error;
 pub mod export;
+pub mod losses;
 mod metrics;
 pub mod objective;
 pub mod optim;

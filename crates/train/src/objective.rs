@@ -4,7 +4,7 @@ mod pretrain;
 mod sft;
 
 use loam_models::{DropoutKey, Forward, Input, LanguageModel};
-use loam_tensor::Tensor;
+use loam_tensor::{CrossEntropyTerms, Tensor};
 
 pub use pretrain::Pretrain;
 pub use sft::Sft;
@@ -33,6 +33,8 @@ pub struct Pass {
     pub dropout: Option<DropoutKey>,
     /// Whether backward computes each block's activations again.
     pub recompute: bool,
+    /// Label smoothing and z-loss: none in an evaluation, whose loss is the model's likelihood.
+    pub terms: CrossEntropyTerms,
 }
 
 /// What a stage minimizes.
@@ -61,7 +63,8 @@ fn causal_loss(model: &LanguageModel, batch: &CausalBatch, pass: &Pass) -> Resul
         segments: batch.segments.as_deref().map(Into::into),
         ..Input::default()
     };
-    let forward = Forward { cache: None, dropout: pass.dropout, recompute: pass.recompute, ..Forward::default() };
-    let tensor = model.loss(&input, &batch.targets, pass.scale, forward)?;
+    let Pass { scale, dropout, recompute, terms } = *pass;
+    let forward = Forward { cache: None, dropout, recompute, terms, ..Forward::default() };
+    let tensor = model.loss(&input, &batch.targets, scale, forward)?;
     Ok(Loss { tensor, tokens: counted(batch), metrics: Vec::new() })
 }

@@ -16,6 +16,7 @@ mod sgd;
 
 use std::collections::HashMap;
 
+use loam_kernels::elementwise::lerp;
 use loam_kernels::optim::Scale;
 use loam_models::{Spec, footprint};
 use loam_tensor::{Dims, Parameter, Raw};
@@ -149,7 +150,11 @@ pub struct Optimizer {
     /// Index of a parameter's slot, by its address.
     places: HashMap<usize, usize>,
     steps: u64,
+    ema_decay: Option<f64>,
 }
+
+/// Name of the running mean in a checkpoint.
+const MEAN: &str = "ema";
 
 struct Slot {
     name: String,
@@ -157,11 +162,15 @@ struct Slot {
     rule: Box<dyn Rule>,
     state: Vec<State>,
     state_names: Vec<&'static str>,
+    /// Running mean of the values, where one is wanted.
+    mean: Option<State>,
+    /// The step that the mean has taken in last.
+    mean_step: u64,
 }
 
 impl Slot {
     fn named_state(&self) -> impl Iterator<Item = (String, &State)> {
-        let named = self.state_names.iter().zip(&self.state);
+        let named = self.state_names.iter().copied().zip(&self.state).chain(self.mean.iter().map(|mean| (MEAN, mean)));
         named.map(|(state, tensor)| (format!("{state}.{}", self.name), tensor))
     }
 }
@@ -172,11 +181,38 @@ impl Optimizer {
         let slot = |(name, parameter): &(String, Parameter)| {
             let rule = rule(&settings, name, parameter.shape());
             let (state_names, state) = rule.state(parameter.shape()).into_iter().unzip();
-            Slot { name: name.clone(), parameter: parameter.clone(), rule, state, state_names }
+            Slot {
+                name: name.clone(),
+                parameter: parameter.clone(),
+                rule,
+                state,
+                state_names,
+                mean: None,
+                mean_step: 0,
+            }
         };
         let slots: Vec<Slot> = parameters.iter().filter(|(_, parameter)| parameter.is_trainable()).map(slot).collect();
         let places = slots.iter().enumerate().map(|(index, slot)| (slot.parameter.address(), index)).collect();
-        Self { slots, places, steps: 0 }
+        Self { slots, places, steps: 0, ema_decay: None }
+    }
+
+    /// Keeps a running mean of every parameter besides: after the first step the weights themselves, after each further
+    /// one `mean = decay mean + (1 - decay) value` (as `torch.optim.swa_utils.AveragedModel` does with `get_ema_avg_fn`).
+    pub fn with_ema(mut self, decay: Option<f64>) -> Self {
+        self.ema_decay = decay;
+        for slot in &mut self.slots {
+            slot.mean = decay.map(|_| State::F32(Raw::from_f32(slot.parameter.value().f32(), slot.parameter.shape())));
+        }
+        self
+    }
+
+    /// Exchanges every parameter with its running mean, where there is one; a second call exchanges them back.
+    pub fn swap_ema(&mut self) {
+        for slot in &mut self.slots {
+            if let Some(State::F32(mean)) = &mut slot.mean {
+                slot.parameter.swap(mean);
+            }
+        }
     }
 
     /// Begins a step: each parameter may be updated once until the next one.
@@ -184,12 +220,22 @@ impl Optimizer {
         self.steps += 1;
     }
 
-    /// Updates a parameter with its gradient, multiplied by `grad_scale`, and frees that. Nothing without a gradient.
+    /// Updates a parameter with its gradient, multiplied by `grad_scale`, and frees that; then its running mean. Without a
+    /// gradient the parameter stays.
     pub fn update(&mut self, parameter: &Parameter, lr: f64, grad_scale: f64) {
         let Some(&index) = self.places.get(&parameter.address()) else { return };
-        let Slot { rule, state, .. } = &mut self.slots[index];
+        let Slot { rule, state, mean, mean_step, .. } = &mut self.slots[index];
         let step = Step { number: self.steps, lr, grad_scale };
         parameter.step(|value, grad| rule.update(value, grad, state, &step));
+        // Once a step, also where a parameter had no gradient in it.
+        if let (Some(State::F32(mean)), true) = (mean, *mean_step < self.steps) {
+            *mean_step = self.steps;
+            let value = parameter.value();
+            match self.ema_decay.filter(|_| self.steps > 1) {
+                Some(decay) => lerp(mean.f32_mut(), (1.0 - decay) as f32, value.f32()),
+                None => mean.f32_mut().copy_from_slice(value.f32()),
+            }
+        }
         parameter.clear_grad();
     }
 
@@ -200,7 +246,7 @@ impl Optimizer {
 
     /// Takes over a state in the order of [`Optimizer::state`], after `steps` steps.
     pub fn restore(&mut self, state: Vec<State>, steps: u64) {
-        let tensors = self.slots.iter_mut().flat_map(|slot| &mut slot.state);
+        let tensors = self.slots.iter_mut().flat_map(|slot| slot.state.iter_mut().chain(&mut slot.mean));
         tensors.zip(state).for_each(|(tensor, restored)| *tensor = restored);
         self.steps = steps;
     }

@@ -283,6 +283,15 @@ pub struct TrainSection {
     pub clip: f64,
     /// Probability that a residual branch's element is zeroed in training.
     pub dropout: f64,
+    /// Share of the target's weight that is spread over all tokens alike, in training (Szegedy et al. 2016). 0 is off.
+    pub label_smoothing: f64,
+    /// Factor of the mean of (ln of the sum of e^logit)², which is added to the loss in training and keeps the logits from
+    /// drifting; 1e-4 in PaLM (Chowdhery et al. 2022). 0 is off.
+    pub z_loss: f64,
+    /// Decay of a running mean of the weights, such as 0.999, which evaluations, samples and the finished model take instead
+    /// of the last ones (Polyak and Juditsky 1992). It takes 4 bytes per weight. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
     /// Steps between evaluations; 0 is only at the end. Default: a tenth of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_every: Option<u64>,
@@ -333,6 +342,9 @@ impl Default for TrainSection {
             momentum: None,
             clip: 1.0,
             dropout: 0.0,
+            label_smoothing: 0.0,
+            z_loss: 0.0,
+            ema_decay: None,
             eval_every: None,
             eval_batches: 20,
             sample_every: None,
@@ -349,9 +361,9 @@ impl Default for TrainSection {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EarlyStop {
-    /// Evaluations in a row that may pass without a better loss.
+    /// Evaluations in a row without a gain after which the run ends.
     pub patience: u64,
-    /// How much lower the loss must be to count as better, in nats per token.
+    /// A gain is a loss that is lower than the lowest one before by more than this, in nats per token.
     #[serde(default)]
     pub min_delta: f64,
 }

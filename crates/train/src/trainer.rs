@@ -88,7 +88,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         settings: Settings,
     ) -> Self {
         let parameters = model.parameters();
-        let optimizer = Optimizer::new(&parameters, settings.optimizer);
+        let optimizer = Optimizer::new(&parameters, settings.optimizer).with_ema(settings.ema_decay);
         let validation = validation.filter(|validation| !validation.is_empty());
         let progress = Progress::default();
         Self { model, parameters, objective, train, validation, settings, optimizer, progress, journal: None }
@@ -139,6 +139,8 @@ impl<'a, O: Objective> Trainer<'a, O> {
         if self.settings.early_stop.is_some() && self.progress.best_step != self.progress.step {
             self.take_best_weights(hooks)?;
         }
+        // What the run leaves is the mean of the weights, where one was kept; the checkpoints have both.
+        self.optimizer.swap_ema();
         let evaluation = self.final_evaluation(hooks)?;
         Ok(Summary { ending, progress: self.progress, last_step, evaluation })
     }
@@ -191,24 +193,32 @@ impl<'a, O: Objective> Trainer<'a, O> {
 
     /// Returns whether these weights are the best so far, and early stopping wants to keep them.
     fn periodic_evaluation(&mut self, hooks: &mut Hooks<'_>) -> Result<bool> {
-        let Some(row) = self.evaluation(self.settings.eval_batches, hooks)? else { return Ok(false) };
+        self.optimizer.swap_ema();
+        let row = self.evaluation(self.settings.eval_batches, hooks);
+        self.optimizer.swap_ema();
+        let Some(row) = row? else { return Ok(false) };
         let Some(early_stop) = self.settings.early_stop else { return Ok(false) };
         let progress = &mut self.progress;
-        if progress.best_loss.is_none_or(|best| row.eval_loss < best - early_stop.min_delta) {
-            progress.best_loss = Some(row.eval_loss);
-            progress.best_step = progress.step;
-            progress.evals_without_gain = 0;
-            return Ok(true);
+        // As transformers' EarlyStoppingCallback: any better loss is the new best, but only a gain of more than the least
+        // one makes the count start again.
+        let gain = progress.best_loss.map_or(f64::INFINITY, |best| best - row.eval_loss);
+        if gain > 0.0 {
+            (progress.best_loss, progress.best_step) = (Some(row.eval_loss), progress.step);
         }
-        progress.evals_without_gain += 1;
+        let patience_counts = gain <= early_stop.min_delta;
+        progress.evals_without_gain = if patience_counts { progress.evals_without_gain + 1 } else { 0 };
         if progress.evals_without_gain >= early_stop.patience {
             progress.stopped_early = true;
+            let least = match early_stop.min_delta {
+                0.0 => String::new(),
+                delta => format!(" of more than {delta}"),
+            };
             hooks.observer.on_message(&format!(
-                "stopping early at step {}: no better than at step {} in {} evaluations",
-                progress.step, progress.best_step, early_stop.patience
+                "stopping early at step {}: no gain{least} in {} evaluations; the best was at step {}",
+                progress.step, early_stop.patience, progress.best_step
             ));
         }
-        Ok(false)
+        Ok(gain > 0.0)
     }
 
     fn evaluation(&mut self, limit: u64, hooks: &mut Hooks<'_>) -> Result<Option<EvalRow>> {
@@ -228,7 +238,9 @@ impl<'a, O: Objective> Trainer<'a, O> {
 
     fn sample(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
         let Some(sample) = hooks.sample.as_mut() else { return Ok(()) };
+        self.optimizer.swap_ema();
         let samples = sample(self.model, self.progress.step);
+        self.optimizer.swap_ema();
         if let Some(journal) = &self.journal {
             journal.dir().write_samples(self.progress.step, &samples)?;
         }
@@ -253,7 +265,8 @@ impl<'a, O: Objective> Trainer<'a, O> {
     fn take_best_weights(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
         let (Some(journal), best) = (&self.journal, self.progress.best_step) else { return Ok(()) };
         if best > 0 {
-            journal.dir().checkpoints().load(best, &self.parameters, None)?;
+            // The state belongs to it: it has the mean of those weights.
+            journal.dir().checkpoints().load(best, &self.parameters, Some(&mut self.optimizer))?;
             hooks.observer.on_message(&format!("taking the weights of step {best}, the best evaluation"));
         }
         Ok(())

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{HeldOut, Witness, batch, bits, hooks, settings, source, tiny_model};
+use loam_tensor::CrossEntropyTerms;
 use loam_train::objective::Pretrain;
 use loam_train::recipe::{EarlyStop, OptimizerKind};
 use loam_train::{Ending, Error, OptimizerSettings, Row, RunDir, Settings, Trainer, read_rows};
@@ -275,4 +276,98 @@ fn early_stopping_ends_the_run_and_takes_the_best_weights() {
     let run_dir = RunDir::open(dir.path(), true).unwrap();
     run_dir.checkpoints().load(best, &model.parameters(), None).unwrap();
     assert!(bits(&model) == weights);
+}
+
+#[test]
+fn small_gains_do_not_reset_the_patience_but_the_best_of_them_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    // Every evaluation is better than the one before, none by as much as a nat.
+    let early_stop = Some(EarlyStop { patience: 3, min_delta: 1.0 });
+    let settings = Settings { lr: 1e-4, early_stop, eval_every: 2, ..settings(60) };
+    let (ending, weights, witness) = run_in(dir.path(), false, None, settings.clone());
+    assert_eq!(ending, Ending::StoppedEarly);
+    let steps: Vec<u64> = witness.evaluations.iter().map(|row| row.step).collect();
+    assert_eq!(steps, [2, 4, 6, 8, 8], "the first one has nothing to gain on, three follow, and the one of the end");
+    let message = "stopping early at step 8: no gain of more than 1 in 3 evaluations; the best was at step 8";
+    assert!(witness.messages.iter().any(|found| found == message), "{:?}", witness.messages);
+    // The count goes on where it was.
+    let parts = tempfile::tempdir().unwrap();
+    assert_eq!(run_in(parts.path(), false, Some(5), settings.clone()).0, Ending::Interrupted);
+    let (ending, resumed, witness) = run_in(parts.path(), true, None, settings);
+    assert_eq!((ending, witness.rows.last().map(|row| row.step)), (Ending::StoppedEarly, Some(8)));
+    assert!(weights == resumed);
+}
+
+#[test]
+fn a_run_with_a_running_mean_of_the_weights_evaluates_and_leaves_that_mean() {
+    let decay = 0.9;
+    let with_mean = || Settings { ema_decay: Some(decay), ..resumable() };
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, whole, parts) = (dir.path().join("plain"), dir.path().join("whole"), dir.path().join("parts"));
+    let (_, last, plain_run) = run_in(&plain, false, None, resumable());
+    let (_, mean, mean_run) = run_in(&whole, false, None, with_mean());
+    assert_eq!(plain_run.losses(), mean_run.losses(), "training itself is the same");
+    assert!(last != mean);
+    let evaluations = |run: &Witness| run.evaluations.iter().map(|row| row.eval_loss).collect::<Vec<_>>();
+    assert!(evaluations(&plain_run).iter().zip(evaluations(&mean_run)).all(|(a, b)| *a != b));
+
+    // The mean of every step's weights, by the definition in f64.
+    let mut expected: Vec<f64> = Vec::new();
+    for step in 1..=20 {
+        let dir = tempfile::tempdir().unwrap();
+        run_in(dir.path(), false, Some(step), resumable());
+        let model = tiny_model(1);
+        RunDir::open(dir.path(), true).unwrap().checkpoints().load(step, &model.parameters(), None).unwrap();
+        let values: Vec<f64> = bits(&model).into_iter().map(|bits| f64::from(f32::from_bits(bits))).collect();
+        match step {
+            1 => expected = values,
+            _ => expected.iter_mut().zip(values).for_each(|(mean, x)| *mean += (1.0 - decay) * (x - *mean)),
+        }
+    }
+    for (found, expected) in mean.iter().zip(expected) {
+        let found = f64::from(f32::from_bits(*found));
+        assert!((found - expected).abs() <= 1e-6 * expected.abs().max(0.1), "{found} {expected}");
+    }
+
+    assert_eq!(run_in(&parts, false, Some(10), with_mean()).0, Ending::Interrupted);
+    let (_, resumed, _) = run_in(&parts, true, None, with_mean());
+    assert!(mean == resumed, "the means differ");
+    assert_eq!(timeless(&whole), timeless(&parts));
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        let read = |run: &Path| fs::read(run.join("checkpoints/step-000020").join(file)).unwrap();
+        assert!(read(&whole) == read(&parts), "{file} differs");
+    }
+    let weights = |run: &Path| fs::read(run.join("checkpoints/step-000020/model.safetensors")).unwrap();
+    assert!(weights(&whole) == weights(&plain), "a checkpoint has the weights, the mean besides");
+}
+
+#[test]
+fn a_stop_takes_the_running_mean_of_the_best_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let early_stop = Some(EarlyStop { patience: 2, min_delta: 0.0 });
+    let settings = Settings { lr: 0.3, early_stop, eval_every: 2, ema_decay: Some(0.5), ..settings(60) };
+    let (ending, _, witness) = run_in(dir.path(), false, None, settings);
+    assert_eq!(ending, Ending::StoppedEarly);
+    let (end, periodic) = witness.evaluations.split_last().unwrap();
+    let best = periodic.iter().min_by(|a, b| a.eval_loss.total_cmp(&b.eval_loss)).unwrap();
+    // The evaluation of the end takes one batch more, so that only a whole one of the best step's weights compares.
+    assert!((end.eval_loss - best.eval_loss).abs() < 0.3, "{} {}", end.eval_loss, best.eval_loss);
+    assert!(witness.messages.iter().any(|m| m.starts_with(&format!("taking the weights of step {}", best.step))));
+}
+
+#[test]
+fn label_smoothing_and_z_loss_change_the_training_and_not_what_an_evaluation_means() {
+    let first = |label_smoothing: f32, z_loss: f32| {
+        let dir = tempfile::tempdir().unwrap();
+        // So small a rate that the first steps leave the model as it is.
+        let terms = CrossEntropyTerms { label_smoothing, z_loss };
+        let settings = Settings { lr: 1e-12, terms, eval_every: 1, ..settings(1) };
+        let (_, _, witness) = run_in(dir.path(), false, None, settings);
+        (witness.rows[0].loss, witness.evaluations[0].eval_loss, witness.rows[0].grad_norm)
+    };
+    let (plain, smoothed, with_z) = (first(0.0, 0.0), first(0.1, 0.0), first(0.0, 0.01));
+    assert!((smoothed.1 - plain.1).abs() < 1e-6 && (with_z.1 - plain.1).abs() < 1e-6);
+    assert!(smoothed.2 != plain.2 && with_z.2 != plain.2);
+    // About the square of ln 23, which logits of zero give.
+    assert!((with_z.0 - plain.0 - 0.01 * 23f64.ln().powi(2)).abs() < 5e-3, "{} {}", with_z.0, plain.0);
 }

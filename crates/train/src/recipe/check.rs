@@ -176,6 +176,9 @@ impl Recipe {
             ("eps", !(train.eps > 0.0 && train.eps < 1.0), "above 0 and below 1"),
             ("clip", !(train.clip >= 0.0 && train.clip.is_finite()), "at least 0"),
             ("dropout", !unit(train.dropout), "at least 0 and below 1"),
+            ("label_smoothing", !unit(train.label_smoothing), "at least 0 and below 1"),
+            ("z_loss", !unit(train.z_loss), "at least 0 and below 1"),
+            ("ema_decay", train.ema_decay.is_some_and(|decay| !(decay > 0.0 && decay < 1.0)), "above 0 and below 1"),
         ];
         problems.extend(
             checks.iter().filter(|(_, bad, _)| *bad).map(|(name, _, range)| format!("`train.{name}` must be {range}")),

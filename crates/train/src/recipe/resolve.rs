@@ -25,7 +25,8 @@ impl TrainSection {
         let recompute = self.recompute == Recompute::Block;
         let at_once = self.clip == 0.0 && rows >= batch;
         let memory = step_memory(spec, &StepShape { tokens: rows * seq_len, precision, recompute, at_once });
-        let optimizer = state_bytes(self.optimizer, spec);
+        let mean = if self.ema_decay.is_some() { 4 * footprint(spec).parameters } else { 0 };
+        let optimizer = state_bytes(self.optimizer, spec) + mean;
         StepMemory { optimizer, peak: memory.peak - memory.optimizer + optimizer, ..memory }
     }
 
@@ -242,5 +243,19 @@ mod tests {
         let tight = resolved(Some(needed));
         assert_eq!(tight.train.recompute, Recompute::Block);
         assert!(predicted_rss_mib(&tight.step_memory(model.spec())) < needed / 2);
+    }
+
+    #[test]
+    fn a_running_mean_of_the_weights_is_counted() {
+        let config =
+            json!({"model_type": "gpt2", "vocab_size": 64, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 32});
+        let model = LanguageModel::new(&config, 0).unwrap();
+        let memory = |line: &str| {
+            let text = format!("stage = \"pretrain\"\n[train]\n{line}\n");
+            Recipe::parse(&text, std::path::Path::new("test")).unwrap().step_memory(model.spec())
+        };
+        let (plain, with_mean) = (memory(""), memory("ema_decay = 0.99"));
+        let copy = 4 * footprint(model.spec()).parameters;
+        assert_eq!((with_mean.optimizer, with_mean.peak), (plain.optimizer + copy, plain.peak + copy));
     }
 }

@@ -1,6 +1,6 @@
 //! What the loop needs to know of a recipe.
 
-use loam_tensor::Precision;
+use loam_tensor::{CrossEntropyTerms, Precision};
 
 use crate::optim::OptimizerSettings;
 use crate::recipe::{EarlyStop, PrecisionChoice, Recipe, Recompute};
@@ -23,6 +23,10 @@ pub struct Settings {
     pub dropout: f64,
     /// Whether backward computes each block's activations again.
     pub recompute: bool,
+    /// Label smoothing and z-loss.
+    pub terms: CrossEntropyTerms,
+    /// Decay of the weights' running mean, where there is one.
+    pub ema_decay: Option<f64>,
     /// Seed of dropout.
     pub seed: u64,
     /// Steps between evaluations; 0 is only at the end.
@@ -55,6 +59,8 @@ impl Settings {
             },
             dropout: train.dropout,
             recompute: train.recompute == Recompute::Block,
+            terms: CrossEntropyTerms { label_smoothing: train.label_smoothing as f32, z_loss: train.z_loss as f32 },
+            ema_decay: train.ema_decay,
             seed: recipe.seed,
             eval_every: train.eval_every.unwrap_or(0),
             eval_batches: train.eval_batches,

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use loam_models::{DropoutKey, LanguageModel};
-use loam_tensor::{Parameter, no_grad, with_precision};
+use loam_tensor::{CrossEntropyTerms, Parameter, no_grad, with_precision};
 
 use super::guard::check_gradients;
 use super::settings::Settings;
@@ -89,7 +89,7 @@ pub(crate) fn accumulate<O: Objective>(
             step: step * MICRO_BATCHES_PER_STEP + index as u64,
         };
         let dropout = (settings.dropout > 0.0).then(key);
-        let pass = Pass { scale: 1.0 / counted as f32, dropout, recompute: settings.recompute };
+        let pass = Pass { scale: 1.0 / counted as f32, dropout, recompute: settings.recompute, terms: settings.terms };
         loss += with_precision(settings.precision, || -> Result<f64> {
             let tensor = objective.loss(model, batch, &pass)?.tensor;
             let value = f64::from(tensor.item());
@@ -119,7 +119,7 @@ pub fn evaluate<O: Objective>(
     let (mut nats, mut counted) = (0.0, 0);
     for index in 0..validation.len().min(limit) {
         let batch = validation.batch(index)?;
-        let pass = Pass { scale: 1.0, dropout: None, recompute: false };
+        let pass = Pass { scale: 1.0, dropout: None, recompute: false, terms: CrossEntropyTerms::default() };
         let run = || objective.loss(model, &batch, &pass).map(|loss| f64::from(loss.tensor.item()));
         nats += with_precision(settings.precision, || no_grad(run))?;
         counted += objective.counted(&batch);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use loam_data::CausalBatch;
 use loam_models::LanguageModel;
-use loam_tensor::Precision;
+use loam_tensor::{CrossEntropyTerms, Precision};
 use loam_train::recipe::ScheduleKind;
 use loam_train::{DecayShape, Hooks, MetricRow, Observer, OptimizerSettings, Result, Schedule, Settings, Validation};
 use serde_json::json;
@@ -61,6 +61,8 @@ pub fn settings(steps: u64) -> Settings {
         precision: Precision::F32,
         dropout: 0.0,
         recompute: false,
+        terms: CrossEntropyTerms::default(),
+        ema_decay: None,
         seed: 1,
         eval_every: 0,
         eval_batches: 2,
