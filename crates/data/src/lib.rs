@@ -4,6 +4,7 @@
 //! into the memory-mapped files of [`shard`], [`packing`] plans which documents share a row, and [`loader`] gives out
 //! batches as a pure function of seed and step. [`garden`] is the corpus that needs no file.
 
+pub mod corrupt;
 pub mod dedup;
 mod error;
 mod fingerprint;
@@ -14,11 +15,14 @@ pub mod loader;
 pub mod packing;
 pub mod permute;
 pub mod prepare;
+pub mod seq2seq;
 pub mod shard;
 pub mod source;
 
+pub use corrupt::{Corrupted, Infilling, MaskedLm, MaskedLoader, SpanCorruption};
 pub use error::{Error, Result};
 pub use garden::Garden;
 pub use loader::{CausalBatch, Example, Loader, LoaderConfig, Mode};
 pub use prepare::{Holdout, PrepareConfig, Prepared, prepare};
+pub use seq2seq::{Seq2SeqBatch, Seq2SeqConfig, Seq2SeqExample, Seq2SeqLoader};
 pub use shard::{Part, TokenSet};
