@@ -103,6 +103,14 @@ pub enum Error {
         /// What for.
         needed_for: &'static str,
     },
+    /// A label that training did not have.
+    #[error("'{label}' is none of the labels: {known}")]
+    UnknownLabel {
+        /// The label.
+        label: Box<str>,
+        /// Those there are.
+        known: Box<str>,
+    },
     /// A setting that makes no sense.
     #[error("{key} = {found} is not possible: expected {expected}")]
     Setting {
@@ -190,6 +198,21 @@ impl Error {
 
     pub(crate) fn malformed(path: &Path, place: impl ToString, reason: impl ToString) -> Self {
         Self::Malformed { path: path.to_path_buf(), place: place.to_string(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn no_field<'a>(
+        path: &Path,
+        place: &str,
+        field: &str,
+        names: impl Iterator<Item = &'a str> + Clone,
+    ) -> Self {
+        Self::NoField {
+            path: path.to_path_buf(),
+            place: place.to_string(),
+            field: field.into(),
+            found: names.clone().collect::<Vec<_>>().join(", ").into(),
+            nearest: nearest(field, names).map(Into::into),
+        }
     }
 
     pub(crate) fn no_column<'a>(

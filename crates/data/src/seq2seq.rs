@@ -6,9 +6,13 @@
 
 use std::ops::Range;
 
+use loam_tokenizer::{Special, Tokenizer};
+
+use crate::labelled::Wrap;
 use crate::loader::IGNORED;
 use crate::packing::Groups;
 use crate::permute::epoch_order;
+use crate::source::{Record, Source};
 use crate::{Error, Result};
 
 /// A source and what a model should write for it.
@@ -18,6 +22,44 @@ pub struct Seq2SeqExample {
     pub source: Vec<u32>,
     /// Tokens that the decoder writes, with the token that ends them.
     pub target: Vec<u32>,
+}
+
+/// Which fields of a file to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairFields {
+    /// What the model reads.
+    pub source: String,
+    /// What it should write.
+    pub target: String,
+}
+
+impl Default for PairFields {
+    fn default() -> Self {
+        Self { source: "source".into(), target: "target".into() }
+    }
+}
+
+/// Reads all pairs of source and target. A field that is missing or empty is an error with file and line.
+pub fn read(sources: &[Source], fields: &PairFields) -> Result<Vec<(String, String)>> {
+    let pair = |record: Result<Record>| {
+        let record = record?;
+        Ok((record.text(&fields.source)?, record.text(&fields.target)?))
+    };
+    sources.iter().flat_map(Source::records).map(pair).collect()
+}
+
+/// Encodes pairs, both sides with the special tokens of the tokenizer; where it adds none at the end, its end token is
+/// added. A tokenizer without an end token is an error: a model could not learn to stop.
+pub fn encode(pairs: &[(String, String)], tokenizer: &Tokenizer) -> Result<Vec<Seq2SeqExample>> {
+    let mut wrap = Wrap::of(tokenizer)?;
+    if wrap.after.is_empty() {
+        let eos = tokenizer.eos_id();
+        wrap.after.push(eos.ok_or_else(|| Error::NoToken { token: "eos".into(), needed_for: "seq2seq" })?);
+    }
+    let side = |text: &str| -> Result<Vec<u32>> {
+        Ok(wrap.single(&tokenizer.encode(text, Special::Ignore)?, usize::MAX).0.tokens)
+    };
+    pairs.iter().map(|(source, target)| Ok(Seq2SeqExample { source: side(source)?, target: side(target)? })).collect()
 }
 
 /// Where pairs come from: read once, or made anew in each epoch.
