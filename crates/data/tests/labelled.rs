@@ -130,12 +130,12 @@ fn an_answer_is_found_in_every_window_that_holds_it_and_in_no_other() {
         answers: Answers { text: vec!["the mill".into()], answer_start: vec![start] },
     };
     let nobody_says = QaRow { answers: Answers::default(), ..row.clone() };
-    let (examples, windows) = qa::encode(&[row, nobody_says], &tokenizer, 30, 8).unwrap();
+    let (examples, windows) = qa::encode(&[row, nobody_says], &tokenizer, 24, 8).unwrap();
     let count = tokenizer.encode(&context, Special::Ignore).unwrap().len();
     let (mut answered, mut covered) = (0, vec![false; count]);
     let offsets = tokenizer.encode_with_offsets(&context, Special::Ignore).unwrap().offsets;
     for (example, window) in examples.iter().zip(&windows) {
-        assert!(example.texts[0].tokens.len() <= 30);
+        assert!(example.texts[0].tokens.len() <= 24);
         let AnswerSpan { start: first, end: last } = example.label;
         match window.bytes(first, last) {
             Some(bytes) => {
@@ -151,7 +151,7 @@ fn an_answer_is_found_in_every_window_that_holds_it_and_in_no_other() {
             && window.offsets.last().is_some_and(|o| o.1 >= start + 8);
         assert_eq!(example.label != AnswerSpan::default(), whole && window.row == 0);
     }
-    assert!(answered > 0 && examples.len() > 4);
+    assert!(answered > 0 && examples.len() > 2, "{answered} of {}", examples.len());
     assert!(covered.into_iter().all(|covered| covered), "no token of the passage is lost");
     let error = qa::encode(
         &[QaRow { context: "x".into(), question: "Where?".into(), answers: Answers::default() }],
@@ -192,4 +192,19 @@ fn pairs_and_triplets_are_read_and_encoded() {
     let fields = PairFields { source: "anchor".into(), target: "positive".into() };
     let pairs = seq2seq::read(&sources, &fields).unwrap();
     assert_eq!(pairs, [("Mia bakes.".to_string(), "Tom bakes.".to_string())]);
+}
+
+#[test]
+fn rows_of_parquet_have_lists_numbers_and_structures() {
+    // Written by pyarrow with zstd: two rows, lists of texts and numbers, and a structure of lists.
+    let sources = [Source::open(std::path::Path::new("tests/data/rows-zstd.parquet")).unwrap()];
+    let rows = token_classify::read(&sources, &TagFields::default()).unwrap();
+    let found: Vec<_> = rows.iter().map(|row| (row.words.join(" "), row.tags.join(" "))).collect();
+    assert_eq!(found, [("Mia lives".to_string(), "1 0".to_string()), ("Tom".to_string(), "1".to_string())]);
+    let records: Vec<_> = sources[0].records().map(|record| record.unwrap()).collect();
+    assert_eq!((records[1].name("label").unwrap(), records[0].number("score").unwrap()), ("2".to_string(), 0.5));
+    let answers: Answers = serde_json::from_value(records[0].value("answers").unwrap().clone()).unwrap();
+    assert_eq!(answers, Answers { text: vec!["a".into()], answer_start: vec![0] });
+    let error = records[1].text("context").unwrap_err().to_string();
+    assert!(error.contains("row 2 has no field 'context' (found: tokens, tags, label, score, answers)"), "{error}");
 }

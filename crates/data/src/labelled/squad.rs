@@ -64,7 +64,7 @@ fn words(text: &str) -> Vec<String> {
 }
 
 /// Chinese characters and the punctuation and full-width forms used with them.
-pub(super) fn is_cjk(c: char) -> bool {
+pub(crate) fn is_cjk(c: char) -> bool {
     matches!(c, '\u{2e80}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{ff00}'..='\u{ffef}' | '\u{20000}'..='\u{3ffff}')
 }
 
