@@ -2,7 +2,9 @@
 //!
 //! The road of a text: [`source`] finds and reads files as streams, [`dedup`] drops repetitions, [`mod@prepare`] tokenises
 //! into the memory-mapped files of [`shard`], [`packing`] plans which documents share a row, and [`loader`] gives out
-//! batches as a pure function of seed and step. [`garden`] is the corpus that needs no file.
+//! batches as a pure function of seed and step. [`corrupt`] damages texts for a model to repair, [`seq2seq`] packs pairs of
+//! source and target, [`labelled`] examples with classes, tags, answers or paraphrases. [`garden`] is the corpus that needs
+//! no file.
 
 pub mod corrupt;
 pub mod dedup;
