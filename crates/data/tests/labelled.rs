@@ -192,6 +192,21 @@ fn pairs_and_triplets_are_read_and_encoded() {
     let fields = PairFields { source: "anchor".into(), target: "positive".into() };
     let pairs = seq2seq::read(&sources, &fields).unwrap();
     assert_eq!(pairs, [("Mia bakes.".to_string(), "Tom bakes.".to_string())]);
+    let examples = seq2seq::encode(&pairs, &tokenizer).unwrap();
+    assert_eq!(examples[0].source, tokenizer.encode("Mia bakes.", Special::Add).unwrap());
+    assert_eq!(examples[0].target, tokenizer.encode("Tom bakes.", Special::Add).unwrap());
+    let (_dir, sources) = file("c.jsonl", "{\"source\": \"Mia\", \"target\": \"\"}\n");
+    let error = seq2seq::read(&sources, &PairFields::default()).unwrap_err().to_string();
+    assert!(error.ends_with("line 1: 'target' is empty"), "{error}");
+}
+
+#[test]
+fn a_target_always_ends_with_the_end_token() {
+    let config = TrainConfig::new(TrainKind::Char);
+    let tokenizer = train([Ok::<_, loam_tokenizer::Error>("abc".into())], &config, &mut |_| {}).unwrap();
+    let examples = seq2seq::encode(&[("ab".into(), "c".into())], &tokenizer).unwrap();
+    assert_eq!(examples[0].target.last().copied(), tokenizer.eos_id());
+    assert_eq!((examples[0].source.len(), examples[0].target.len()), (3, 2));
 }
 
 #[test]

@@ -168,6 +168,11 @@ impl<L: Clone> LabelledLoader<L> {
         self.groups.rows()
     }
 
+    /// How many epochs `steps` batches are.
+    pub fn epochs(&self, steps: u64) -> f64 {
+        (steps * self.rows() as u64) as f64 / self.rows_per_epoch() as f64
+    }
+
     /// The training batch of a step: shuffled, every row once per epoch, for ever.
     pub fn batch(&self, step: u64) -> LabelledBatch<L> {
         let rows = self.rows() as u64;
