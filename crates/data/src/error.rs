@@ -81,6 +81,36 @@ pub enum Error {
         /// The most similar one.
         nearest: Option<String>,
     },
+    /// A row lacks a field.
+    #[error("{}: {place} has no field '{field}' (found: {found})", path.display())]
+    NoField {
+        /// The file.
+        path: PathBuf,
+        /// Line or row, counted from 1.
+        place: String,
+        /// The field asked for.
+        field: Box<str>,
+        /// The fields that are there.
+        found: Box<str>,
+        /// The most similar one.
+        nearest: Option<Box<str>>,
+    },
+    /// A task that a tokenizer has no token for.
+    #[error("the tokenizer has no token {token}, which {needed_for} needs")]
+    NoToken {
+        /// The token.
+        token: String,
+        /// What for.
+        needed_for: &'static str,
+    },
+    /// A label that training did not have.
+    #[error("'{label}' is none of the labels: {known}")]
+    UnknownLabel {
+        /// The label.
+        label: Box<str>,
+        /// Those there are.
+        known: Box<str>,
+    },
     /// A setting that makes no sense.
     #[error("{key} = {found} is not possible: expected {expected}")]
     Setting {
@@ -145,6 +175,11 @@ impl Error {
             }
             Self::NoColumn { nearest: Some(name), .. } => Some(format!("did you mean text_column = \"{name}\"?")),
             Self::NoColumn { .. } => Some("name the column of texts with text_column".into()),
+            Self::NoField { field, nearest: Some(name), .. } => {
+                Some(format!("did you mean '{name}'? The field to read in place of '{field}' can be set"))
+            }
+            Self::NoField { field, .. } => Some(format!("set which field to read in place of '{field}'")),
+            Self::NoToken { .. } => Some("use a tokenizer made for this task, or add the token to this one".into()),
             Self::OtherTokenizer { .. } => {
                 Some("prepare the data again with this tokenizer, or use the tokenizer it was prepared with".into())
             }
@@ -163,6 +198,21 @@ impl Error {
 
     pub(crate) fn malformed(path: &Path, place: impl ToString, reason: impl ToString) -> Self {
         Self::Malformed { path: path.to_path_buf(), place: place.to_string(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn no_field<'a>(
+        path: &Path,
+        place: &str,
+        field: &str,
+        names: impl Iterator<Item = &'a str> + Clone,
+    ) -> Self {
+        Self::NoField {
+            path: path.to_path_buf(),
+            place: place.to_string(),
+            field: field.into(),
+            found: names.clone().collect::<Vec<_>>().join(", ").into(),
+            nearest: nearest(field, names).map(Into::into),
+        }
     }
 
     pub(crate) fn no_column<'a>(

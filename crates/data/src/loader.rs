@@ -7,7 +7,7 @@ use std::sync::Arc;
 use loam_kernels::rng::Rng;
 
 use crate::packing::{Piece, Plan, TooLong};
-use crate::permute::Permutation;
+use crate::permute::epoch_order;
 use crate::shard::TokenSet;
 use crate::{Error, Result};
 
@@ -204,15 +204,8 @@ impl Loader {
 
     /// The training batch of a step: shuffled, every row once per epoch, for ever.
     pub fn batch(&self, step: u64) -> CausalBatch {
-        let first = step * self.config.batch as u64;
         let mut batch = self.empty(self.config.batch);
-        let mut order: Option<(u64, Permutation)> = None;
-        for sample in first..first + self.config.batch as u64 {
-            let (epoch, place) = (sample / self.rows_per_epoch, sample % self.rows_per_epoch);
-            if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
-                order = Some((epoch, Permutation::new(self.rows_per_epoch, self.config.seed, "rows", epoch)));
-            }
-            let row = order.as_ref().map_or(place, |(_, order)| order.at(place));
+        for (epoch, row) in self.samples(step) {
             match self.config.mode {
                 Mode::Packed => self.push_packed(row, &mut batch),
                 Mode::Contiguous => {
@@ -222,6 +215,12 @@ impl Loader {
             }
         }
         batch
+    }
+
+    /// Epoch and row of each row of a training batch.
+    pub(crate) fn samples(&self, step: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let batch = self.config.batch as u64;
+        epoch_order(self.rows_per_epoch, self.config.seed, step * batch..(step + 1) * batch)
     }
 
     /// How many batches [`in_order`](Self::in_order) has.

@@ -117,6 +117,66 @@ impl Plan {
     }
 }
 
+/// Which examples share a row, for examples that are never cut and may have two sides (a source and a target).
+#[derive(Debug, Clone, Default)]
+pub struct Groups {
+    members: Vec<u64>,
+    ends: Vec<usize>,
+}
+
+/// Examples that are sorted and packed together; each looks at all rows of its window.
+const GROUP_WINDOW: u64 = 2048;
+
+impl Groups {
+    /// Packs `count` examples into rows with room for `room` tokens on each side. `sizes` gives an example's tokens on
+    /// each side; what is more than a row is taken to be a row. Within a window of examples the largest comes first, each
+    /// into the first open row that both sides fit.
+    pub fn new(count: u64, sizes: impl Fn(u64) -> [usize; 2], room: [usize; 2], seed: u64) -> Groups {
+        let mut groups = Groups::default();
+        let order = Permutation::new(count, seed, "packing", 0);
+        for first in (0..count).step_by(GROUP_WINDOW as usize) {
+            let places = first..count.min(first + GROUP_WINDOW);
+            let mut window: Vec<(u64, [usize; 2])> = places
+                .map(|place| order.at(place))
+                .map(|index| (index, std::array::from_fn(|side| sizes(index)[side].min(room[side]))))
+                .collect();
+            window.sort_by_key(|&(index, size)| (std::cmp::Reverse(size[0] + size[1]), index));
+            groups.pack(&window, room);
+        }
+        groups
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> u64 {
+        self.ends.len() as u64
+    }
+
+    /// The examples of a row.
+    pub fn row(&self, index: u64) -> &[u64] {
+        let index = index as usize;
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        &self.members[start..self.ends[index]]
+    }
+
+    fn pack(&mut self, window: &[(u64, [usize; 2])], room: [usize; 2]) {
+        let mut rows: Vec<(Vec<u64>, [usize; 2])> = Vec::new();
+        for &(index, size) in window {
+            let fits = |left: &[usize; 2]| size[0] <= left[0] && size[1] <= left[1];
+            let row = rows.iter().position(|(_, left)| fits(left)).unwrap_or_else(|| {
+                rows.push((Vec::new(), room));
+                rows.len() - 1
+            });
+            let (members, left) = &mut rows[row];
+            members.push(index);
+            *left = [left[0] - size[0], left[1] - size[1]];
+        }
+        for (members, _) in rows {
+            self.members.extend(members);
+            self.ends.push(self.members.len());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,5 +228,29 @@ mod tests {
     fn a_long_example_is_shortened_and_counted() {
         let plan = Plan::new(2, |i| [0..10, 10..13][i as usize].clone(), 4, TooLong::Shorten, 0);
         assert_eq!((plan.tokens(), plan.shortened), (7, 1));
+    }
+
+    #[test]
+    fn every_example_is_in_one_row_whose_two_sides_fit() {
+        let mut stream = Stream::new(8, "test", 0);
+        let sizes: Vec<[usize; 2]> =
+            (0..9000).map(|_| [1 + stream.next_below(40) as usize, 1 + stream.next_below(20) as usize]).collect();
+        let groups = Groups::new(9000, |i| sizes[i as usize], [64, 32], 3);
+        let mut seen = vec![0; 9000];
+        for row in 0..groups.rows() {
+            let used = |side: usize| groups.row(row).iter().map(|&i| sizes[i as usize][side]).sum::<usize>();
+            assert!(used(0) <= 64 && used(1) <= 32 && !groups.row(row).is_empty());
+            groups.row(row).iter().for_each(|&i| seen[i as usize] += 1);
+        }
+        assert!(seen.iter().all(|&times| times == 1));
+        let fill = sizes.iter().map(|size| size[0]).sum::<usize>() as f64 / (groups.rows() * 64) as f64;
+        assert!(fill > 0.9, "{fill}");
+    }
+
+    #[test]
+    fn an_example_larger_than_a_row_has_a_row_to_itself() {
+        let groups = Groups::new(3, |i| [[9, 1], [2, 1], [2, 1]][i as usize], [4, 4], 0);
+        let rows: Vec<usize> = (0..groups.rows()).map(|row| groups.row(row).len()).collect();
+        assert_eq!(rows, [1, 2]);
     }
 }

@@ -1,6 +1,8 @@
 //! A pseudo-random order of any length that is computed, not stored: place `i` of the order costs a few hashes, so a
 //! run resumes anywhere in it at once.
 
+use std::ops::Range;
+
 use loam_kernels::rng::Rng;
 
 /// A permutation of `0..len`: a four-round Feistel network over the next even power of two, walked until it lands
@@ -40,6 +42,20 @@ impl Permutation {
         }
         left << self.half_bits | right
     }
+}
+
+/// Epoch and row of each of some samples of an endless training run that sees all of `rows` rows once per epoch, in an
+/// order of its own.
+pub fn epoch_order(rows: u64, seed: u64, samples: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+    let mut order: Option<(u64, Permutation)> = None;
+    samples.map(move |sample| {
+        let (epoch, place) = (sample / rows, sample % rows);
+        let order = match order.take() {
+            Some((of, known)) if of == epoch => order.insert((of, known)),
+            _ => order.insert((epoch, Permutation::new(rows, seed, "rows", epoch))),
+        };
+        (epoch, order.1.at(place))
+    })
 }
 
 /// The finaliser of MurmurHash3.

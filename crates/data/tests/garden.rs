@@ -7,7 +7,12 @@ use loam_chat::Role;
 use loam_data::garden::arithmetic::{Operation, Sum};
 use loam_data::garden::settings::MAX_NUMBER;
 use loam_data::garden::world::World;
-use loam_data::garden::{Category, Garden, Lang, Part, Sizes, Split};
+use loam_data::garden::{Category, Garden, Lang, Part, Sizes, Split, TOPICS};
+use loam_data::labelled::classify::{self, LabelKind};
+use loam_data::labelled::contrastive::{self, ContrastiveFields};
+use loam_data::labelled::{entities, qa, squad, token_classify};
+use loam_data::seq2seq;
+use loam_data::source::Source;
 
 const SEED: u64 = 42;
 
@@ -181,7 +186,8 @@ fn the_right_reply_scores_and_that_of_another_question_does_not() {
 #[test]
 fn the_files_are_written_and_the_same_for_the_same_seed() {
     let dir = tempfile::tempdir().unwrap();
-    let sizes = Sizes { train_bytes: 50_000, valid_bytes: 5_000, chats: 40, questions: 30 };
+    let sizes =
+        Sizes { train_bytes: 50_000, valid_bytes: 5_000, chats: 40, questions: 30, tasks: 60, tasks_held_out: 8 };
     let first = Garden::new(3).write(&dir.path().join("a"), sizes).unwrap();
     let second = Garden::new(3).write(&dir.path().join("b"), sizes).unwrap();
     let read = |path| std::fs::read_to_string(path).unwrap();
@@ -189,8 +195,95 @@ fn the_files_are_written_and_the_same_for_the_same_seed() {
     let documents = read(&first.train).split("\n\n").filter(|text| !text.is_empty()).count();
     assert_eq!(documents, Garden::new(3).documents(Split::Train, 50_000).count());
     assert_eq!(read(&first.chats).lines().count(), 40);
+    for ((task, train, held_out), (_, again, _)) in first.tasks.iter().zip(&second.tasks) {
+        assert_eq!(read(train), read(again));
+        assert_eq!((read(train).lines().count(), read(held_out).lines().count()), (60, 8), "{task}");
+    }
+    // What is written can be read back as training examples.
+    let source = |path| [Source::open(path).unwrap()];
+    let files = |task: usize| source(&first.tasks[task].1);
+    assert_eq!(qa::read(&files(0), &Default::default()).unwrap(), Garden::new(3).readings(Split::Train, 60));
+    assert_eq!(seq2seq::read(&files(0), &Default::default()).unwrap().len(), 60);
+    assert_eq!(classify::read(&files(1), &Default::default(), LabelKind::Class).unwrap().len(), 60);
+    assert_eq!(token_classify::read(&files(2), &Default::default()).unwrap(), Garden::new(3).tagged(Split::Train, 60));
+    let fields = ContrastiveFields { negative: Some("negative".into()), ..Default::default() };
+    assert_eq!(contrastive::read(&files(3), &fields).unwrap(), Garden::new(3).paraphrases(Split::Train, 60));
     for line in read(&first.questions).lines() {
         let question: loam_data::garden::Question = serde_json::from_str(line).unwrap();
         assert!(question.is_right(&question.answer));
+    }
+}
+
+#[test]
+fn every_answer_of_a_reading_stands_in_its_passage_where_it_says() {
+    let garden = Garden::new(SEED);
+    for split in [Split::Train, Split::HeldOut] {
+        let rows = garden.readings(split, 200);
+        assert_eq!(rows.len(), 200);
+        for row in &rows {
+            let (answer, start) = (&row.answers.text[0], row.answers.answer_start[0]);
+            let found: String = row.context.chars().skip(start).take(answer.chars().count()).collect();
+            assert_eq!(&found, answer, "{row:?}");
+            assert_eq!(squad::exact_match(answer, &row.answers.text), 1.0);
+        }
+        assert!(rows.iter().any(|row| !row.context.is_ascii()), "some are Chinese");
+    }
+    let train = garden.readings(Split::Train, 600);
+    let asked: HashSet<&String> = train.iter().map(|row| &row.question).collect();
+    assert!(garden.readings(Split::HeldOut, 200).iter().all(|row| !asked.contains(&row.question)));
+}
+
+#[test]
+fn the_answer_of_a_reading_is_what_the_world_says() {
+    let garden = Garden::new(SEED);
+    let (world, exercises) = (garden.world(), garden.exercises());
+    for row in garden.readings(Split::Train, 200) {
+        let lang = if row.question.is_ascii() { Lang::En } else { Lang::Zh };
+        let right = world.facts.iter().any(|fact| {
+            let phrasings = 0..fact.relation().questions(lang).len();
+            fact.answer(lang) == row.answers.text[0]
+                && phrasings.into_iter().any(|i| exercises.ask(fact, lang, i).prompt == row.question)
+        });
+        assert!(right, "{row:?}");
+    }
+}
+
+#[test]
+fn tagged_sentences_have_the_entities_of_the_world() {
+    let garden = Garden::new(SEED);
+    let (train, held_out) = (garden.tagged(Split::Train, 500), garden.tagged(Split::HeldOut, 60));
+    assert_eq!((train.len(), held_out.len()), (500, 60));
+    let mut kinds = HashSet::new();
+    for sentence in train.iter().chain(&held_out) {
+        assert_eq!(sentence.words.len(), sentence.tags.len());
+        for entity in entities::entities(&sentence.tags) {
+            let name = sentence.words[entity.start..entity.end].concat();
+            let people = garden.world().people.iter().any(|person| person.name.en == name || person.name.zh == name);
+            assert_eq!(entity.kind == "PER", people, "{sentence:?}");
+            kinds.insert(entity.kind);
+        }
+    }
+    assert_eq!(kinds, ["PER", "ANIMAL", "LOC", "THING"].map(String::from).into());
+    assert!(held_out.iter().all(|sentence| !train.contains(sentence)));
+}
+
+#[test]
+fn topics_and_paraphrases_are_split_by_what_they_say() {
+    let garden = Garden::new(SEED);
+    let (train, held_out) = (garden.topics(Split::Train, 400), garden.topics(Split::HeldOut, 60));
+    assert_eq!((train.len(), held_out.len()), (400, 60));
+    assert!(held_out.iter().all(|sentence| !train.contains(sentence)));
+    for topic in TOPICS {
+        assert!(train.iter().any(|sentence| sentence.label == topic), "{topic}");
+    }
+    let train = garden.paraphrases(Split::Train, 500);
+    let said: HashSet<&String> = train.iter().flat_map(|row| [&row.anchor, &row.positive]).collect();
+    let held_out = garden.paraphrases(Split::HeldOut, 60);
+    assert_eq!((train.len(), held_out.len()), (500, 60));
+    for row in train.iter().chain(&held_out) {
+        assert!(row.anchor != row.positive && row.negative.as_ref().is_some_and(|negative| *negative != row.anchor));
+    }
+    for row in &held_out {
+        assert!(!said.contains(&row.anchor) && !said.contains(&row.positive), "{row:?}");
     }
 }

@@ -159,14 +159,18 @@ fn garden(args: &GardenArgs) -> Result<Outcome, Failure> {
         ..default
     };
     let written = Garden::new(args.seed).write(&args.dir, sizes)?;
-    let files = [
-        ("train", &written.train, "documents to train on, with empty lines between them"),
-        ("valid", &written.valid, "documents held out"),
-        ("chats", &written.chats, "conversations to tune on"),
-        ("questions", &written.questions, "questions held out, with their answers"),
+    let mut files = vec![
+        ("train".to_string(), &written.train, "documents to train on, with empty lines between them"),
+        ("valid".to_string(), &written.valid, "documents held out"),
+        ("chats".to_string(), &written.chats, "conversations to tune on"),
+        ("questions".to_string(), &written.questions, "questions held out, with their answers"),
     ];
+    for (task, train, held_out) in &written.tasks {
+        files.push((format!("{task}_train"), train, "labelled examples to train on"));
+        files.push((format!("{task}_valid"), held_out, "labelled examples held out"));
+    }
     if args.json {
-        let entries = files.iter().map(|(name, path, _)| (name.to_string(), json!(path)));
+        let entries = files.iter().map(|(name, path, _)| (name.clone(), json!(path)));
         output::json(&Value::Object(entries.collect()))?;
     } else {
         for (_, path, what) in files {

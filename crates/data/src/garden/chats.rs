@@ -44,7 +44,7 @@ const SENTENCE_SYSTEM: [&str; 2] = ["Answer in a full sentence.", "请用完整�
 
 /// Conversation `index` of a split.
 pub fn chat(exercises: &Exercises, split: Split, index: u64) -> Vec<Message> {
-    let mut draw = Draw::new(exercises.seed, split.purpose("chat"), index);
+    let mut draw = Draw::new(exercises.seed, &split.purpose("chat"), index);
     let lang = draw_lang(&mut draw);
     let mut messages = Vec::new();
     let mut sentences = false;

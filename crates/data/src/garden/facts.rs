@@ -1,10 +1,12 @@
 //! Texts that state facts: portraits of one subject, mixed lists, and questions with their answers.
 
+use std::ops::Range;
+
 use super::exercise::Exercises;
 use super::relations::Subject;
 use super::rng::Draw;
 use super::settings::ASKED_FACT_PERCENT;
-use super::template::fill_fact;
+use super::template::{fact_pieces, join};
 use super::world::{Fact, Lang};
 
 /// How many facts a mixed list states and how many questions a questionnaire asks.
@@ -18,7 +20,7 @@ pub fn document(exercises: &Exercises, lang: Lang, draw: &mut Draw) -> String {
         portrait(exercises, lang, draw)
     } else {
         let facts: Vec<&Fact> = (0..LIST_LENGTH).map(|_| any_fact(exercises, lang, draw)).collect();
-        state(&facts, lang, draw)
+        state(&facts, lang, draw).0
     }
 }
 
@@ -42,7 +44,7 @@ fn portrait(exercises: &Exercises, lang: Lang, draw: &mut Draw) -> String {
         facts.push(any_fact(exercises, lang, draw));
     }
     draw.shuffle(&mut facts);
-    state(&facts, lang, draw)
+    state(&facts, lang, draw).0
 }
 
 /// Questions and short answers, from training's share of the questions.
@@ -59,7 +61,8 @@ fn questionnaire(exercises: &Exercises, lang: Lang, draw: &mut Draw) -> String {
     lines.join("\n")
 }
 
-fn any_fact<'w>(exercises: &Exercises<'w>, lang: Lang, draw: &mut Draw) -> &'w Fact {
+/// A fact that can be stated in `lang`.
+pub fn any_fact<'w>(exercises: &Exercises<'w>, lang: Lang, draw: &mut Draw) -> &'w Fact {
     loop {
         let fact = draw.pick(&exercises.world.facts);
         if !fact.relation().statements(lang).is_empty() {
@@ -68,10 +71,20 @@ fn any_fact<'w>(exercises: &Exercises<'w>, lang: Lang, draw: &mut Draw) -> &'w F
     }
 }
 
-fn state(facts: &[&Fact], lang: Lang, draw: &mut Draw) -> String {
-    let sentences: Vec<String> = facts
-        .iter()
-        .map(|fact| fill_fact(draw.wording(fact.relation().statements(lang)), fact.name.say(lang), fact.answer(lang)))
-        .collect();
-    sentences.join(if lang == Lang::En { " " } else { "" })
+/// A statement of each fact, and where in the text its answer stands.
+pub fn state(facts: &[&Fact], lang: Lang, draw: &mut Draw) -> (String, Vec<Range<usize>>) {
+    let (mut text, mut answers) = (String::new(), Vec::new());
+    for fact in facts {
+        if !text.is_empty() && lang == Lang::En {
+            text.push(' ');
+        }
+        let template = draw.wording(fact.relation().statements(lang));
+        let pieces = fact_pieces(template, fact.name.say(lang), fact.answer(lang));
+        let before: usize =
+            pieces.iter().take_while(|piece| piece.key != Some("o")).map(|piece| piece.text.len()).sum();
+        let start = text.len() + before;
+        answers.push(start..start + fact.answer(lang).len());
+        text.push_str(&join(&pieces));
+    }
+    (text, answers)
 }

@@ -15,6 +15,7 @@ mod rng;
 pub mod score;
 pub mod settings;
 mod stories;
+mod tasks;
 mod template;
 pub mod words;
 pub mod world;
@@ -30,6 +31,7 @@ pub use exercise::Category;
 use exercise::{Exercise, Exercises, draw_lang};
 use rng::Draw;
 use settings::{FACT_PERCENT, HELD_OUT_DOCUMENTS, STORY_PERCENT};
+pub use tasks::{TOPICS, TopicSentence};
 pub use world::Lang;
 use world::World;
 pub use write::{Sizes, Written};
@@ -44,13 +46,9 @@ pub enum Split {
 }
 
 impl Split {
-    fn purpose(self, what: &'static str) -> &'static str {
-        match (self, what) {
-            (Split::Train, "chat") => "chat-train",
-            (Split::HeldOut, "chat") => "chat-held-out",
-            (Split::Train, _) => "question-train",
-            (Split::HeldOut, _) => "question-held-out",
-        }
+    fn purpose(self, what: &str) -> String {
+        let name = if self == Split::Train { "train" } else { "held-out" };
+        format!("{what}-{name}")
     }
 }
 
@@ -156,7 +154,7 @@ impl Garden {
     /// Up to `n` different questions of a split, all categories mixed; fewer if there are no more.
     pub fn questions(&self, split: Split, n: usize) -> Vec<Question> {
         let exercises = self.exercises();
-        let mut draw = Draw::new(self.seed, split.purpose("question"), 0);
+        let mut draw = Draw::new(self.seed, &split.purpose("question"), 0);
         let (mut seen, mut questions) = (HashSet::new(), Vec::new());
         // A category with few questions runs out first; the others then make up for it.
         for category in QUESTION_MIX.into_iter().cycle().take(20 * n) {

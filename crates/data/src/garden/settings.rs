@@ -9,6 +9,12 @@ pub const TRAIN_BYTES: usize = 3_000_000;
 pub const VALID_BYTES: usize = 150_000;
 /// Training conversations.
 pub const TRAIN_CHATS: usize = 12_000;
+/// Training examples of each labelled task.
+pub const TASK_EXAMPLES: usize = 2_000;
+/// Held-out examples of each labelled task.
+pub const TASK_HELD_OUT: usize = 200;
+/// Facts that a passage to be asked about states.
+pub const PASSAGE_FACTS: usize = 5;
 /// Held-out questions.
 pub const QUESTIONS: usize = 400;
 

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::rng::Draw;
-use super::template::fill;
+use super::template::{Piece, join, pieces};
 use super::words::{COLOURS, FOODS, JOBS, KINDS, LANDMARKS, PETS, PLACES, THINGS};
 use super::world::{Lang, World};
 
@@ -364,6 +364,12 @@ const CHINESE: [Plot; 4] = [
 
 /// Tells one story.
 pub fn tell(world: &World, lang: Lang, draw: &mut Draw) -> String {
+    let sentences: Vec<String> = scenes(world, lang, draw).iter().map(|scene| join(scene)).collect();
+    sentences.join(if lang == Lang::En { " " } else { "" })
+}
+
+/// The sentences of one story, in parts.
+pub fn scenes(world: &World, lang: Lang, draw: &mut Draw) -> Vec<Vec<Piece<'static>>> {
     let plot = match lang {
         Lang::En => draw.pick(&ENGLISH),
         Lang::Zh => draw.pick(&CHINESE),
@@ -381,9 +387,7 @@ pub fn tell(world: &World, lang: Lang, draw: &mut Draw) -> String {
         }
     };
     let cast = Cast { world, lang, hero, friend: world.people[hero].friend, thing, pet };
-    let sentences: Vec<String> =
-        plot.beats.iter().map(|beat| fill(draw.wording(beat), |key| cast.value(key))).collect();
-    sentences.join(if lang == Lang::En { " " } else { "" })
+    plot.beats.iter().map(|beat| pieces(draw.wording(beat), |key| cast.value(key))).collect()
 }
 
 /// Who and what the keys of a plot stand for.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{BLOCK_BYTES, Chunk, refuse_nul};
 use crate::{Error, Result};
@@ -11,23 +11,22 @@ use crate::{Error, Result};
 /// A line of JSON may be this long; beyond that the file is taken for something else.
 const MAX_LINE: u64 = 256 << 20;
 
-/// The texts of a `.jsonl` file.
-pub(super) struct JsonLines {
+/// The objects of a `.jsonl` file.
+pub(super) struct JsonObjects {
     path: PathBuf,
     reader: BufReader<Box<dyn Read>>,
-    column: String,
     line: u64,
     offset: u64,
-    done: bool,
 }
 
-impl JsonLines {
-    pub(super) fn new(path: &Path, reader: Box<dyn Read>, column: String) -> Self {
+impl JsonObjects {
+    pub(super) fn new(path: &Path, reader: Box<dyn Read>) -> Self {
         let reader = BufReader::with_capacity(BLOCK_BYTES / 4, reader);
-        Self { path: path.to_path_buf(), reader, column, line: 0, offset: 0, done: false }
+        Self { path: path.to_path_buf(), reader, line: 0, offset: 0 }
     }
 
-    fn text(&mut self) -> Result<Option<String>> {
+    /// The next object and its line.
+    pub(super) fn next_object(&mut self) -> Result<Option<(String, Map<String, Value>)>> {
         loop {
             let mut bytes = Vec::new();
             let mut limited = (&mut self.reader).take(MAX_LINE);
@@ -39,41 +38,59 @@ impl JsonLines {
             let start = self.offset;
             self.offset += read as u64;
             refuse_nul(&self.path, &bytes, start)?;
-            if bytes.trim_ascii().is_empty() {
-                continue;
-            }
-            let text = self.parse(&bytes, start)?;
-            if !text.is_empty() {
-                return Ok(Some(text));
+            if !bytes.trim_ascii().is_empty() {
+                let place = format!("line {}", self.line);
+                return self.parse(&bytes, start, &place).map(|object| Some((place, object)));
             }
         }
     }
 
-    fn parse(&self, bytes: &[u8], start: u64) -> Result<String> {
-        let place = format!("line {}", self.line);
+    fn parse(&self, bytes: &[u8], start: u64, place: &str) -> Result<Map<String, Value>> {
         if let Err(error) = std::str::from_utf8(bytes) {
             let place = format!("byte {} ({place})", start + error.valid_up_to() as u64);
             return Err(Error::NotUtf8 { path: self.path.clone(), place });
         }
         let row: Value = serde_json::from_slice(bytes).map_err(|error| {
-            Error::malformed(&self.path, &place, format!("invalid JSON at column {}: {error}", error.column()))
+            Error::malformed(&self.path, place, format!("invalid JSON at column {}: {error}", error.column()))
         })?;
-        let Value::Object(mut row) = row else {
-            return Err(Error::malformed(&self.path, &place, "expected a JSON object, such as {\"text\": \"…\"}"));
-        };
-        match row.remove(&self.column) {
-            Some(Value::String(text)) => Ok(text),
-            Some(Value::Null) => Ok(String::new()),
-            Some(other) => {
-                let reason = format!("column '{}' should be a string but is {}", self.column, kind_name(&other));
-                Err(Error::malformed(&self.path, place, reason))
-            }
-            None => Err(Error::no_column(&self.path, place, &self.column, row.keys().map(String::as_str))),
+        match row {
+            Value::Object(row) => Ok(row),
+            _ => Err(Error::malformed(&self.path, place, "expected a JSON object, such as {\"text\": \"…\"}")),
         }
     }
 }
 
-fn kind_name(value: &Value) -> &'static str {
+/// The texts of a `.jsonl` file.
+pub(super) struct JsonLines {
+    objects: JsonObjects,
+    column: String,
+    done: bool,
+}
+
+impl JsonLines {
+    pub(super) fn new(path: &Path, reader: Box<dyn Read>, column: String) -> Self {
+        Self { objects: JsonObjects::new(path, reader), column, done: false }
+    }
+
+    fn text(&mut self) -> Result<Option<String>> {
+        while let Some((place, mut row)) = self.objects.next_object()? {
+            let path = &self.objects.path;
+            match row.remove(&self.column) {
+                Some(Value::String(text)) if text.is_empty() => {}
+                Some(Value::String(text)) => return Ok(Some(text)),
+                Some(Value::Null) => {}
+                Some(other) => {
+                    let reason = format!("column '{}' should be a string but is {}", self.column, kind_name(&other));
+                    return Err(Error::malformed(path, place, reason));
+                }
+                None => return Err(Error::no_column(path, place, &self.column, row.keys().map(String::as_str))),
+            }
+        }
+        Ok(None)
+    }
+}
+
+pub(super) fn kind_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a truth value",
@@ -152,7 +169,7 @@ impl Iterator for Csv {
     }
 }
 
-fn csv_error(path: &Path, error: csv::Error) -> Error {
+pub(super) fn csv_error(path: &Path, error: csv::Error) -> Error {
     let line = error.position().map_or(0, csv::Position::line);
     match error.into_kind() {
         csv::ErrorKind::Io(error) => Error::io("read", path, error),

@@ -5,8 +5,11 @@
 
 mod columns;
 mod parquet;
+mod records;
 mod text;
 mod zstd_pages;
+
+pub use records::Record;
 
 use std::fs::File;
 use std::io::{BufReader, Read};
