@@ -37,6 +37,6 @@ pub use footprint::{Footprint, footprint};
 pub use head::pool;
 pub use loam_nn::{DropoutKey, KvCache, Memory};
 pub use memory::{StepMemory, StepShape, step_memory};
-pub use model::{LanguageModel, NewHead};
+pub use model::{LanguageModel, NewHead, set_labels};
 pub use spec::{HeadSpec, LayerSpec, Position, Reads, RelativeBias, Residual, Spec, StackSpec, Task, TransformSpec};
 pub use stack::{Forward, Input};

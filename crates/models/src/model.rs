@@ -92,6 +92,11 @@ impl LanguageModel {
         Ok((model, found))
     }
 
+    /// What the model of a `config.json` is for.
+    pub fn task_of(config: &Value) -> Result<Task, Error> {
+        Ok(family::of_config(config)?.spec_of(config)?.head.task)
+    }
+
     /// Fills the weights from a directory. With a seed, weights of heads may be missing or left over.
     fn load(&self, dir: &HfDir, seed: Option<u64>) -> Result<NewHead, Error> {
         let (weights, entries) = (dir.weights()?, self.entries());
@@ -317,6 +322,22 @@ impl LanguageModel {
         Ok(self.spec.final_logit_softcapping.map_or(logits.clone(), |cap| logits.softcap(cap)))
     }
 
+    /// The most likely token at some positions, counted through all rows.
+    pub fn predictions(&self, input: &Input<'_>, places: &[u32], forward: Forward<'_>) -> Result<Vec<u32>, Error> {
+        let hidden = self.hidden(input, forward)?.reshape([input.batch * input.time, self.spec.hidden_size]);
+        let mut found = Vec::with_capacity(places.len());
+        for places in places.chunks(PREDICTED_AT_ONCE) {
+            let logits = self.tokens(&hidden.embedding(places, [places.len()]))?.to_vec();
+            found.extend(logits.chunks_exact(self.spec.vocab_size).map(|row| {
+                let best = (0u32..)
+                    .zip(row)
+                    .fold((0, f32::NEG_INFINITY), |best, (id, &x)| if x > best.1 { (id, x) } else { best });
+                best.0
+            }));
+        }
+        Ok(found)
+    }
+
     fn expect_language_model(&self) -> Result<(), Error> {
         match self.spec.head.task {
             Task::LanguageModel => Ok(()),
@@ -377,6 +398,9 @@ impl LanguageModel {
     }
 }
 
+/// Positions whose logits exist together.
+const PREDICTED_AT_ONCE: usize = 512;
+
 /// The positions that have a target, where they are the smaller part: the rest need no head.
 fn worth_scoring(hidden: Tensor, targets: &[i32], counted: usize) -> (Tensor, Vec<i32>) {
     if counted == 0 || 2 * counted > targets.len() {
@@ -388,8 +412,8 @@ fn worth_scoring(hidden: Tensor, targets: &[i32], counted: usize) -> (Tensor, Ve
     (rows, targets.iter().copied().filter(|&target| target != IGNORED).collect())
 }
 
-/// Names the classes of a classifier, as transformers does.
-fn set_labels(config: &mut Value, labels: &[String]) {
+/// Names the classes of a classifier in a `config.json`, as transformers does.
+pub fn set_labels(config: &mut Value, labels: &[String]) {
     let by_id = labels.iter().enumerate().map(|(id, label)| (id.to_string(), json!(label)));
     config["id2label"] = Value::Object(by_id.collect());
     config["label2id"] =

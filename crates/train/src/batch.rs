@@ -69,6 +69,30 @@ impl Validation<CausalBatch> for LoaderValidation {
     }
 }
 
+/// Held-out batches by number.
+pub struct InOrder<F> {
+    /// How many there are.
+    pub len: u64,
+    /// One of them.
+    pub batch: F,
+    /// Bytes of UTF-8 per counted token.
+    pub bytes_per_token: Option<f64>,
+}
+
+impl<B, F: Fn(u64) -> B + Sync> Validation<B> for InOrder<F> {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn batch(&self, index: u64) -> Result<B> {
+        Ok((self.batch)(index))
+    }
+
+    fn bytes_per_token(&self) -> Option<f64> {
+        self.bytes_per_token
+    }
+}
+
 /// Cuts a batch into batches of at most `rows` rows.
 pub fn split_rows(batch: CausalBatch, rows: usize) -> Vec<CausalBatch> {
     if batch.rows <= rows {
@@ -91,12 +115,7 @@ pub fn split_rows(batch: CausalBatch, rows: usize) -> Vec<CausalBatch> {
     pieces.map(piece).collect()
 }
 
-/// Tokens of a batch that are text, not padding.
-pub(crate) fn text_tokens(batch: &CausalBatch) -> usize {
-    batch.lengths.iter().sum()
-}
-
-/// Positions of a batch that have a target.
-pub(crate) fn counted(batch: &CausalBatch) -> usize {
-    batch.targets.iter().filter(|&&target| target >= 0).count()
+/// Positions that have a target.
+pub(crate) fn counted(targets: &[i32]) -> usize {
+    targets.iter().filter(|&&target| target >= 0).count()
 }

@@ -1,5 +1,6 @@
 //! `metrics.jsonl`: one row per optimizer step and one per evaluation.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -30,27 +31,30 @@ pub struct MetricRow {
 }
 
 /// What an evaluation found.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalRow {
     /// Steps done.
     pub step: u64,
     /// Tokens trained on so far.
     pub tokens: u64,
-    /// Mean loss in nats per counted token.
+    /// Mean loss: in nats per counted token, or per example.
     pub eval_loss: f64,
     /// `exp(eval_loss)`.
     pub eval_perplexity: f64,
     /// Loss in bits per byte of UTF-8, comparable between vocabularies; absent where bytes are not known.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub eval_bits_per_byte: Option<f64>,
-    /// Tokens that were counted.
+    /// Tokens or examples that were counted.
     pub eval_tokens: u64,
     /// Milliseconds.
     pub ms: f64,
+    /// What else the stage measures, such as `eval_accuracy` and `eval_exact_match`: shares of what was counted.
+    #[serde(flatten, default)]
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// One line of the file.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Row {
     /// A training step.
@@ -142,6 +146,7 @@ mod tests {
             eval_bits_per_byte: None,
             eval_tokens: 5,
             ms: 1.0,
+            metrics: [("eval_accuracy".to_owned(), 0.5)].into(),
         };
         Row::Eval(row)
     }

@@ -113,6 +113,7 @@ mod tests {
             eval_bits_per_byte: Some(1.0),
             eval_tokens: 1,
             ms: 1.0,
+            metrics: Default::default(),
         }));
         rows
     }

@@ -9,6 +9,9 @@ mod parse;
 mod reference;
 mod resolve;
 
+use std::collections::BTreeMap;
+
+use loam_models::Task;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -52,17 +55,55 @@ pub enum Stage {
     Pretrain,
     /// The assistant's tokens of conversations.
     Sft,
+    /// The masked tokens of plain text, for models that see both sides.
+    MaskedLm,
+    /// The target of a source, or what was damaged in a text, for models with an encoder and a decoder.
+    Seq2seq,
+    /// Classes of texts, or of pairs of texts.
+    Classify,
+    /// A class for every word (NER).
+    TokenClassify,
+    /// Where a passage has the answer to a question.
+    Qa,
+    /// Sentence embeddings: texts near to their paraphrases.
+    Contrastive,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 2] = [Self::Pretrain, Self::Sft];
+    pub const ALL: [Self; 8] = [
+        Self::Pretrain,
+        Self::Sft,
+        Self::MaskedLm,
+        Self::Seq2seq,
+        Self::Classify,
+        Self::TokenClassify,
+        Self::Qa,
+        Self::Contrastive,
+    ];
 
     /// The name that recipes use.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pretrain => "pretrain",
             Self::Sft => "sft",
+            Self::MaskedLm => "masked_lm",
+            Self::Seq2seq => "seq2seq",
+            Self::Classify => "classify",
+            Self::TokenClassify => "token_classify",
+            Self::Qa => "qa",
+            Self::Contrastive => "contrastive",
+        }
+    }
+
+    /// What the model's head is for.
+    pub(crate) fn task(self) -> Task {
+        match self {
+            Self::Pretrain | Self::Sft | Self::MaskedLm | Self::Seq2seq => Task::LanguageModel,
+            Self::Classify => Task::SequenceClassification,
+            Self::TokenClassify => Task::TokenClassification,
+            Self::Qa => Task::QuestionAnswering,
+            Self::Contrastive => Task::Embedding,
         }
     }
 }
@@ -74,9 +115,14 @@ pub struct ModelSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Architecture of a new model: `gpt2`, `llama`, `mistral`, `qwen2`, `qwen3`, `gemma2`, `gemma3_text`, `phi3`,
-    /// `gpt_neox`, `opt`, `mixtral` or `qwen3_moe`. Default: `llama` where `depth` is set.
+    /// `gpt_neox`, `opt`, `mixtral`, `qwen3_moe`, `bert`, `roberta`, `distilbert`, `modernbert`, `t5`, `bart` or `marian`.
+    /// Default: `llama` where `depth` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<String>,
+    /// Whether a model that is opened gets a head for this stage where its checkpoint has none, or another: its weights
+    /// are drawn anew, and reported. Default: false, such a checkpoint is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_head: Option<bool>,
     /// Number of layers, from which the rule below chooses every other size, the learning rate, the batch and the
     /// number of tokens that are not set. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -110,6 +156,10 @@ pub struct TokenizerSection {
     /// Whether every digit is a token of its own; `byte_bpe` only. Default: false, groups of up to three.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split_digits: Option<bool>,
+    /// Further special tokens of a new tokenizer, after its own. Default: none, but `<mask>` for `masked_lm` and for
+    /// `data.noise = "infilling"`, and `<extra_id_0>` to `<extra_id_99>` for `data.noise = "spans"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub special_tokens: Option<Vec<String>>,
     /// Most text that a new vocabulary is learnt from, in bytes. Default: 100000000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_bytes: Option<u64>,
@@ -158,6 +208,66 @@ pub struct DataSection {
     pub seq_len: Option<usize>,
     /// Documents that are left out because an earlier one is like them.
     pub dedup: Dedup,
+    /// Names of the fields in .jsonl, .csv and .parquet files, where they differ from the stage's own: `source` and
+    /// `target` (seq2seq); `text`, `text_pair` and `label` (classify); `tokens` and `tags` (token_classify); `context`,
+    /// `question` and `answers` (qa); `anchor`, `positive` and `negative` (contrastive). A `text_pair` or a `negative` is
+    /// read only where it is named here. Default: their own names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, String>,
+    /// What labels are; `classify` only.
+    pub labels: Labels,
+    /// How plain text is damaged for a model to repair; `seq2seq` only, where `none` reads pairs of source and target.
+    pub noise: Noise,
+    /// Share of the tokens that is masked; `masked_lm` only. Default: 0.15.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_share: Option<f64>,
+    /// Whether all tokens of a word are masked together; `masked_lm` only.
+    pub whole_words: bool,
+    /// Tokens of a row's targets; `seq2seq` only, where `seq_len` counts the sources. Default: as many as fill rows on both
+    /// sides alike.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_len: Option<usize>,
+    /// Tokens that neighbouring windows of a long passage share; `qa` only. Default: 128, at most a quarter of `seq_len`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doc_stride: Option<usize>,
+}
+
+/// Share of the tokens that `masked_lm` masks by default.
+pub(crate) const MASK_SHARE: f64 = 0.15;
+/// Tokens that windows of `qa` share by default.
+pub(crate) const DOC_STRIDE: usize = 128;
+
+impl DataSection {
+    /// The field of files that is called `name` here.
+    pub(crate) fn field(&self, name: &str) -> String {
+        self.fields.get(name).cloned().unwrap_or_else(|| name.to_owned())
+    }
+}
+
+/// What the label of a text is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Labels {
+    /// One class.
+    #[default]
+    Class,
+    /// Any number of classes.
+    Classes,
+    /// A number.
+    Value,
+}
+
+/// How a text is damaged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Noise {
+    /// Not at all.
+    #[default]
+    None,
+    /// Spans are replaced by sentinels, and the target says what they were (T5, Raffel et al. 2020).
+    Spans,
+    /// Spans are replaced by one mask each, and the target is the whole text (BART, Lewis et al. 2020).
+    Infilling,
 }
 
 impl Default for DataSection {
@@ -172,6 +282,13 @@ impl Default for DataSection {
             mode: None,
             seq_len: None,
             dedup: Dedup::None,
+            fields: BTreeMap::new(),
+            labels: Labels::Class,
+            noise: Noise::None,
+            mask_share: None,
+            whole_words: false,
+            target_len: None,
+            doc_stride: None,
         }
     }
 }
@@ -228,7 +345,8 @@ pub struct TrainSection {
     pub threads: Option<usize>,
     /// How gradients change weights.
     pub optimizer: OptimizerKind,
-    /// Highest learning rate. Default: by `model.depth` where that is set, else 6e-4 (pretrain) or 2e-5 (sft).
+    /// Highest learning rate. Default: by `model.depth` where that is set, else 6e-4 for a new model, 5e-5 for one
+    /// that is opened, 2e-5 in `sft`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
     /// Learning rate at the end of the run, as a fraction of `lr`; `inverse_sqrt` has no end and does not look at it.
@@ -246,7 +364,8 @@ pub struct TrainSection {
     /// Exponent of `polynomial`; 1 is `linear`. Default: 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub power: Option<f64>,
-    /// Tokens per optimizer step, an alternative to `batch`. Default: by `model.depth` where that is set, else 16384 (pretrain) or 4096 (sft).
+    /// Tokens per optimizer step, an alternative to `batch`. Default: by `model.depth` where that is set, else 16384 for text
+    /// (`pretrain`, `masked_lm`, `seq2seq`) and 4096 for the rest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_tokens: Option<u64>,
     /// Sequences of `data.seq_len` tokens per optimizer step, an alternative to `batch_tokens`. Conversations are packed
@@ -292,6 +411,9 @@ pub struct TrainSection {
     /// of the last ones (Polyak and Juditsky 1992). It takes 4 bytes per weight. Default: off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_decay: Option<f64>,
+    /// What cosines are divided by; `contrastive` only. Default: 0.05.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
     /// Steps between evaluations; 0 is only at the end. Default: a tenth of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_every: Option<u64>,
@@ -345,6 +467,7 @@ impl Default for TrainSection {
             label_smoothing: 0.0,
             z_loss: 0.0,
             ema_decay: None,
+            temperature: None,
             eval_every: None,
             eval_batches: 20,
             sample_every: None,

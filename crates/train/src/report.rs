@@ -44,7 +44,7 @@ fn split(rows: &[Row]) -> (Vec<MetricRow>, Vec<EvalRow>) {
     for row in rows {
         match row {
             Row::Step(row) => steps.push(*row),
-            Row::Eval(row) => evaluations.push(*row),
+            Row::Eval(row) => evaluations.push(row.clone()),
         }
     }
     (steps, evaluations)
@@ -108,6 +108,12 @@ fn result_table(facts: &Facts<'_>, steps: &[MetricRow], evaluations: &[EvalRow])
         if let Some(bits) = row.eval_bits_per_byte {
             table.push(vec!["held-out bits per byte".into(), format!("{bits:.4}")]);
         }
+        table.extend(row.metrics.iter().map(|(name, value)| {
+            vec![
+                format!("held-out {}", name.trim_start_matches("eval_").replace('_', " ")),
+                format!("{:.2} %", 100.0 * value),
+            ]
+        }));
     }
     table
 }

@@ -5,22 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use loam_chat::Sampling;
-use loam_data::CausalBatch;
 use loam_infer::Generator;
-use loam_models::{LanguageModel, footprint};
+use loam_models::{LanguageModel, Task, footprint};
 use loam_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
-use crate::batch::Validation;
 use crate::error::{Error, Result};
 use crate::export::{CardFacts, Export, export_model, model_card};
-use crate::objective::{Pretrain, Sft};
-use crate::prepare::{Prepared, Start};
-use crate::recipe::{Facts, Recipe, Recompute, Stage};
+use crate::prepare::{StageData, StageRun, Start, open_data};
+use crate::recipe::{Facts, Recipe, Recompute};
 use crate::report::{self, write_reports};
 use crate::run_dir::{Log, RunDir};
 use crate::system::{available_mib, environment, predicted_rss_mib};
-use crate::trainer::{Ending, Hooks, Observer, Settings, Summary, Trainer};
+use crate::trainer::{Ending, Hooks, Observer, Summary};
 
 /// What a run needs besides its recipe.
 pub struct Options<'a> {
@@ -82,21 +79,23 @@ fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome>
     let spec = start.model.spec();
     let facts =
         Facts { spec, config: start.model.config(), sequences: data.sequences(), available_mib: available_mib() };
-    let resolved =
+    let mut resolved =
         Recipe { train: crate::recipe::TrainSection { name: Some(name), ..recipe.train.clone() }, ..recipe.clone() }
             .resolved(&facts);
+    resolved.data.target_len = resolved.data.target_len.or(data.target_len());
     dir.describe(recipe, &resolved, &environment(threads, &data.description(), &start.base))?;
     announce(&start, &resolved, &mut log);
     let mut sample = sampler(&start.tokenizer, &resolved);
     let hooks = Hooks { observer: &mut log, sample: Some(&mut sample), stop: options.stop };
-    let summary = run_stage(&start.model, &data, &resolved, &dir, options.resume, hooks)?;
+    let stage = StageRun { model: &start.model, recipe: &resolved, dir: &dir, resume: options.resume, hooks };
+    let summary = data.train(stage)?;
     drop(sample);
     if let Some(row) = &summary.evaluation {
         dir.write_evaluation(row)?;
     }
     let model = match summary.ending {
         Ending::Interrupted => None,
-        _ => Some(export(&dir, &start, &data, &resolved, &summary)?),
+        _ => Some(export(&dir, &start, data.as_ref(), &resolved, &summary)?),
     };
     let facts = report::Facts {
         recipe: &resolved,
@@ -110,39 +109,10 @@ fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome>
 }
 
 /// Everything that can be wrong with the recipe's files shows here, before the first step.
-fn begin(recipe: &Recipe, cache_dir: &Path, log: &mut Log<'_>) -> Result<(Start, Prepared)> {
+fn begin(recipe: &Recipe, cache_dir: &Path, log: &mut Log<'_>) -> Result<(Start, Box<dyn StageData>)> {
     let start = Start::of(recipe, cache_dir, log)?;
-    let data = Prepared::open(recipe, &start, cache_dir, log)?;
+    let data = open_data(recipe, &start, cache_dir, log)?;
     Ok((start, data))
-}
-
-/// Picks the stage's objective and data.
-fn run_stage(
-    model: &LanguageModel,
-    data: &Prepared,
-    resolved: &Recipe,
-    dir: &RunDir,
-    resume: bool,
-    mut hooks: Hooks<'_>,
-) -> Result<Summary> {
-    let settings = Settings::of(resolved);
-    let source = data.source(resolved)?;
-    let validation = data.validation(resolved)?;
-    let validation = validation.as_ref().map(|validation| validation as &dyn Validation<CausalBatch>);
-    match resolved.stage {
-        Stage::Pretrain => {
-            let mut objective = Pretrain;
-            Trainer::new(model, &mut objective, &source, validation, settings)
-                .in_run_dir(dir, resume, hooks.observer)?
-                .run(&mut hooks)
-        }
-        Stage::Sft => {
-            let mut objective = Sft;
-            Trainer::new(model, &mut objective, &source, validation, settings)
-                .in_run_dir(dir, resume, hooks.observer)?
-                .run(&mut hooks)
-        }
-    }
 }
 
 fn announce(start: &Start, resolved: &Recipe, log: &mut Log<'_>) {
@@ -166,6 +136,11 @@ fn sampler<'a>(
     recipe: &'a Recipe,
 ) -> impl FnMut(&LanguageModel, u64) -> Vec<String> + Send + 'a {
     move |model, _step| {
+        // What does not write, or writes about a source, has no samples.
+        if !model.spec().is_causal() || model.spec().encoder.is_some() || model.spec().head.task != Task::LanguageModel
+        {
+            return Vec::new();
+        }
         let generator = Generator::new(model, tokenizer);
         let sampling = Sampling {
             max_tokens: recipe.train.sample_tokens,
@@ -184,7 +159,7 @@ fn sampler<'a>(
     }
 }
 
-fn export(dir: &RunDir, start: &Start, data: &Prepared, resolved: &Recipe, summary: &Summary) -> Result<PathBuf> {
+fn export(dir: &RunDir, start: &Start, data: &dyn StageData, resolved: &Recipe, summary: &Summary) -> Result<PathBuf> {
     let path = dir.model_path();
     let card = model_card(
         &start.model,
@@ -194,7 +169,7 @@ fn export(dir: &RunDir, start: &Start, data: &Prepared, resolved: &Recipe, summa
             base: resolved.model.path.as_deref(),
             steps: summary.progress.step,
             tokens: summary.progress.tokens,
-            held_out: summary.evaluation.map(|row| (row.eval_loss, row.eval_bits_per_byte)),
+            held_out: summary.evaluation.as_ref().map(|row| (row.eval_loss, row.eval_bits_per_byte)),
             recipe: &resolved.to_toml(),
         },
     );

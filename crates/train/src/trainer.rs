@@ -226,7 +226,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let row = evaluate(self.model, self.objective, &self.settings, validation, limit)?;
         let row = EvalRow { step: self.progress.step, tokens: self.progress.tokens, ..row };
         self.progress.eval_step = self.progress.step;
-        self.record(Row::Eval(row))?;
+        self.record(Row::Eval(row.clone()))?;
         hooks.observer.on_eval(&row);
         Ok(Some(row))
     }
@@ -241,6 +241,9 @@ impl<'a, O: Objective> Trainer<'a, O> {
         self.optimizer.swap_ema();
         let samples = sample(self.model, self.progress.step);
         self.optimizer.swap_ema();
+        if samples.is_empty() {
+            return Ok(());
+        }
         if let Some(journal) = &self.journal {
             journal.dir().write_samples(self.progress.step, &samples)?;
         }

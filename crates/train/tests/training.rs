@@ -9,7 +9,7 @@ use std::path::Path;
 
 use common::{HeldOut, Witness, batch, bits, hooks, settings, source, tiny_model};
 use loam_tensor::CrossEntropyTerms;
-use loam_train::objective::Pretrain;
+use loam_train::objective::Tokens;
 use loam_train::recipe::{EarlyStop, OptimizerKind};
 use loam_train::{Ending, Error, OptimizerSettings, Row, RunDir, Settings, Trainer, read_rows};
 
@@ -23,7 +23,7 @@ fn one_batch_is_learnt_by_heart() {
     let mut witness = Witness::default();
     let fixed = |_step: u64| Ok(vec![batch(4, 16, 9)]);
     let settings = Settings { lr: 1e-2, ..settings(80) };
-    Trainer::new(&model, &mut Pretrain, &fixed, None, settings).run(&mut hooks(&mut witness)).unwrap();
+    Trainer::new(&model, &mut Tokens, &fixed, None, settings).run(&mut hooks(&mut witness)).unwrap();
     let losses = witness.losses();
     assert!(losses[0] > 2.9 && losses[79] < 0.05, "{} -> {}", losses[0], losses[79]);
 }
@@ -54,7 +54,7 @@ fn one_batch_is_learnt_with_every_optimizer() {
         let mut witness = Witness::default();
         let fixed = |_step: u64| Ok(vec![batch(4, 16, 9)]);
         let settings = with_optimizer(kind, lr, settings(60));
-        Trainer::new(&model, &mut Pretrain, &fixed, None, settings).run(&mut hooks(&mut witness)).unwrap();
+        Trainer::new(&model, &mut Tokens, &fixed, None, settings).run(&mut hooks(&mut witness)).unwrap();
         let losses = witness.losses();
         assert!(losses[59] < 0.5 * losses[0], "{kind:?}: {} -> {}", losses[0], losses[59]);
     }
@@ -84,7 +84,7 @@ fn the_losses_are_the_same_for_one_and_two_threads() {
             let model = tiny_model(1);
             let mut witness = Witness::default();
             let settings = Settings { dropout: 0.1, ..settings(12) };
-            Trainer::new(&model, &mut Pretrain, &source, None, settings).run(&mut hooks(&mut witness)).unwrap();
+            Trainer::new(&model, &mut Tokens, &source, None, settings).run(&mut hooks(&mut witness)).unwrap();
             (witness.losses().iter().map(|loss| loss.to_bits()).collect::<Vec<_>>(), bits(&model))
         })
     };
@@ -97,7 +97,7 @@ fn recomputing_activations_changes_no_bit_of_the_run() {
         let model = tiny_model(1);
         let mut witness = Witness::default();
         let settings = Settings { dropout: 0.1, recompute, ..settings(8) };
-        Trainer::new(&model, &mut Pretrain, &source, None, settings).run(&mut hooks(&mut witness)).unwrap();
+        Trainer::new(&model, &mut Tokens, &source, None, settings).run(&mut hooks(&mut witness)).unwrap();
         (witness.losses().iter().map(|loss| loss.to_bits()).collect::<Vec<_>>(), bits(&model))
     };
     assert_eq!(run(true), run(false));
@@ -109,7 +109,7 @@ fn run_in(dir: &Path, resume: bool, stop_at: Option<u64>, settings: Settings) ->
     let validation = held_out();
     let run_dir = RunDir::open(dir, resume).unwrap();
     let mut witness = Witness { stop_at, ..Witness::default() };
-    let mut objective = Pretrain;
+    let mut objective = Tokens;
     let trainer = Trainer::new(&model, &mut objective, &source, Some(&validation), settings)
         .in_run_dir(&run_dir, resume, &mut witness)
         .unwrap();
@@ -209,7 +209,7 @@ fn when_every_checkpoint_is_damaged_the_error_names_the_newest() {
     let model = tiny_model(1);
     let run_dir = RunDir::open(dir.path(), true).unwrap();
     let mut witness = Witness::default();
-    let mut objective = Pretrain;
+    let mut objective = Tokens;
     let result =
         Trainer::new(&model, &mut objective, &source, None, resumable()).in_run_dir(&run_dir, true, &mut witness);
     let error = result.err().expect("there is no whole checkpoint");
@@ -237,7 +237,7 @@ fn a_loss_that_is_no_number_ends_the_run_with_its_step_and_a_hint() {
         source(step)
     };
     let mut witness = Witness::default();
-    let result = Trainer::new(&model, &mut Pretrain, &poisoned, None, settings(9)).run(&mut hooks(&mut witness));
+    let result = Trainer::new(&model, &mut Tokens, &poisoned, None, settings(9)).run(&mut hooks(&mut witness));
     let error = result.unwrap_err();
     assert!(matches!(error, Error::Diverged { step: 4, what: "loss", .. }), "{error}");
     assert!(error.hint().unwrap().contains("train.lr"));
@@ -249,7 +249,7 @@ fn evaluation_reports_perplexity_and_bits_per_byte() {
     let dir = tempfile::tempdir().unwrap();
     let (_, _, witness) = run_in(dir.path(), false, None, resumable());
     assert_eq!(witness.evaluations.iter().map(|row| row.step).collect::<Vec<_>>(), [5, 10, 15, 20]);
-    let row = witness.evaluations[0];
+    let row = &witness.evaluations[0];
     assert!((row.eval_perplexity - row.eval_loss.exp()).abs() < 1e-12);
     assert!((row.eval_bits_per_byte.unwrap() - row.eval_loss / 2f64.ln() / 2.0).abs() < 1e-12);
     assert_eq!(row.eval_tokens, 64, "two batches of 2 x 16");

@@ -9,7 +9,7 @@ use loam_data::CausalBatch;
 use loam_models::LanguageModel;
 use loam_tensor::Precision;
 use loam_testkit::{Golden, golden_dir};
-use loam_train::objective::Pretrain;
+use loam_train::objective::Tokens;
 use loam_train::recipe::ScheduleKind;
 use loam_train::{DecayShape, OptimizerSettings, Schedule, Settings, Trainer};
 
@@ -55,7 +55,7 @@ fn run(case: &str, golden: &Golden, precision: Precision) -> Vec<(f64, f64)> {
         }])
     };
     let mut witness = Witness::default();
-    Trainer::new(&model, &mut Pretrain, &source, None, settings).run(&mut hooks(&mut witness)).unwrap();
+    Trainer::new(&model, &mut Tokens, &source, None, settings).run(&mut hooks(&mut witness)).unwrap();
     witness.rows.iter().map(|row| (row.loss, row.grad_norm)).collect()
 }
 

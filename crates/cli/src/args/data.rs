@@ -118,6 +118,9 @@ pub struct GardenArgs {
     /// Held-out questions
     #[arg(long, value_name = "N")]
     pub questions: Option<usize>,
+    /// Training examples of each labelled task (reading, topics, entities, paraphrases)
+    #[arg(long, value_name = "N")]
+    pub examples: Option<usize>,
     /// Print one JSON value
     #[arg(long)]
     pub json: bool,

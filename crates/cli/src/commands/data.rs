@@ -156,6 +156,7 @@ fn garden(args: &GardenArgs) -> Result<Outcome, Failure> {
         train_bytes: args.train_bytes.unwrap_or(default.train_bytes),
         chats: args.chats.unwrap_or(default.chats),
         questions: args.questions.unwrap_or(default.questions),
+        tasks: args.examples.unwrap_or(default.tasks),
         ..default
     };
     let written = Garden::new(args.seed).write(&args.dir, sizes)?;

@@ -41,7 +41,8 @@ impl Run {
         let metrics = path.join("metrics.jsonl");
         let rows = if metrics.is_file() { read_rows(&metrics)? } else { Vec::new() };
         let last = rows.iter().rev().find_map(|row| if let Row::Step(step) = row { Some(*step) } else { None });
-        let evaluation = rows.iter().rev().find_map(|row| if let Row::Eval(eval) = row { Some(*eval) } else { None });
+        let evaluation =
+            rows.iter().rev().find_map(|row| if let Row::Eval(eval) = row { Some(eval.clone()) } else { None });
         Ok(Self {
             path: path.to_owned(),
             recipe,
@@ -102,8 +103,8 @@ fn list(dir: &Path, json: bool) -> Result<(), Failure> {
             run.state().into(),
             format!("{}/{}", run.last.map_or(0, |row| row.step), run.steps()),
             number(run.last.map(|row| row.loss)),
-            number(run.evaluation.map(|row| row.eval_loss)),
-            number(run.evaluation.and_then(|row| row.eval_bits_per_byte)),
+            number(run.evaluation.as_ref().map(|row| row.eval_loss)),
+            number(run.evaluation.as_ref().and_then(|row| row.eval_bits_per_byte)),
         ]);
     }
     table.lines().iter().try_for_each(|line| output::line(line))
@@ -160,9 +161,9 @@ fn column(run: &Run) -> Vec<(&'static str, String)> {
         ("precision", train.precision.name().into()),
         ("seed", run.recipe.seed.to_string()),
         ("loss", number(run.last.map(|row| row.loss))),
-        ("eval loss", number(run.evaluation.map(|row| row.eval_loss))),
-        ("perplexity", number(run.evaluation.map(|row| row.eval_perplexity))),
-        ("bits/byte", number(run.evaluation.and_then(|row| row.eval_bits_per_byte))),
+        ("eval loss", number(run.evaluation.as_ref().map(|row| row.eval_loss))),
+        ("perplexity", number(run.evaluation.as_ref().map(|row| row.eval_perplexity))),
+        ("bits/byte", number(run.evaluation.as_ref().and_then(|row| row.eval_bits_per_byte))),
         ("tokens/s", run.last.map_or("-".into(), |row| format!("{:.0}", row.tokens_per_s))),
         ("memory (MiB)", run.last.map_or("-".into(), |row| row.rss_mib.to_string())),
     ]

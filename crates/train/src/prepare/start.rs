@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use loam_formats::HfDir;
-use loam_models::LanguageModel;
+use loam_models::{LanguageModel, Task, set_labels};
 use loam_tokenizer::{ChatTemplate, Progress, Tokenizer, TrainConfig, TrainKind, save_directory};
 use serde_json::{Value, json};
 
+use super::labelled::labels;
+use super::records;
 use super::text::texts;
 use crate::error::{Error, Result};
 use crate::recipe::{
-    DEFAULT_MIN_FREQUENCY, DEFAULT_TOKENIZER_BYTES, DEFAULT_VOCAB_SIZE, Recipe, TokenizerKind, TokenizerSection,
+    DEFAULT_MIN_FREQUENCY, DEFAULT_TOKENIZER_BYTES, DEFAULT_VOCAB_SIZE, Noise, Recipe, Stage, TokenizerKind,
 };
 use crate::run::file_hashes;
 use crate::trainer::Observer;
@@ -20,6 +22,8 @@ pub(crate) struct Start {
     pub(crate) model: LanguageModel,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: Option<ChatTemplate>,
+    /// Names of a classifier's classes, as its head numbers them.
+    pub(crate) labels: Vec<String>,
     /// What `environment.json` says about the model that was opened; null for a new one.
     pub(crate) base: Value,
 }
@@ -28,14 +32,14 @@ impl Start {
     /// Opens or makes what the recipe says.
     pub(crate) fn of(recipe: &Recipe, cache_dir: &Path, observer: &mut dyn Observer) -> Result<Self> {
         match &recipe.model.path {
-            Some(path) => Self::open(Path::new(path)),
+            Some(path) => Self::open(Path::new(path), recipe, observer),
             None => Self::new(recipe, cache_dir, observer),
         }
     }
 
-    fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Self> {
         let dir = HfDir::open(path)?;
-        let model = LanguageModel::open(path)?;
+        let (model, labels) = with_head(path, &dir, recipe, observer)?;
         let tokenizer = Tokenizer::open(path)?;
         let special = tokenizer.special();
         let template = match dir.chat_template()? {
@@ -44,7 +48,7 @@ impl Start {
         };
         check_vocabulary(&tokenizer, model.spec().vocab_size)?;
         let base = json!({"path": path.display().to_string(), "files": file_hashes(&weight_files(path)?)?});
-        Ok(Self { model, tokenizer, template, base })
+        Ok(Self { model, tokenizer, template, labels, base })
     }
 
     fn new(recipe: &Recipe, cache_dir: &Path, observer: &mut dyn Observer) -> Result<Self> {
@@ -53,6 +57,12 @@ impl Start {
             None => trained(recipe, cache_dir, observer)?,
         };
         let mut config = recipe.new_config(tokenizer.vocab_size());
+        let labels = labels(recipe)?;
+        let family = loam_models::family_by_name(recipe.family())?;
+        config["architectures"] = json!([family.architecture_of(recipe.stage.task())?]);
+        if !labels.is_empty() {
+            set_labels(&mut config, &labels);
+        }
         let ids = [("bos_token_id", tokenizer.bos_id()), ("eos_token_id", tokenizer.eos_id())];
         for (key, id) in ids {
             if config.get(key).is_none() {
@@ -62,8 +72,55 @@ impl Start {
         let model = LanguageModel::new(&config, recipe.seed)?;
         check_vocabulary(&tokenizer, model.spec().vocab_size)?;
         let template = chatml_if_known(&tokenizer);
-        Ok(Self { model, tokenizer, template, base: Value::Null })
+        Ok(Self { model, tokenizer, template, labels, base: Value::Null })
     }
+}
+
+/// Opens a model with the stage's head: its own, or a new one where the recipe allows that. Returns the classes that the
+/// head tells apart, too.
+fn with_head(
+    path: &Path,
+    dir: &HfDir,
+    recipe: &Recipe,
+    observer: &mut dyn Observer,
+) -> Result<(LanguageModel, Vec<String>)> {
+    let (task, wanted) = (recipe.stage.task(), labels(recipe)?);
+    let own = LanguageModel::task_of(dir.config())?;
+    let known = known_labels(dir.config());
+    if own == task && wanted.iter().all(|label| known.contains(label)) {
+        return Ok((LanguageModel::open(path)?, known));
+    }
+    // Nothing but hidden states is wanted, and every model of one stack has these.
+    let is_allowed = recipe.model.new_head == Some(true) || task == Task::Embedding;
+    if !is_allowed {
+        let found = match own == task {
+            true => format!("for the classes {}", known.join(", ")),
+            false => format!("for {own}"),
+        };
+        return Err(Error::Examples {
+            what: format!(
+                "{}: the model's head is {found}, stage `{}` needs another",
+                path.display(),
+                recipe.stage.name()
+            ),
+            hint: "set `model.new_head = true`, and one is drawn anew".into(),
+        });
+    }
+    let (model, report) = LanguageModel::open_for(path, task, &wanted, recipe.seed)?;
+    if !report.initialised.is_empty() {
+        observer.on_message(&format!("drawn anew: {}", report.initialised.join(", ")));
+    }
+    if !report.dropped.is_empty() {
+        observer.on_message(&format!("not used: {}", report.dropped.join(", ")));
+    }
+    Ok((model, wanted))
+}
+
+/// The classes that a configuration names, in the order of their numbers.
+fn known_labels(config: &Value) -> Vec<String> {
+    let by_id = config.get("id2label").and_then(Value::as_object);
+    let label = |id: usize| Some(by_id?.get(&id.to_string())?.as_str()?.to_owned());
+    (0..).map_while(label).collect()
 }
 
 /// ChatML where the vocabulary has its marks.
@@ -94,11 +151,11 @@ fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
 /// Trains a tokenizer on the training text, or takes the one that the same text and settings gave before.
 fn trained(recipe: &Recipe, cache_dir: &Path, observer: &mut dyn Observer) -> Result<Tokenizer> {
     let section = &recipe.tokenizer;
-    let config = train_config(section);
+    let config = train_config(recipe);
     let files = expand(&recipe.data.train)?;
     let identity = json!({
         "config": format!("{config:?}"), "files": file_hashes(&files)?, "max_bytes": section.max_bytes,
-        "text_column": recipe.data.text_column, "version": env!("CARGO_PKG_VERSION"),
+        "text_column": recipe.data.text_column, "fields": recipe.data.fields, "version": env!("CARGO_PKG_VERSION"),
     });
     let key = format!("{:016x}", twox_hash::XxHash3_64::oneshot(identity.to_string().as_bytes()));
     let dir = cache_dir.join("tokenizers").join(key);
@@ -111,7 +168,11 @@ fn trained(recipe: &Recipe, cache_dir: &Path, observer: &mut dyn Observer) -> Re
     let mut taken = 0;
     let mut unreadable = None;
     // A text that cannot be read ends them, and its own error is reported: it knows the file and a way out.
-    let readable = texts(&files, recipe)?.map_while(|text| text.map_err(|error| unreadable = Some(error)).ok());
+    let all: Box<dyn Iterator<Item = Result<String>>> = match records::texts(recipe)? {
+        Some(texts) => Box::new(texts.into_iter().map(Ok)),
+        None => Box::new(texts(&files, recipe)?),
+    };
+    let readable = all.map_while(|text| text.map_err(|error| unreadable = Some(error)).ok());
     let wanted = readable.take_while(|text| {
         let is_wanted = taken < limit;
         taken += text.len() as u64;
@@ -129,20 +190,36 @@ fn trained(recipe: &Recipe, cache_dir: &Path, observer: &mut dyn Observer) -> Re
     Ok(tokenizer)
 }
 
-fn train_config(section: &TokenizerSection) -> TrainConfig {
+fn train_config(recipe: &Recipe) -> TrainConfig {
+    let section = &recipe.tokenizer;
     let kind = match section.kind.unwrap_or(TokenizerKind::ByteBpe) {
         TokenizerKind::ByteBpe => TrainKind::ByteBpe,
         TokenizerKind::Wordpiece => TrainKind::WordPiece,
         TokenizerKind::Unigram => TrainKind::Unigram,
         TokenizerKind::Char => TrainKind::Char,
     };
-    TrainConfig {
+    let mut config = TrainConfig {
         vocab_size: section.vocab_size.unwrap_or(DEFAULT_VOCAB_SIZE),
         min_frequency: section.min_frequency.unwrap_or(DEFAULT_MIN_FREQUENCY),
         split_digits: section.split_digits.unwrap_or(false),
         ..TrainConfig::new(kind)
+    };
+    let masks = config.special_tokens.iter().any(|token| token == "[MASK]");
+    let needed: Vec<String> = match (recipe.stage, recipe.data.noise) {
+        (Stage::MaskedLm, _) | (_, Noise::Infilling) if !masks => vec!["<mask>".into()],
+        (_, Noise::Spans) => (0..SENTINELS).map(|i| format!("<extra_id_{i}>")).collect(),
+        _ => Vec::new(),
+    };
+    for token in section.special_tokens.clone().unwrap_or(needed) {
+        if !config.special_tokens.contains(&token) {
+            config.special_tokens.push(token);
+        }
     }
+    config
 }
+
+/// Sentinels of a new tokenizer for span corruption, as many as T5's has.
+const SENTINELS: usize = 100;
 
 /// The files that glob patterns name, in alphabetical order.
 pub(super) fn expand(patterns: &[String]) -> Result<Vec<PathBuf>> {

@@ -4,14 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use loam_data::source::{self, ReadOptions};
-use loam_data::{Holdout, LoaderConfig, Mode, Part, PrepareConfig, TokenSet, dedup};
+use loam_data::{Holdout, Loader, LoaderConfig, MaskedLm, MaskedLoader, Mode, Part, PrepareConfig, TokenSet, dedup};
 use serde_json::{Value, json};
 
+use super::pairs::{Damage, in_order};
 use super::start::Start;
-use crate::batch::{LoaderSource, LoaderValidation};
+use super::{StageData, StageRun};
+use crate::batch::{InOrder, LoaderSource, LoaderValidation, split_rows};
 use crate::error::Result;
-use crate::recipe::{DataMode, Dedup, Recipe, TextSplit};
-use crate::trainer::Observer;
+use crate::objective::{Seq2Seq, Tokens};
+use crate::recipe::{DataMode, Dedup, MASK_SHARE, Recipe, Stage, TextSplit};
+use crate::trainer::{Observer, Summary};
 
 /// The text of files in pieces, documents one after the other.
 pub(super) fn texts(files: &[PathBuf], recipe: &Recipe) -> Result<impl Iterator<Item = Result<String>> + use<>> {
@@ -41,6 +44,10 @@ pub(crate) struct Text {
     /// Sequences in one pass, at the recipe's length.
     sequences: u64,
     description: Value,
+    /// How tokens are masked, in stage `masked_lm`.
+    masking: Option<MaskedLm>,
+    /// How texts are damaged, in stage `seq2seq`.
+    noise: Option<Damage>,
 }
 
 impl Text {
@@ -72,34 +79,100 @@ impl Text {
             "held_out": held_out.counts(), "dedup": train.meta.dedup,
         });
         let tokens = Arc::new(tokens);
-        let loader = loam_data::Loader::new(tokens.clone(), loader_config(recipe, 1, seq_len))?;
         let held_out = (held_out.counts().tokens > 1).then(|| Arc::new(held_out));
-        Ok(Self { train: tokens, held_out, sequences: loader.rows_per_epoch(), description })
+        let masking = match recipe.stage {
+            Stage::MaskedLm => {
+                let share = recipe.data.mask_share.unwrap_or(MASK_SHARE);
+                Some(MaskedLm::new(&start.tokenizer, share, recipe.data.whole_words)?)
+            }
+            _ => None,
+        };
+        let noise = match recipe.stage {
+            Stage::Seq2seq => Some(Damage::of(recipe, start, seq_len)?),
+            _ => None,
+        };
+        let sequences = match &noise {
+            Some(noise) => noise.loader(&tokens, noise.config(recipe, 1))?.rows_per_epoch(),
+            None => Loader::new(tokens.clone(), loader_config(recipe, 1, seq_len))?.rows_per_epoch(),
+        };
+        Ok(Self { train: tokens, held_out, sequences, description, masking, noise })
     }
 
-    pub(super) fn sequences(&self) -> u64 {
+    /// Batches of sequences as they are.
+    fn plain(&self, run: StageRun<'_>) -> Result<Summary> {
+        let (batch, micro_batch) = run.rows();
+        let source = LoaderSource { loader: self.loader(run.recipe, batch)?, micro_batch };
+        let held_out = self.held_out_loader(run.recipe)?;
+        let bytes_per_token = self.bytes_per_token();
+        let validation = held_out.map(|loader| LoaderValidation { loader, bytes_per_token });
+        run.run(Tokens, &source, validation.as_ref().map(|validation| validation as _))
+    }
+
+    /// Batches with masks.
+    fn masked(&self, run: StageRun<'_>) -> Result<Summary> {
+        let (batch, rows) = run.rows();
+        let Some(masking) = &self.masking else { return self.plain(run) };
+        let loader = MaskedLoader::new(self.loader(run.recipe, batch)?, masking.clone());
+        let source = |step: u64| Ok(split_rows(loader.batch(step), rows));
+        let held_out = self.held_out_loader(run.recipe)?.map(|loader| MaskedLoader::new(loader, masking.clone()));
+        let validation = held_out.as_ref().map(|loader| InOrder {
+            len: loader.loader().batches_in_order(),
+            batch: |index| loader.batch_in_order(index),
+            bytes_per_token: None,
+        });
+        run.run(Tokens, &source, validation.as_ref().map(|validation| validation as _))
+    }
+
+    /// Pairs of a damaged text and what was damaged.
+    fn damaged(&self, run: StageRun<'_>) -> Result<Summary> {
+        let Some(noise) = &self.noise else { return self.plain(run) };
+        let (batch, rows) = run.rows();
+        let loader = |set: &Arc<TokenSet>, rows: usize| noise.loader(set, noise.config(run.recipe, rows));
+        let (train, held_out) = (loader(&self.train, batch)?, self.held_out.as_ref().map(|set| loader(set, rows)));
+        let source = |step: u64| Ok(train.micro_batches(step, rows));
+        let held_out = held_out.transpose()?;
+        let validation = held_out.as_ref().map(in_order);
+        run.run(Seq2Seq, &source, validation.as_ref().map(|validation| validation as _))
+    }
+
+    fn loader(&self, resolved: &Recipe, batch: usize) -> Result<Loader> {
+        let seq_len = resolved.data.seq_len.unwrap_or(2);
+        Ok(Loader::new(self.train.clone(), loader_config(resolved, batch, seq_len))?)
+    }
+
+    fn held_out_loader(&self, resolved: &Recipe) -> Result<Option<Loader>> {
+        let Some(held_out) = &self.held_out else { return Ok(None) };
+        // What is held out may be shorter than a training sequence.
+        let seq_len = resolved.data.seq_len.unwrap_or(2).min(held_out.counts().tokens as usize - 1);
+        let rows = resolved.train.micro_batch.unwrap_or(1);
+        Ok(Some(Loader::new(held_out.clone(), loader_config(resolved, rows, seq_len))?))
+    }
+
+    fn bytes_per_token(&self) -> Option<f64> {
+        let counts = self.held_out.as_ref()?.counts();
+        Some(counts.bytes as f64 / counts.tokens as f64)
+    }
+}
+
+impl StageData for Text {
+    fn sequences(&self) -> u64 {
         self.sequences
     }
 
-    pub(super) fn description(&self) -> Value {
+    fn description(&self) -> Value {
         self.description.clone()
     }
 
-    pub(super) fn source(&self, resolved: &Recipe) -> Result<LoaderSource> {
-        let (batch, seq_len) = (resolved.train.batch.unwrap_or(1), resolved.data.seq_len.unwrap_or(2));
-        let loader = loam_data::Loader::new(self.train.clone(), loader_config(resolved, batch, seq_len))?;
-        Ok(LoaderSource { loader, micro_batch: resolved.train.micro_batch.unwrap_or(batch) })
+    fn target_len(&self) -> Option<usize> {
+        self.noise.as_ref().map(|noise| noise.target_len)
     }
 
-    pub(super) fn validation(&self, resolved: &Recipe) -> Result<Option<LoaderValidation>> {
-        let Some(held_out) = &self.held_out else { return Ok(None) };
-        let (counts, seq_len) = (held_out.counts(), resolved.data.seq_len.unwrap_or(2));
-        // What is held out may be shorter than a training sequence.
-        let seq_len = seq_len.min(counts.tokens as usize - 1);
-        let rows = resolved.train.micro_batch.unwrap_or(1);
-        let loader = loam_data::Loader::new(held_out.clone(), loader_config(resolved, rows, seq_len))?;
-        let bytes_per_token = Some(counts.bytes as f64 / counts.tokens as f64);
-        Ok(Some(LoaderValidation { loader, bytes_per_token }))
+    fn train(&self, run: StageRun<'_>) -> Result<Summary> {
+        match run.recipe.stage {
+            Stage::MaskedLm => self.masked(run),
+            Stage::Seq2seq => self.damaged(run),
+            _ => self.plain(run),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use loam_formats::nearest;
 use serde_json::Value;
 
-use super::{Recipe, ScheduleKind, Stage, TokenizerKind};
+use super::{Labels, Noise, Recipe, ScheduleKind, Stage, TokenizerKind};
 use crate::error::Error;
 
 /// Fields of `config.json` that some checkpoint has although no family needs them.
@@ -45,6 +45,9 @@ impl Recipe {
                 problems.push(format!("{} cannot be set: `model.path` opens a model as it is", keys.join(", ")));
             }
             _ => {}
+        }
+        if model.new_head.is_some() && is_new {
+            problems.push("`model.new_head` is for a model that is opened: a new one has the head of its stage".into());
         }
         if self.stage == Stage::Sft && is_new {
             problems.push("`stage = \"sft\"` needs a pretrained model: set `model.path`".into());
@@ -110,8 +113,44 @@ impl Recipe {
                 problems.push(format!("`data.{name}` must be between 0 and 0.5"));
             }
         }
+        self.check_stage_data(problems);
         if data.seq_len.is_some_and(|len| len < 2) {
             problems.push("`data.seq_len` must be at least 2 tokens".into());
+        }
+    }
+
+    /// Keys that another stage would look at.
+    fn check_stage_data(&self, problems: &mut Vec<String>) {
+        let (data, stage) = (&self.data, self.stage);
+        let known: &[&str] = match stage {
+            Stage::Seq2seq => &["source", "target"],
+            Stage::Classify => &["text", "text_pair", "label"],
+            Stage::TokenClassify => &["tokens", "tags"],
+            Stage::Qa => &["context", "question", "answers"],
+            Stage::Contrastive => &["anchor", "positive", "negative"],
+            Stage::Pretrain | Stage::Sft | Stage::MaskedLm => &[],
+        };
+        for key in data.fields.keys().filter(|key| !known.contains(&key.as_str())) {
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            problems.push(format!("`data.fields.{key}` is no field of stage `{}`, which has {known}", stage.name()));
+        }
+        let only = [
+            (data.noise != Noise::None, "data.noise", Stage::Seq2seq),
+            (data.target_len.is_some(), "data.target_len", Stage::Seq2seq),
+            (data.labels != Labels::Class, "data.labels", Stage::Classify),
+            (data.mask_share.is_some(), "data.mask_share", Stage::MaskedLm),
+            (data.whole_words, "data.whole_words", Stage::MaskedLm),
+            (data.doc_stride.is_some(), "data.doc_stride", Stage::Qa),
+            (self.train.temperature.is_some(), "train.temperature", Stage::Contrastive),
+        ];
+        for (_, key, owner) in only.iter().filter(|(is_set, _, owner)| *is_set && *owner != stage) {
+            problems.push(format!("`{key}` is for stage `{}`, this is `{}`", owner.name(), stage.name()));
+        }
+        if data.mask_share.is_some_and(|share| !(share > 0.0 && share < 1.0)) {
+            problems.push("`data.mask_share` must be between 0 and 1".into());
+        }
+        if self.train.temperature.is_some_and(|temperature| !(temperature > 0.0 && temperature.is_finite())) {
+            problems.push("`train.temperature` must be above 0".into());
         }
     }
 

@@ -63,7 +63,25 @@ impl Recipe {
                 "stage = \"sft\"\n[model]\npath = \"runs/my-run/model\"\n[data]\ntrain = [\"chats.jsonl\"]\n\
                  [train]\nepochs = 2\n"
             }
+            Stage::MaskedLm => {
+                "stage = \"masked_lm\"\n[model]\nfamily = \"bert\"\n[tokenizer]\nkind = \"wordpiece\"\n\
+                 [data]\ntrain = [\"corpus/*.txt\"]\n[train]\nepochs = 10\n"
+            }
+            Stage::Seq2seq => {
+                "stage = \"seq2seq\"\n[model]\nfamily = \"t5\"\n[tokenizer]\nkind = \"unigram\"\n\
+                 [data]\ntrain = [\"pairs.jsonl\"]\n[train]\nepochs = 10\n"
+            }
+            Stage::Classify | Stage::TokenClassify | Stage::Qa | Stage::Contrastive => {
+                return Self { stage, ..Self::fine_tuning() };
+            }
         };
+        Self::parse(text, Path::new("default")).expect("the defaults are a valid recipe")
+    }
+
+    /// An encoder from a run of `masked_lm`, with a new head.
+    fn fine_tuning() -> Self {
+        let text = "stage = \"classify\"\n[model]\npath = \"runs/my-encoder/model\"\nnew_head = true\n\
+                    [data]\ntrain = [\"examples.jsonl\"]\n[train]\nepochs = 3\n";
         Self::parse(text, Path::new("default")).expect("the defaults are a valid recipe")
     }
 }

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::depth::{TOKENS_PER_PARAMETER, batch_tokens, depth_rule, learning_rate};
 use super::{
-    DataMode, PrecisionChoice, Recipe, Recompute, ScheduleKind, Stage, TextSplit, TokenizerKind, TrainSection,
+    DOC_STRIDE, DataMode, MASK_SHARE, Noise, PrecisionChoice, Recipe, Recompute, ScheduleKind, Stage, TextSplit,
+    TokenizerKind, TrainSection,
 };
 use crate::optim::state_bytes;
 use crate::schedule::{DecayShape, Schedule};
@@ -78,7 +79,13 @@ impl Recipe {
         let seq_len = self.seq_len(facts.spec);
         recipe.data.seq_len = Some(seq_len);
         recipe.resolve_model(facts.config);
-        if self.stage == Stage::Pretrain {
+        if self.stage == Stage::MaskedLm {
+            recipe.data.mask_share.get_or_insert(MASK_SHARE);
+        }
+        if self.stage == Stage::Qa {
+            recipe.data.doc_stride.get_or_insert(DOC_STRIDE.min(seq_len / 4));
+        }
+        if matches!(self.stage, Stage::Pretrain | Stage::MaskedLm) {
             recipe.data.mode.get_or_insert(DataMode::Packed);
         }
         (recipe.data.validation_fraction, recipe.data.validation_tail) = self.held_out_shares();
@@ -91,8 +98,9 @@ impl Recipe {
         };
         train.lr.get_or_insert(match (self.stage, self.model.depth) {
             (_, Some(_)) => learning_rate(facts.spec.hidden_size),
-            (Stage::Pretrain, None) => 6e-4,
             (Stage::Sft, None) => 2e-5,
+            (_, None) if self.model.path.is_some() && self.stage != Stage::Pretrain => 5e-5,
+            (_, None) => 6e-4,
         });
         let batch = self.batch(seq_len, tokens);
         train.batch = Some(batch);
@@ -133,7 +141,8 @@ impl Recipe {
             [".jsonl", ".csv", ".parquet"].iter().any(|ending| bare.ends_with(ending))
         };
         let is_one_text = data.text_split == TextSplit::File && !data.train.iter().any(is_table);
-        if is_one_text && self.stage == Stage::Pretrain { (None, Some(HELD_OUT_TAIL)) } else { (Some(HELD_OUT), None) }
+        let is_text = matches!(self.stage, Stage::Pretrain | Stage::MaskedLm) || self.data.noise != Noise::None;
+        if is_one_text && is_text { (None, Some(HELD_OUT_TAIL)) } else { (Some(HELD_OUT), None) }
     }
 
     fn resolve_model(&mut self, config: &Value) {
@@ -173,10 +182,10 @@ impl Recipe {
         match (self.train.batch, self.train.batch_tokens, self.stage) {
             (Some(batch), ..) => batch,
             (None, Some(tokens), _) => rows(tokens),
-            (None, None, Stage::Sft) => rows(4096),
-            (None, None, Stage::Pretrain) => rows(
+            (None, None, Stage::Pretrain | Stage::MaskedLm | Stage::Seq2seq) => rows(
                 self.train.tokens.or(depth_tokens).filter(|_| self.model.depth.is_some()).map_or(16384, batch_tokens),
             ),
+            (None, None, _) => rows(4096),
         }
     }
 

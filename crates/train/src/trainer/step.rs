@@ -1,5 +1,6 @@
 //! One optimizer step, and one evaluation.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use loam_models::{DropoutKey, LanguageModel};
@@ -89,7 +90,13 @@ pub(crate) fn accumulate<O: Objective>(
             step: step * MICRO_BATCHES_PER_STEP + index as u64,
         };
         let dropout = (settings.dropout > 0.0).then(key);
-        let pass = Pass { scale: 1.0 / counted as f32, dropout, recompute: settings.recompute, terms: settings.terms };
+        let pass = Pass {
+            scale: 1.0 / counted as f32,
+            dropout,
+            recompute: settings.recompute,
+            terms: settings.terms,
+            measures: false,
+        };
         loss += with_precision(settings.precision, || -> Result<f64> {
             let tensor = objective.loss(model, batch, &pass)?.tensor;
             let value = f64::from(tensor.item());
@@ -117,11 +124,15 @@ pub fn evaluate<O: Objective>(
 ) -> Result<EvalRow> {
     let start = Instant::now();
     let (mut nats, mut counted) = (0.0, 0);
+    let mut sums: BTreeMap<&'static str, f64> = BTreeMap::new();
     for index in 0..validation.len().min(limit) {
         let batch = validation.batch(index)?;
-        let pass = Pass { scale: 1.0, dropout: None, recompute: false, terms: CrossEntropyTerms::default() };
-        let run = || objective.loss(model, &batch, &pass).map(|loss| f64::from(loss.tensor.item()));
-        nats += with_precision(settings.precision, || no_grad(run))?;
+        let terms = CrossEntropyTerms::default();
+        let pass = Pass { scale: 1.0, dropout: None, recompute: false, terms, measures: true };
+        let run = || objective.loss(model, &batch, &pass);
+        let loss = with_precision(settings.precision, || no_grad(run))?;
+        nats += f64::from(loss.tensor.item());
+        loss.metrics.iter().for_each(|(name, sum)| *sums.entry(name).or_default() += sum);
         counted += objective.counted(&batch);
     }
     let eval_loss = nats / counted.max(1) as f64;
@@ -132,6 +143,7 @@ pub fn evaluate<O: Objective>(
         eval_perplexity: eval_loss.exp(),
         eval_bits_per_byte: validation.bytes_per_token().map(|bytes| eval_loss / std::f64::consts::LN_2 / bytes),
         eval_tokens: counted as u64,
+        metrics: sums.iter().map(|(name, sum)| (format!("eval_{name}"), sum / counted.max(1) as f64)).collect(),
         ms: start.elapsed().as_secs_f64() * 1e3,
     })
 }
@@ -139,7 +151,7 @@ pub fn evaluate<O: Objective>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objective::Pretrain;
+    use crate::objective::Tokens;
     use crate::recipe::Recipe;
     use loam_data::CausalBatch;
     use loam_data::loader::IGNORED;
@@ -177,7 +189,7 @@ mod tests {
         let settings = Settings::of(&Recipe::parse(recipe, std::path::Path::new("test")).unwrap());
         let run = |micro_batches: &[CausalBatch]| {
             let model = LanguageModel::new(&config, 3).unwrap();
-            let (loss, tokens) = accumulate(&model, &mut Pretrain, &settings, 0, micro_batches, None).unwrap();
+            let (loss, tokens) = accumulate(&model, &mut Tokens, &settings, 0, micro_batches, None).unwrap();
             let grads = model
                 .parameters()
                 .iter()
@@ -213,7 +225,7 @@ mod tests {
             let mut norms = Vec::new();
             for step in 0..3 {
                 let batch = (step, &[rows(0..8)][..]);
-                let result = optimizer_step(&model, &parameters, &mut Pretrain, &mut optimizer, &settings, batch);
+                let result = optimizer_step(&model, &parameters, &mut Tokens, &mut optimizer, &settings, batch);
                 norms.push(result.unwrap().grad_norm);
             }
             (parameters.iter().map(|(_, parameter)| parameter.to_vec()).collect::<Vec<_>>(), norms)
@@ -234,7 +246,7 @@ mod tests {
         let recipe = Recipe::parse("stage = \"pretrain\"", std::path::Path::new("test")).unwrap();
         let mut batch = rows(0..1);
         batch.targets.fill(IGNORED);
-        let error = accumulate(&model, &mut Pretrain, &Settings::of(&recipe), 4, &[batch], None).unwrap_err();
+        let error = accumulate(&model, &mut Tokens, &Settings::of(&recipe), 4, &[batch], None).unwrap_err();
         assert_eq!(error.to_string(), "step 5: no token of the batch is trained on");
         assert!(error.hint().is_some());
     }

@@ -102,7 +102,7 @@ impl Observer for Witness {
     }
 
     fn on_eval(&mut self, row: &loam_train::EvalRow) {
-        self.evaluations.push(*row);
+        self.evaluations.push(row.clone());
     }
 
     fn on_message(&mut self, message: &str) {

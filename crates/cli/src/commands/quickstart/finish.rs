@@ -38,8 +38,8 @@ pub fn table(stages: &[Stage]) -> Result<(), Failure> {
         let percent = |value: Option<f64>| value.map_or("-".into(), |value| format!("{:.0} %", 100.0 * value));
         let mut row = vec![
             stage.name.to_owned(),
-            number(stage.evaluation.map(|row| row.eval_loss)),
-            number(stage.evaluation.and_then(|row| row.eval_bits_per_byte)),
+            number(stage.evaluation.as_ref().map(|row| row.eval_loss)),
+            number(stage.evaluation.as_ref().and_then(|row| row.eval_bits_per_byte)),
         ];
         if is_scored {
             row.push(percent(stage.score.as_ref().map(|score| score.total())));
