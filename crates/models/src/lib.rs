@@ -32,7 +32,7 @@ pub use decoder::{Forward, Input};
 pub use error::Error;
 pub use family::{FAMILIES, Family, by_name as family_by_name};
 pub use footprint::{Footprint, footprint};
-pub use loam_nn::{DropoutKey, KvCache};
+pub use loam_nn::{DropoutKey, Fan, Init, KvCache};
 pub use memory::{StepMemory, StepShape, step_memory};
 pub use model::LanguageModel;
 pub use spec::{LayerSpec, Position, Residual, Spec};

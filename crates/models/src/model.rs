@@ -4,7 +4,7 @@ use std::path::Path;
 
 use loam_formats::{Dtype, HfDir, HfWriter, TensorOut, Weights, nearest};
 use loam_kernels::cross_entropy::IGNORED;
-use loam_nn::{KvCache, Module};
+use loam_nn::{Init, KvCache, Module};
 use loam_tensor::{HeadSettings, Parameter, Tensor};
 use serde_json::{Value, json};
 
@@ -44,6 +44,16 @@ impl LanguageModel {
         let model = Self::zeros(complete)?;
         model.stack.initialise(&model.spec, seed);
         Ok(model)
+    }
+
+    /// Draws the matrices of the blocks again, as `init` says: without the smaller scale that [`LanguageModel::new`] gives
+    /// projections to the residual stream. Embeddings and head stay.
+    pub fn initialise_blocks(&self, init: Init, seed: u64) {
+        for (name, parameter) in self.parameters() {
+            if name.starts_with("layers.") && parameter.shape().len() == 2 {
+                init.fill(&parameter, seed, &name);
+            }
+        }
     }
 
     fn zeros(config: Value) -> Result<Self, Error> {
