@@ -24,5 +24,5 @@ pub use golden::{AdamW, Array, Golden, cases, cases_of, golden_copy, golden_dir,
 pub use random::Random;
 pub use tables::{
     Operation, OptimizerSettings, OptimizerTable, Sampler, SamplerTable, Schedule, activations, losses, operations,
-    optimizers, samplers, schedules,
+    optimizers, running_means, samplers, schedules,
 };
