@@ -1,4 +1,4 @@
-"""Golden values of losses and activations, in the layout of goldens_ops.py; called by goldens.py, or on its own.
+"""Golden values of losses, activations and the running mean of weights, in the layout of goldens_ops.py; called by goldens.py, or on its own.
 
 Each reference is PyTorch in f32; where PyTorch has no such loss its definition stands here. It is recomputed in f64, and a
 case is refused whose own rounding would eat a noticeable part of the tolerance.
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch.optim import swa_utils
 
 import goldens_ops
 
@@ -113,7 +115,26 @@ def check(cases):
         assert noise < NOISE, f"{case}: f32 is {noise:.1e} from f64"
 
 
+def write_ema(root):
+    """A tensor's values after twelve steps, and its running mean after each as torch.optim.swa_utils keeps it."""
+    generator = torch.Generator().manual_seed(zlib.crc32(b"ema"))
+    model = torch.nn.Linear(5, 3, bias=False)
+    values = torch.randn(12, 3, 5, generator=generator)
+    arrays = {"values": values}
+    for decay in (0.5, 0.99):
+        averaged = swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(decay))
+        means = []
+        for value in values:
+            with torch.no_grad():
+                model.weight.copy_(value)
+            averaged.update_parameters(model)
+            means.append(averaged.module.weight.detach().clone())
+        arrays[f"mean.{decay}"] = torch.stack(means)
+    save_file(arrays, root / "ema.safetensors")
+
+
 def write(root):
+    write_ema(root)
     for name, make in (("losses", loss_cases), ("activations", activation_cases)):
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use loam_formats::{Dtype, HfDir, HfWriter, TensorOut, Weights, nearest};
 use loam_kernels::cross_entropy::IGNORED;
-use loam_nn::{KvCache, Memory, Module};
+use loam_nn::{Init, KvCache, Memory, Module};
 use loam_tensor::{HeadSettings, Parameter, Tensor};
 use serde_json::{Value, json};
 
@@ -56,6 +56,17 @@ impl LanguageModel {
         let model = Self::zeros(complete)?;
         model.network.initialise(&model.spec, seed, |_| true);
         Ok(model)
+    }
+
+    /// Draws the matrices of the blocks again, as `init` says: without the smaller scale that [`LanguageModel::new`] gives
+    /// projections to the residual stream. Embeddings and head stay.
+    pub fn initialise_blocks(&self, init: Init, seed: u64) {
+        for (name, parameter) in self.parameters() {
+            let is_inside = name.starts_with("layers.") || name.starts_with("encoder.layers.");
+            if is_inside && parameter.shape().len() == 2 {
+                init.fill(&parameter, seed, &name);
+            }
+        }
     }
 
     fn zeros(config: Value) -> Result<Self, Error> {

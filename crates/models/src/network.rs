@@ -31,16 +31,15 @@ impl Network {
         }
     }
 
-    /// Fresh weights: normal with `initializer_range`, and `1 / sqrt(2 layers)` of that for the projections that write
-    /// to the residual stream, so that its variance does not grow with depth (Radford et al. 2019, section 2.3).
+    /// Fresh weights for the parameters that `which` picks.
     pub(crate) fn initialise(&self, spec: &Spec, seed: u64, which: impl Fn(&str) -> bool) {
-        let residual = spec.initializer_range / (2.0 * spec.stack.layers.len() as f32).sqrt();
         self.visit("", &mut |name, parameter| {
-            let std = match name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
-                true => residual,
-                false => spec.initializer_range,
-            };
             if parameter.shape().len() == 2 && which(&name) {
+                let std = if spec.is_scaled_by_inputs {
+                    spec.initializer_range * by_inputs(spec, &name, parameter.shape()[1])
+                } else {
+                    spec.initializer_range * by_depth(spec, &name)
+                };
                 Init::Normal { std }.fill(parameter, seed, &name);
             }
         });
@@ -64,6 +63,30 @@ impl Network {
     /// The weight `[vocab, hidden]` of a language model's head.
     pub(crate) fn vocabulary(&self) -> Tensor {
         Tensor::parameter(self.head.weight().unwrap_or(&self.embed_tokens.weight))
+    }
+}
+
+/// `1 / sqrt(2 layers)` for the projections that write to the residual stream, so that its variance does not grow with
+/// depth (Radford et al. 2019, section 2.3).
+fn by_depth(spec: &Spec, name: &str) -> f32 {
+    match name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
+        true => (2.0 * spec.stack.layers.len() as f32).sqrt().recip(),
+        false => 1.0,
+    }
+}
+
+/// What T5 draws: tokens of variance one, projections that keep the variance, queries so small that scores have variance
+/// one although nothing divides them.
+fn by_inputs(spec: &Spec, name: &str, inputs: usize) -> f32 {
+    let root = |n: usize| (n as f32).sqrt().recip();
+    if name.starts_with("embed_tokens") || name.starts_with("lm_head") {
+        1.0
+    } else if name.ends_with("relative_bias.weight") {
+        root(spec.hidden_size)
+    } else if name.ends_with("q_proj.weight") {
+        root(inputs) * root(spec.stack.layers[0].attention.head_dim)
+    } else {
+        root(inputs)
     }
 }
 

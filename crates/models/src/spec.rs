@@ -235,8 +235,11 @@ pub struct Spec {
     pub final_logit_softcapping: Option<f32>,
     /// Whether the head is the token embedding.
     pub tie_word_embeddings: bool,
-    /// Standard deviation of fresh weights.
+    /// Standard deviation of fresh weights; where they are scaled by their inputs, a factor on it.
     pub initializer_range: f32,
+    /// Whether fresh weights have a standard deviation of one over the root of their inputs, queries smaller still, and
+    /// embeddings of one (T5, whose scores are not scaled).
+    pub is_scaled_by_inputs: bool,
 }
 
 impl Spec {

@@ -35,7 +35,7 @@ pub use attention::{Attention, AttentionConfig};
 pub use context::{DropoutKey, LayerContext, Memory};
 pub use experts::{Experts, ExpertsConfig};
 pub use feed_forward::{FeedForward, FeedForwardConfig};
-pub use init::Init;
+pub use init::{Fan, Init, gain};
 pub use kv_cache::{KvCache, LayerCache};
 pub use linear::{Embedding, Linear};
 pub use module::{Module, join};

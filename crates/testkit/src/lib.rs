@@ -26,5 +26,5 @@ pub use golden::{
 pub use random::Random;
 pub use tables::{
     Operation, OptimizerSettings, OptimizerTable, Sampler, SamplerTable, Schedule, activations, losses, operations,
-    optimizers, samplers, schedules,
+    optimizers, running_means, samplers, schedules,
 };

@@ -192,6 +192,11 @@ pub fn optimizers() -> OptimizerTable {
     OptimizerTable { arrays, kept, cases }
 }
 
+/// A tensor over twelve steps, `values` `[12, 3, 5]`, and its running mean after each, `mean.<decay>`.
+pub fn running_means() -> Golden {
+    Golden::read(&root().join("ema.safetensors"))
+}
+
 /// Learning-rate multipliers of transformers' schedules, and of PyTorch's for `one_cycle`.
 pub fn schedules() -> Vec<Schedule> {
     read_json::<Cases<Schedule>>("schedules.json").cases

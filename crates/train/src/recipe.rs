@@ -12,6 +12,7 @@ mod resolve;
 use std::collections::BTreeMap;
 
 use loam_models::Task;
+use loam_models::{Fan, Init};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -131,9 +132,47 @@ pub struct ModelSection {
     /// Default: 12.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_parameter: Option<f64>,
+    /// How the matrices of a new model's blocks start. Default: `normal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initializer: Option<Initializer>,
     /// Any further key is a field of the family's `config.json`, such as `hidden_size`. Default: the family's own.
     #[serde(flatten)]
     pub config: Map<String, Value>,
+}
+
+/// How a matrix of a new model starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Initializer {
+    /// Normal with the family's `initializer_range`, and less in projections to the residual stream (Radford et al. 2019).
+    Normal,
+    /// Normal with `initializer_range` everywhere, drawn again beyond two standard deviations.
+    TruncatedNormal,
+    /// Normal with variance 2 / (inputs + outputs) (Glorot and Bengio 2010).
+    XavierNormal,
+    /// Uniform with that variance.
+    XavierUniform,
+    /// Normal with variance 1 / inputs (He et al. 2015, without the factor for rectifiers).
+    KaimingNormal,
+    /// Uniform with that variance.
+    KaimingUniform,
+    /// Orthonormal rows or columns (Saxe et al. 2014).
+    Orthogonal,
+}
+
+impl Initializer {
+    /// What it means for a matrix; `None` is what a new model has anyway.
+    pub(crate) fn init(self, initializer_range: f32) -> Option<Init> {
+        match self {
+            Self::Normal => None,
+            Self::TruncatedNormal => Some(Init::TruncatedNormal { std: initializer_range }),
+            Self::XavierNormal => Some(Init::XavierNormal { gain: 1.0 }),
+            Self::XavierUniform => Some(Init::XavierUniform { gain: 1.0 }),
+            Self::KaimingNormal => Some(Init::KaimingNormal { fan: Fan::In, gain: 1.0 }),
+            Self::KaimingUniform => Some(Init::KaimingUniform { fan: Fan::In, gain: 1.0 }),
+            Self::Orthogonal => Some(Init::Orthogonal { gain: 1.0 }),
+        }
+    }
 }
 
 /// The tokenizer of a new model: an existing one (`path`), or how to train one.

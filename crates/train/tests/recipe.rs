@@ -116,6 +116,7 @@ stage = "sft"
 [model]
 path = "m"
 family = "llama"
+initializer = "orthogonal"
 [tokenizer]
 kind = "char"
 path = "t"
@@ -131,6 +132,9 @@ epochs = 1
 lr = -1.0
 decay = 0.1
 dropout = 1.5
+label_smoothing = 1.0
+z_loss = -1.0
+ema_decay = 1.0
 "#;
     let (message, _) = refusal(text);
     for part in [
@@ -145,11 +149,15 @@ dropout = 1.5
         "`train.steps` and `train.epochs` exclude",
         "`train.lr` must be",
         "`train.dropout` must be",
+        "`train.label_smoothing` must be",
+        "`train.z_loss` must be",
+        "`train.ema_decay` must be",
+        "`model.initializer` is for a new model",
         "belongs to `train.schedule = \"wsd\"`",
     ] {
         assert!(message.contains(part), "{part} is missing in {message}");
     }
-    assert!(message.contains("12 problems"), "{message}");
+    assert!(message.contains("16 problems"), "{message}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use common::Witness;
 use loam_models::LanguageModel;
 use loam_tokenizer::{Special, Tokenizer};
+use loam_train::recipe::Initializer;
 use loam_train::{Ending, Options, Outcome, Recipe, Result, Row, read_rows, train};
 
 /// A little text with structure.
@@ -156,6 +157,30 @@ fn the_resolved_recipe_gives_the_same_model_again() {
     assert_eq!(second.resolved, resolved, "resolving changes nothing any more");
     let weights = |outcome: &Outcome| fs::read(outcome.dir.join("model/model.safetensors")).unwrap();
     assert!(weights(&first) == weights(&second), "the weights differ");
+}
+
+#[test]
+fn an_initializer_decides_how_a_new_model_starts_and_none_is_the_normal_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = |initializer: Option<Initializer>, to: &str| {
+        let mut recipe = pretraining(dir.path(), "kind = \"char\"");
+        (recipe.train.steps, recipe.model.initializer) = (Some(1), initializer);
+        let outcome = run(&recipe, dir.path(), to, false, &mut Witness::default()).unwrap();
+        assert_eq!(outcome.resolved.model.initializer, initializer, "a resolved recipe starts the same way");
+        fs::read(outcome.model.unwrap().join("model.safetensors")).unwrap()
+    };
+    let normal = weights(None, "none");
+    assert!(weights(Some(Initializer::Normal), "normal") == normal);
+    for initializer in [
+        Initializer::TruncatedNormal,
+        Initializer::XavierNormal,
+        Initializer::XavierUniform,
+        Initializer::KaimingNormal,
+        Initializer::KaimingUniform,
+        Initializer::Orthogonal,
+    ] {
+        assert!(weights(Some(initializer), &format!("{initializer:?}")) != normal);
+    }
 }
 
 #[test]

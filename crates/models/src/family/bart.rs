@@ -114,6 +114,7 @@ fn like_bart(family: &'static str, c: Config<'_>, stack: impl Fn(Vec<LayerSpec>)
         final_logit_softcapping: None,
         tie_word_embeddings: c.flag("tie_word_embeddings", true)?,
         initializer_range: c.number("init_std", 0.02)? as f32,
+        is_scaled_by_inputs: false,
     })
 }
 

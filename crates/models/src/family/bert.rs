@@ -119,6 +119,7 @@ pub(super) fn like_bert(family: &'static str, c: Config<'_>, offset: usize, head
         final_logit_softcapping: None,
         tie_word_embeddings: c.flag("tie_word_embeddings", true)?,
         initializer_range: c.number("initializer_range", 0.02)? as f32,
+        is_scaled_by_inputs: false,
     })
 }
 

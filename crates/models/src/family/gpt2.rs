@@ -77,6 +77,7 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
         final_logit_softcapping: None,
         tie_word_embeddings: c.flag("tie_word_embeddings", true)?,
         initializer_range: c.number("initializer_range", 0.02)? as f32,
+        is_scaled_by_inputs: false,
     })
 }
 

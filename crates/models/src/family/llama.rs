@@ -115,6 +115,7 @@ pub(super) fn like_llama(family: &'static str, c: Config<'_>) -> Result<Spec, Er
         final_logit_softcapping: None,
         tie_word_embeddings: c.flag("tie_word_embeddings", false)?,
         initializer_range: c.number("initializer_range", 0.02)? as f32,
+        is_scaled_by_inputs: false,
     })
 }
 

@@ -108,7 +108,8 @@ fn spec(c: Config<'_>) -> Result<Spec, Error> {
         head: HeadSpec { scale: scales.then(|| (hidden_size as f32).powf(-0.5)), ..HeadSpec::tokens() },
         final_logit_softcapping: None,
         tie_word_embeddings,
-        initializer_range: 0.02 * c.number("initializer_factor", 1.0)? as f32,
+        initializer_range: c.number("initializer_factor", 1.0)? as f32,
+        is_scaled_by_inputs: true,
     })
 }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use loam_tensor::{Raw, Tensor};
-use loam_testkit::{Random, assert_close, optimizers};
+use loam_testkit::{Random, assert_close, assert_close_relative, optimizers, running_means};
 
 use super::*;
 use crate::checkpoint::{Checkpoints, Progress};
@@ -235,5 +235,32 @@ fn the_predicted_state_is_what_an_optimizer_holds() {
         // Two per cent of AdamW's: norms in 32 bits, Adafactor's rows and columns.
         let slack = 8 * model.num_parameters() / 50;
         assert!(held.abs_diff(predicted) <= slack, "{kind:?}: {held} held, {predicted} predicted");
+    }
+}
+
+#[test]
+fn the_running_mean_of_the_weights_follows_pytorch() {
+    let golden = running_means();
+    for decay in [0.5, 0.99] {
+        let means = &golden.floats(&format!("mean.{decay}")).values;
+        let parameter = Parameter::zeros([3, 5]);
+        let parameters = [("w".to_string(), parameter.clone())];
+        let mut optimizer = Optimizer::new(&parameters, OptimizerSettings::default()).with_ema(Some(decay));
+        let mut largest = 0.0_f32;
+        for (value, expected) in golden.floats("values").values.chunks(15).zip(means.chunks(15)) {
+            optimizer.begin_step();
+            // Without a gradient the weights stay what they are set to.
+            parameter.set(value);
+            optimizer.update(&parameter, 0.1, 1.0);
+            optimizer.update(&parameter, 0.1, 1.0);
+            optimizer.swap_ema();
+            let found = parameter.to_vec();
+            optimizer.swap_ema();
+            assert_eq!(parameter.to_vec(), value);
+            assert_close_relative(&format!("mean with {decay}"), &found, expected, 1e-6);
+            largest = found.iter().zip(expected).fold(largest, |most, (a, b)| most.max((a - b).abs()));
+        }
+        // Shown by `--nocapture`.
+        eprintln!("ema {decay}: {largest:.1e}");
     }
 }

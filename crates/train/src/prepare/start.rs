@@ -70,6 +70,10 @@ impl Start {
             }
         }
         let model = LanguageModel::new(&config, recipe.seed)?;
+        let range = model.spec().initializer_range;
+        if let Some(init) = recipe.model.initializer.and_then(|initializer| initializer.init(range)) {
+            model.initialise_blocks(init, recipe.seed);
+        }
         check_vocabulary(&tokenizer, model.spec().vocab_size)?;
         let template = chatml_if_known(&tokenizer);
         Ok(Self { model, tokenizer, template, labels, base: Value::Null })

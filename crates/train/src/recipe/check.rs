@@ -49,6 +49,9 @@ impl Recipe {
         if model.new_head.is_some() && is_new {
             problems.push("`model.new_head` is for a model that is opened: a new one has the head of its stage".into());
         }
+        if model.path.is_some() && model.initializer.is_some() {
+            problems.push("`model.initializer` is for a new model, `model.path` opens one: keep one".into());
+        }
         if self.stage == Stage::Sft && is_new {
             problems.push("`stage = \"sft\"` needs a pretrained model: set `model.path`".into());
         }
@@ -70,7 +73,8 @@ impl Recipe {
         for (key, value) in &self.model.config {
             if !known(key) {
                 let fields = defaults.as_object().into_iter().flat_map(|map| map.keys().map(String::as_str));
-                let close = nearest(key, fields.chain(["path", "family", "depth", "tokens_per_parameter"]));
+                let close =
+                    nearest(key, fields.chain(["path", "family", "depth", "tokens_per_parameter", "initializer"]));
                 *hint = hint.take().or(close.map(|name| format!("did you mean `model.{name}`?")));
                 problems.push(format!("unknown key `model.{key}`: not a field of a {} config.json", family.name));
             } else if let Some(expected) = other_type(value, &defaults[key.as_str()]) {
