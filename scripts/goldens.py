@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification, AutoModelForTokenClassification, BartConfig, BertConfig, DistilBertConfig,
-    MarianConfig, ModernBertConfig, RobertaConfig, T5Config, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, MixtralConfig,
+    GenerationConfig, MarianConfig, ModernBertConfig, RobertaConfig, T5Config, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, MixtralConfig,
     OPTConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig,
 )
 from transformers.utils.logging import disable_progress_bar
@@ -152,6 +152,7 @@ OLD_LAYOUT = {
 }
 PACKED = ("gpt2-plain", "llama-gqa")
 TRAJECTORIES = ("gpt2-plain", "llama-gqa")
+BEAMS = ("qwen2", "t5", "bart")
 ADAMW = dict(lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, max_grad_norm=1.0)
 STEPS, STEP_BATCH, STEP_TIME = 20, 4, 16
 
@@ -398,6 +399,27 @@ def write_trajectory(name, vocab):
     save_file(arrays, ROOT / name / "trajectory.safetensors", {"adamw": json.dumps(ADAMW)})
 
 
+def write_beams(name, model):
+    """What beam search finds, best first; token 7 ends a text and is made likely."""
+    source = load_file(ROOT / name / "golden.safetensors")["source" if name in SEQ2SEQ else "tokens"][:1, :6]
+    arrays = dict(source=source)
+    for key, length_penalty in (("short", 0.0), ("long", 2.0)):
+        # Without a config of its own the model's would add what it says, such as forced tokens.
+        settings = GenerationConfig(num_beams=3, num_return_sequences=3, max_new_tokens=6, length_penalty=length_penalty,
+                                    eos_token_id=7, pad_token_id=0, decoder_start_token_id=2, do_sample=False,
+                                    early_stopping=False, use_cache=True, return_dict_in_generate=True,
+                                    output_scores=True)
+        bias = torch.zeros(model.config.vocab_size)
+        bias[7] = 1.5
+        found = model.generate(source, generation_config=settings,
+                               logits_processor=[lambda ids, scores: scores + bias])
+        start = 1 if name in SEQ2SEQ else source.shape[1]
+        arrays[f"{key}.tokens"] = found.sequences[:, start:].contiguous()
+        arrays[f"{key}.scores"] = found.sequences_scores.contiguous()
+        print(f"{name:26} beams {key}: {arrays[f'{key}.tokens'].tolist()} {arrays[f'{key}.scores'].tolist()}")
+    save_file(arrays, ROOT / name / "beams.safetensors")
+
+
 def strip_prefix(directory):
     """The layout of the original gpt2 checkpoint: no `transformer.` prefix, and the causal mask stored as a buffer."""
     path = directory / "model.safetensors"
@@ -458,6 +480,8 @@ def main():
     for name, config in (CASES | ENCODERS | SEQ2SEQ).items():
         model = build(name, config)
         write_case(name, model)
+        if name in BEAMS:
+            write_beams(name, model)
         if name in PACKED:
             write_packed(name, model)
         if name in TRAJECTORIES:

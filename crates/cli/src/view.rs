@@ -52,7 +52,7 @@ impl Observer for View {
 
     fn on_eval(&mut self, row: &EvalRow) {
         let bits = row.eval_bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.3} bits per byte"));
-        self.say(&format!("step {}: held-out loss {:.4}{bits}", row.step, row.eval_loss));
+        self.say(&format!("step {}: held-out loss {:.4}{bits}{}", row.step, row.eval_loss, row.measures()));
     }
 
     fn on_sample(&mut self, step: u64, samples: &[String]) {

@@ -26,6 +26,17 @@ pub enum Error {
     /// Nothing to continue.
     #[error("the prompt is empty, and the tokenizer has no start token to begin with")]
     EmptyPrompt,
+    /// A decoder that nothing tells where to begin.
+    #[error("config.json has no decoder_start_token_id, and the tokenizer no end token to start from")]
+    NoStart,
+    /// A setting without meaning.
+    #[error("`{key}` {problem}")]
+    Setting {
+        /// The setting.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// Messages, but no way to put them into text.
     #[error("the model has no chat template")]
     NoChatTemplate,
@@ -51,6 +62,8 @@ impl Error {
                 Some("the weights are damaged, or training diverged: use an earlier checkpoint".into())
             }
             Self::EmptyPrompt => Some("give the model at least one token to continue".into()),
+            Self::NoStart => Some("set `decoder_start_token_id` in config.json".into()),
+            Self::Setting { .. } => None,
             Self::NoChatTemplate => {
                 Some("continue a plain text instead (`loam generate`), or train the model on chats first".into())
             }

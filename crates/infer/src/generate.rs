@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use loam_chat::{Completion, FinishReason, Message, Sampling};
-use loam_models::{Forward, Input, LanguageModel};
+use loam_models::{Forward, Input, LanguageModel, Memory};
 use loam_tensor::no_grad;
 use loam_tokenizer::{ChatTemplate, Special, Tokenizer};
 use rayon::prelude::*;
@@ -24,6 +24,14 @@ pub struct Generator<'a> {
     stop_ids: Vec<u32>,
     keep_logprobs: bool,
     interrupt: Option<&'a AtomicBool>,
+}
+
+/// What a text begins with, before its first token is written.
+pub(crate) struct Prefix {
+    /// The prompt; for a model with an encoder the token that its decoder starts from.
+    pub(crate) start: Vec<u32>,
+    /// What the encoder made of the source.
+    pub(crate) memory: Option<Memory>,
 }
 
 /// Tokens that a model wrote.
@@ -92,7 +100,13 @@ impl<'a> Generator<'a> {
     /// The ids of a plain prompt, with the start token where the tokenizer puts one. An empty prompt becomes the token
     /// that stands between texts.
     pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>, Error> {
-        let ids = self.tokenizer.encode(prompt, Special::Add)?;
+        let mut ids = self.tokenizer.encode(prompt, Special::Add)?;
+        // A source has an end, whether the tokenizer adds one or not.
+        if let Some(eos) = self.tokenizer.eos_id().filter(|_| self.model.spec().encoder.is_some())
+            && ids.last() != Some(&eos)
+        {
+            ids.push(eos);
+        }
         if !ids.is_empty() {
             return Ok(ids);
         }
@@ -129,13 +143,12 @@ impl<'a> Generator<'a> {
         sampling: &Sampling,
         on_token: &mut dyn FnMut(u32) -> bool,
     ) -> Result<Generated, Error> {
-        let room = self.context() - prompt.len();
-        let limit = sampling.max_tokens.min(room);
         let mut cache = self.model.new_cache();
-        let mut seen = prompt.to_vec();
         let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
         let start = Instant::now();
-        let mut logits = self.next_logits(prompt, &mut cache)?;
+        let Prefix { start: mut seen, memory } = self.prefix(prompt)?;
+        let limit = sampling.max_tokens.min(self.context() - seen.len());
+        let mut logits = self.next_logits(&seen, memory.as_ref(), &mut cache)?;
         let prompt_time = start.elapsed();
         let start = Instant::now();
         let finish_reason = loop {
@@ -153,7 +166,7 @@ impl<'a> Generator<'a> {
             if tokens.len() == limit {
                 break FinishReason::Length;
             }
-            logits = self.next_logits(&[token], &mut cache)?;
+            logits = self.next_logits(&[token], memory.as_ref(), &mut cache)?;
         };
         let timings = Timings {
             prompt_tokens: prompt.len(),
@@ -165,9 +178,30 @@ impl<'a> Generator<'a> {
         Ok(Generated { tokens, logprobs, finish_reason, timings })
     }
 
-    fn next_logits(&self, tokens: &[u32], cache: &mut loam_models::KvCache) -> Result<Vec<f32>, Error> {
+    fn next_logits(
+        &self,
+        tokens: &[u32],
+        memory: Option<&Memory>,
+        cache: &mut loam_models::KvCache,
+    ) -> Result<Vec<f32>, Error> {
         let forward = Forward { cache: Some(cache), ..Forward::default() };
-        Ok(self.model.last_logits(&Input::rows(tokens, 1), forward)?.to_vec())
+        Ok(self.model.last_logits(&Input { memory, ..Input::rows(tokens, 1) }, forward)?.to_vec())
+    }
+
+    /// Reads the source, where the model has an encoder.
+    pub(crate) fn prefix(&self, prompt: &[u32]) -> Result<Prefix, Error> {
+        if self.model.spec().encoder.is_none() {
+            return Ok(Prefix { start: prompt.to_vec(), memory: None });
+        }
+        let memory = self.model.encode(&Input::rows(prompt, 1), Forward::default())?;
+        let start = self.model.config()["decoder_start_token_id"].as_u64().map(|id| id as u32);
+        let start = start.or(self.tokenizer.eos_id()).ok_or(Error::NoStart)?;
+        Ok(Prefix { start: vec![start], memory: Some(memory) })
+    }
+
+    /// The tokens that end a text.
+    pub(crate) fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
     }
 
     /// Refuses a prompt that is empty, too long, or of another vocabulary.

@@ -11,6 +11,7 @@
 //! Everything is a function of the model, the prompt, the settings and the seed: neither the number of threads nor what
 //! else is generated at the same time changes a text.
 
+mod beam;
 mod error;
 mod generate;
 mod open;
@@ -19,6 +20,7 @@ mod score;
 mod stop;
 mod timings;
 
+pub use beam::{BeamSettings, Hypothesis};
 pub use error::Error;
 pub use generate::{Generated, Generator, Written};
 pub use open::OpenModel;

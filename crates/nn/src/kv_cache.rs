@@ -84,6 +84,11 @@ impl KvCache {
         self.layers.iter_mut().for_each(|layer| layer.select(rows));
     }
 
+    /// Forgets the keys and values of the memory, which the next step makes again.
+    pub fn forget_memory(&mut self) {
+        self.layers.iter_mut().for_each(|layer| layer.memory = None);
+    }
+
     /// Forgets every position from `len` on.
     pub fn truncate(&mut self, len: usize) {
         for layer in &mut self.layers {

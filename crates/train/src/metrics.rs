@@ -53,6 +53,14 @@ pub struct EvalRow {
     pub metrics: BTreeMap<String, f64>,
 }
 
+impl EvalRow {
+    /// What the stage measures besides its loss, for a line of text: `, accuracy 93.0 %`.
+    pub fn measures(&self) -> String {
+        let name = |key: &str| key.trim_start_matches("eval_").replace('_', " ");
+        self.metrics.iter().map(|(key, value)| format!(", {} {:.1} %", name(key), 100.0 * value)).collect()
+    }
+}
+
 /// One line of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]

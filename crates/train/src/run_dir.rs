@@ -178,7 +178,7 @@ impl Observer for Log<'_> {
 
     fn on_eval(&mut self, row: &EvalRow) {
         let bits = row.eval_bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
-        let more: String = row.metrics.iter().map(|(name, value)| format!(", {name} {value:.4}")).collect();
+        let more = row.measures();
         self.line(&format!(
             "step {}: evaluation loss {:.4}, perplexity {:.2}{bits}{more}",
             row.step, row.eval_loss, row.eval_perplexity

@@ -11,7 +11,9 @@ use std::path::PathBuf;
 
 pub use bench::{BenchConfig, BenchVerb, PrecisionArg};
 pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg};
-pub use model::{ChatArgs, ConvertArgs, FileDtype, GenerateArgs, LogitsArgs, ModelVerb, SamplingArgs, ShowArgs};
+pub use model::{
+    ChatArgs, ConvertArgs, EvalArgs, FileDtype, GenerateArgs, LogitsArgs, ModelVerb, SamplingArgs, ShowArgs,
+};
 pub use tokenizer::{AlgorithmArg, DecodeArgs, EncodeArgs, TokenizerShowArgs, TokenizerTrainArgs, TokenizerVerb};
 pub use train::{ConfigVerb, RunsVerb, TrainArgs};
 
@@ -50,6 +52,8 @@ pub enum Verb {
     Generate(GenerateArgs),
     /// Talk to a model
     Chat(ChatArgs),
+    /// Measure how well a model does a task
+    Eval(EvalArgs),
     /// Look into a model
     #[command(subcommand)]
     Model(ModelVerb),

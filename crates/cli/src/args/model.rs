@@ -88,6 +88,9 @@ pub struct LogitsArgs {
     /// The tokens' ids
     #[arg(long, value_delimiter = ',', required = true, value_name = "IDS")]
     pub tokens: Vec<u32>,
+    /// The decoder's tokens, for a model with an encoder, which then reads --tokens
+    #[arg(long, value_delimiter = ',', value_name = "IDS")]
+    pub decoder_tokens: Vec<u32>,
     /// Only the last position's logits
     #[arg(long)]
     pub last: bool,
@@ -137,7 +140,44 @@ pub struct GenerateArgs {
     pub chat: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// Follow this many texts at once and take the best, instead of drawing one
+    #[arg(long, value_name = "N", conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed"])]
+    pub beams: Option<usize>,
+    /// With --beams: scores are log-probabilities over the length to this power; larger prefers longer texts
+    #[arg(long, value_name = "P", requires = "beams", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub length_penalty: f32,
     /// Print one JSON value when done, instead of the text as it comes
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `loam eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A Hugging Face directory, a run, or a name in the local store
+    pub model: String,
+    /// Pairs of source and target (.jsonl, .csv, .parquet): how often the model writes the target
+    #[arg(long, value_name = "FILE")]
+    pub pairs: PathBuf,
+    /// Name of the field with the source
+    #[arg(long, value_name = "FIELD", default_value = "source")]
+    pub source: String,
+    /// Name of the field with the target
+    #[arg(long, value_name = "FIELD", default_value = "target")]
+    pub target: String,
+    /// Follow this many texts at once; 1 is greedy decoding
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub beams: usize,
+    /// Scores are log-probabilities over the length to this power; larger prefers longer texts
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub length_penalty: f32,
+    /// Most tokens to write
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub max_tokens: usize,
+    /// Only the first N pairs
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Print one JSON value instead of a table
     #[arg(long)]
     pub json: bool,
 }

@@ -7,7 +7,7 @@ use crate::locate::model_dir;
 use crate::output;
 use crate::setup::Environment;
 use loam_chat::{Message, Sampling};
-use loam_infer::OpenModel;
+use loam_infer::{BeamSettings, Hypothesis, OpenModel};
 use serde_json::json;
 use std::io::Read;
 
@@ -21,6 +21,11 @@ pub fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome, Fa
         true => generator.encode_messages(&[Message::user(text)])?,
         false => generator.encode_prompt(&text)?,
     };
+    if let Some(num_beams) = args.beams {
+        let settings = BeamSettings { num_beams, max_tokens: sampling.max_tokens, length_penalty: args.length_penalty };
+        let found = generator.beam_search(&prompt, &settings)?;
+        return show_beams(args, &open, &found);
+    }
     if args.json {
         let written = generator.write(&prompt, &sampling, &mut |_| {})?;
         let (completion, timings) = (written.completion, written.timings);
@@ -41,6 +46,20 @@ pub fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome, Fa
     })?;
     shown?;
     output::line("")?;
+    Ok(Outcome::Done)
+}
+
+/// The best text; in JSON all of them, best first.
+fn show_beams(args: &GenerateArgs, open: &OpenModel, found: &[Hypothesis]) -> Result<Outcome, Failure> {
+    let texts = found.iter().map(|one| open.tokenizer.decode(&one.tokens, true)).collect::<Result<Vec<_>, _>>()?;
+    if args.json {
+        let all = texts.iter().zip(found);
+        let beams = all.map(|(text, one)| json!({"text": text, "tokens": one.tokens, "score": one.score}));
+        let (text, tokens) = (texts.first(), found.first().map(|one| &one.tokens));
+        output::json(&json!({"text": text, "tokens": tokens, "beams": beams.collect::<Vec<_>>()}))?;
+    } else {
+        output::line(texts.first().map_or("", String::as_str))?;
+    }
     Ok(Outcome::Done)
 }
 

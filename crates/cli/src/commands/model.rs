@@ -9,7 +9,7 @@ use crate::output::{self, Colour, paint};
 use crate::setup::Environment;
 use crate::table::{Table, bytes, grouped, short};
 use loam_formats::{Dtype, HfDir};
-use loam_models::{Footprint, Forward, Input, LanguageModel, footprint};
+use loam_models::{Footprint, Forward, Input, LanguageModel, Memory, footprint};
 use loam_tensor::no_grad;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -109,10 +109,19 @@ fn grouped_by_module(tensors: &[(String, Vec<usize>, Dtype)]) -> Vec<&(String, V
 
 fn logits(args: &LogitsArgs, environment: &Environment) -> Result<(), Failure> {
     let model = LanguageModel::open(model_dir(&args.model, environment)?)?;
-    let input = Input::rows(&args.tokens, 1);
-    let values = no_grad(|| match args.last {
-        true => model.last_logits(&input, Forward::default()),
-        false => model.logits(&input, Forward::default()),
+    let read = |tokens: &[u32], memory: Option<&Memory>| {
+        let input = Input { memory, ..Input::rows(tokens, 1) };
+        match args.last {
+            true => model.last_logits(&input, Forward::default()),
+            false => model.logits(&input, Forward::default()),
+        }
+    };
+    let has_encoder = model.spec().encoder.is_some();
+    let positions = if has_encoder { &args.decoder_tokens } else { &args.tokens };
+    let values = no_grad(|| {
+        let source = Input::rows(&args.tokens, 1);
+        let memory = has_encoder.then(|| model.encode(&source, Forward::default())).transpose()?;
+        read(positions, memory.as_ref())
     })?;
     let vocab = model.spec().vocab_size;
     let values = values.to_vec();
@@ -121,7 +130,7 @@ fn logits(args: &LogitsArgs, environment: &Environment) -> Result<(), Failure> {
         return output::json(&json!({"shape": [rows.len(), vocab], "logits": rows}));
     }
     // For eyes: the most likely tokens of each position.
-    let first = args.tokens.len() - rows.len();
+    let first = positions.len() - rows.len();
     for (index, row) in rows.iter().enumerate() {
         let mut ranked: Vec<usize> = (0..vocab).collect();
         ranked.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));

@@ -40,7 +40,8 @@ pub fn run(args: &TrainArgs, threads: Option<usize>, environment: &Environment) 
     }
     if let Some(row) = &outcome.summary.evaluation {
         let bits = row.eval_bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
-        output::say(&format!("held-out loss {:.4}, perplexity {:.2}{bits}", row.eval_loss, row.eval_perplexity));
+        let (loss, perplexity, more) = (row.eval_loss, row.eval_perplexity, row.measures());
+        output::say(&format!("held-out loss {loss:.4}, perplexity {perplexity:.2}{bits}{more}"));
     }
     // The one thing that a script wants to know.
     output::line(&outcome.dir.display().to_string())?;
