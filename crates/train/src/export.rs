@@ -54,6 +54,9 @@ fn generation_config(export: &Export<'_>) -> Value {
         [one] => set("eos_token_id", json!(one)),
         _ => set("eos_token_id", json!(ends)),
     };
+    if let Some(start) = export.model.config().get("decoder_start_token_id") {
+        set("decoder_start_token_id", start.clone());
+    }
     if let Some(pad) = export.tokenizer.pad_id() {
         set("pad_token_id", json!(pad));
     }

@@ -141,7 +141,6 @@ fn defaults() -> Value {
         "layer_norm_epsilon": 1e-6,
         "dropout_rate": 0.0,
         "initializer_factor": 1.0,
-        "decoder_start_token_id": 0,
         "tie_word_embeddings": true,
     })
 }

@@ -63,7 +63,11 @@ impl Start {
         if !labels.is_empty() {
             set_labels(&mut config, &labels);
         }
-        let ids = [("bos_token_id", tokenizer.bos_id()), ("eos_token_id", tokenizer.eos_id())];
+        let mut ids = vec![("bos_token_id", tokenizer.bos_id()), ("eos_token_id", tokenizer.eos_id())];
+        if (family.defaults)()["is_encoder_decoder"] == true {
+            let start = tokenizer.pad_id().or(tokenizer.eos_id());
+            ids.extend([("decoder_start_token_id", start), ("pad_token_id", start)]);
+        }
         for (key, id) in ids {
             if config.get(key).is_none() {
                 config[key] = json!(id);

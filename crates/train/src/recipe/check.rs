@@ -9,8 +9,16 @@ use super::{Labels, Noise, Recipe, ScheduleKind, Stage, TokenizerKind};
 use crate::error::Error;
 
 /// Fields of `config.json` that some checkpoint has although no family needs them.
-const OPTIONAL_FIELDS: [&str; 6] =
-    ["head_dim", "rope_scaling", "rope_parameters", "scale_attn_weights", "bos_token_id", "eos_token_id"];
+const OPTIONAL_FIELDS: [&str; 8] = [
+    "head_dim",
+    "rope_scaling",
+    "rope_parameters",
+    "scale_attn_weights",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+];
 
 impl Recipe {
     /// Reports every contradiction and every value out of range. `path` is only used in messages.
