@@ -2,6 +2,7 @@
 
 mod bench;
 mod data;
+mod embed;
 mod model;
 mod tokenizer;
 mod train;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 
 pub use bench::{BenchConfig, BenchVerb, PrecisionArg};
 pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg};
+pub use embed::{EmbedArgs, PoolingArg};
 pub use model::{ChatArgs, ConvertArgs, FileDtype, GenerateArgs, LogitsArgs, ModelVerb, SamplingArgs, ShowArgs};
 pub use tokenizer::{AlgorithmArg, DecodeArgs, EncodeArgs, TokenizerShowArgs, TokenizerTrainArgs, TokenizerVerb};
 pub use train::{ConfigVerb, RunsVerb, TrainArgs};
@@ -50,6 +52,8 @@ pub enum Verb {
     Generate(GenerateArgs),
     /// Talk to a model
     Chat(ChatArgs),
+    /// Turn texts into vectors
+    Embed(EmbedArgs),
     /// Look into a model
     #[command(subcommand)]
     Model(ModelVerb),

@@ -7,6 +7,7 @@ mod config;
 mod convert;
 mod data;
 mod doctor;
+mod embed;
 mod generate;
 mod model;
 mod prepare;
@@ -30,6 +31,7 @@ pub fn run(verb: Verb, threads: Option<usize>, environment: &Environment) -> Res
         Verb::Config(verb) => config::run(verb),
         Verb::Generate(args) => generate::run(&args, environment),
         Verb::Chat(args) => chat::run(&args, environment),
+        Verb::Embed(args) => embed::run(&args, environment),
         Verb::Model(verb) => model::run(verb, environment),
         Verb::Runs(verb) => runs::run(verb),
         Verb::Bench(verb) => bench::run(verb),
