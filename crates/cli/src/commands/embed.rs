@@ -12,6 +12,7 @@ use crate::table::Table;
 use loam_infer::{EmbedSettings, Embedder, Pooling};
 use serde::Serialize;
 use std::path::Path;
+use std::time::Duration;
 
 /// Texts of a file that are held at a time.
 const BLOCK: usize = 16384;
@@ -36,7 +37,7 @@ pub fn run(args: &EmbedArgs, environment: &Environment) -> Result<Outcome, Failu
     };
     let embedder = open(args, environment)?;
     let mut kept: Vec<(String, Vec<f32>)> = Vec::new();
-    let mut first = 0;
+    let (mut first, mut time) = (0, Duration::ZERO);
     loop {
         let block: Vec<String> = texts.by_ref().take(BLOCK).collect::<Result<_, _>>()?;
         if block.is_empty() {
@@ -44,7 +45,7 @@ pub fn run(args: &EmbedArgs, environment: &Environment) -> Result<Outcome, Failu
         }
         let mut progress = Progress::new("embedding", block.len() as u64);
         let vectors = embedder.embed_watched(&block, &mut |done| progress.update(done as u64, "texts"))?;
-        progress.finish();
+        time += progress.finish();
         if args.json {
             for (index, embedding) in vectors.iter().enumerate() {
                 output::json(&Row { index: first + index, embedding })?;
@@ -54,6 +55,10 @@ pub fn run(args: &EmbedArgs, environment: &Environment) -> Result<Outcome, Failu
         if !args.json {
             kept.extend(block.into_iter().zip(vectors));
         }
+    }
+    if args.file.is_some() {
+        let seconds = time.as_secs_f64();
+        output::say(&format!("{first} texts in {seconds:.3} s ({:.0} per second)", first as f64 / seconds.max(1e-9)));
     }
     if !args.json {
         show(&kept)?;
