@@ -4,7 +4,7 @@
 
 MODEL is a directory in the sentence-transformers layout. The texts are pieces of FILEs (plain text, or JSON lines): a
 mixed set of 5 to 200 tokens and a set of short ones. The peer is sentence-transformers, which sorts by length, in f32:
-first every mode is tried (eager and SDPA attention, torch.compile with dynamic shapes, bf16; batch sizes 8 to 128), then
+first every mode is tried (eager and SDPA attention, torch.compile with dynamic shapes, bf16; batch sizes 8 to 64), then
 the fastest one takes part in the pairs. Both sides turn texts into vectors, tokenizing counted, loading not; both are
 warm but for ours' first pass, which counts: every timing of ours is a new process, which names it on standard error. Timings on a shared machine
 drift, so only the two halves of a pair are divided by each other; the median of the ratios is given with the range.
@@ -90,20 +90,26 @@ class Theirs:
         return time.perf_counter() - start
 
     def best(self, rows, name):
-        """The fastest mode; those that are hopeless on a few texts are left out of the long trial."""
-        found, few = [], rows[:len(rows) // 8]
+        """The fastest mode. Those that are hopeless on a few texts have no part in the longer trials."""
+        few = rows[:max(32, len(rows) // 10)]
+        found = []
+
+        def trial(mode, batch, some):
+            self.seconds(mode, batch, some[:8])
+            found.append((self.seconds(mode, batch, some) / len(some), mode, batch))
+            print(f"{name}: {mode}, batches of {batch}: {1 / found[-1][0]:.0f} texts/s", file=sys.stderr, flush=True)
+
         for mode in self.models:
-            for batch in [8, 16, 32, 64, 128]:
-                self.seconds(mode, batch, few)
-                found.append((self.seconds(mode, batch, few), mode, batch))
-        found.sort()
-        full = sorted((min(self.seconds(mode, batch, rows) for _ in range(2)), mode, batch) for _, mode, batch in found[:5])
-        best_of = {}
-        for seconds, mode, batch in found:
-            best_of.setdefault(mode, (round(len(few) / seconds), batch))
-        print(f"{name}: modes on {len(few)} texts (texts/s, batch): {best_of}", file=sys.stderr)
-        print(f"{name}: on all: {[(m, b, round(len(rows) / s)) for s, m, b in full]}", file=sys.stderr)
-        return full[0][1:]
+            trial(mode, 32, few)
+        hopeful = [mode for seconds, mode, _ in found if seconds < 1.6 * min(found)[0]]
+        for mode in hopeful:
+            for batch in [8, 16, 64]:
+                trial(mode, batch, few)
+        finalists = sorted(found)[:3]
+        found.clear()
+        for _, mode, batch in finalists:
+            trial(mode, batch, rows)
+        return min(found)[1:]
 
 
 def main():
@@ -125,7 +131,7 @@ def main():
         pairs = []
         for number in range(options.pairs):
             pairs.append((ours.seconds(), theirs.seconds(mode, batch, batch_of_texts)))
-            print(f"{name} pair {number + 1}: {pairs[-1][0]:.3f} and {pairs[-1][1]:.3f} s", file=sys.stderr)
+            print(f"{name} pair {number + 1}: {pairs[-1][0]:.3f} and {pairs[-1][1]:.3f} s", file=sys.stderr, flush=True)
         ratios = [other / own for own, other in pairs]
         rate = [options.count / statistics.median(pair[side] for pair in pairs) for side in (0, 1)]
         rows.append(f"| {name}: {options.count} texts of {min(lengths)} to {max(lengths)} tokens, mean "

@@ -19,8 +19,8 @@ use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Tokens per pass: enough for the weights to be read once for many, few enough for the activations to stay in the
-/// caches (measured on two cores with all-MiniLM-L6-v2, 512 to 16384).
+/// Tokens per pass: enough for the weights to be read and packed once for many, few enough for the activations to stay in
+/// a last-level cache.
 const TOKENS_PER_PASS: usize = 2048;
 
 /// How texts become vectors.
