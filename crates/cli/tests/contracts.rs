@@ -4,7 +4,7 @@
 mod common;
 
 use common::{loam, loam_with_input};
-use loam_testkit::{Golden, LOGITS_TOLERANCE, assert_close, golden_copy, golden_dir};
+use loam_testkit::{Golden, LOGITS_TOLERANCE, assert_close, encoder, golden_copy, golden_dir};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -180,4 +180,76 @@ fn default_recipes_pass_the_check_and_the_schema_is_json() {
     }
     let schema = loam(dir.path(), &["config", "schema"]).json();
     assert!(schema["properties"]["train"].is_object());
+}
+
+#[test]
+fn embeddings_are_one_json_object_per_text_whichever_way_texts_come_in() {
+    let (model, golden) = encoder("mean");
+    let model = model.to_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let lines: String = golden.texts.iter().map(|text| format!("{text}\n")).collect();
+    fs::write(dir.path().join("texts.txt"), &lines).unwrap();
+    let from_file = loam(dir.path(), &["embed", model, "--file", "texts.txt", "--json"]);
+    assert_eq!(from_file.code, 0, "{}", from_file.stderr);
+    let rows: Vec<Value> = from_file.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows.len(), golden.texts.len());
+    for (index, (row, expected)) in rows.iter().zip(&golden.embeddings).enumerate() {
+        assert_eq!(keys(row), ["index", "embedding"]);
+        assert_eq!(row["index"], index);
+        let vector: Vec<f32> = serde_json::from_value(row["embedding"].clone()).unwrap();
+        assert_close(&golden.texts[index], &vector, expected, 1e-5);
+    }
+    let from_input = loam_with_input(dir.path(), &["embed", model, "--file", "-", "--json"], &lines);
+    assert_eq!(from_input.stdout, from_file.stdout);
+    let first = from_file.stdout.lines().next().unwrap();
+    assert_eq!(loam(dir.path(), &["embed", model, &golden.texts[0], "--json"]).stdout, format!("{first}\n"));
+    let changed =
+        ["embed", model, "cat", "--pooling", "cls,lasttoken", "--no-normalize", "--max-tokens", "8", "--json"];
+    assert_eq!(loam(dir.path(), &changed).json()["embedding"].as_array().unwrap().len(), 16);
+}
+
+#[test]
+fn embeddings_for_eyes_are_a_table_and_the_similarities_of_a_few_texts() {
+    let (model, _) = encoder("mean");
+    let dir = tempfile::tempdir().unwrap();
+    let ran = loam(dir.path(), &["embed", model.to_str().unwrap(), "the cat", "the mat", "the cat"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert!(lines[0].ends_with("first of 8 features") && lines[1].starts_with("0  the cat  1.0000"), "{}", ran.stdout);
+    assert_eq!(lines[5], "cosine similarity");
+    assert!(lines[7].starts_with("0  1.000") && lines[7].ends_with("1.000"), "{}", ran.stdout);
+    let one = loam(dir.path(), &["embed", model.to_str().unwrap(), "the cat"]);
+    assert!(!one.stdout.contains("cosine"), "{}", one.stdout);
+    // A plain causal model is embedded, too; that it is one, and how, is said.
+    let causal = golden_copy("gpt2-plain");
+    give_tokenizer(causal.path());
+    let ran = loam(causal.path(), &["embed", ".", "abc"]);
+    assert!(ran.code == 0 && ran.stderr.contains("pooling mean, scaled to length 1"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("is causal") && ran.stderr.contains("--pooling lasttoken"), "{}", ran.stderr);
+    let ran = loam(causal.path(), &["embed", ".", "abc", "--pooling", "lasttoken"]);
+    assert!(ran.code == 0 && !ran.stderr.contains("is causal"), "{}", ran.stderr);
+}
+
+#[test]
+fn what_cannot_be_embedded_is_said_with_a_hint() {
+    let (model, _) = encoder("mean");
+    let model = model.to_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("bad.txt"), b"fine\n\xff\xfe\n").unwrap();
+    let bare = golden_copy("bert-model");
+    let bare = bare.path().to_str().unwrap();
+    let cases: [(&[&str], &str); 5] = [
+        (&["embed", model, "--file", "absent.txt"], "absent.txt"),
+        (&["embed", model, "--file", "bad.txt"], "line 2 of bad.txt"),
+        (&["embed", model, "x", "--max-tokens", "1"], "from 3 to 24 tokens, found 1"),
+        (&["embed", bare, "x"], "tokenizer.json does not exist"),
+        (&["embed", "nowhere", "x"], "there is no model `nowhere`"),
+    ];
+    for (args, said) in cases {
+        let ran = loam(dir.path(), args);
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{}", ran.stderr);
+        assert!(ran.stderr.contains(said) && ran.stderr.contains("hint: "), "{said} is not in\n{}", ran.stderr);
+    }
+    let ran = loam(dir.path(), &["embed", model]);
+    assert!(ran.code == 2 && ran.stderr.contains("TEXT"), "{}", ran.stderr);
 }

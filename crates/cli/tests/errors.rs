@@ -20,6 +20,7 @@ fn help_lists_every_verb_and_says_what_the_exit_status_means() {
         "config",
         "generate",
         "chat",
+        "embed",
         "model",
         "runs",
         "bench",

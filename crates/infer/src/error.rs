@@ -1,5 +1,7 @@
 //! What can go wrong when a model writes.
 
+use std::path::PathBuf;
+
 use thiserror::Error;
 
 /// Errors of this crate.
@@ -40,6 +42,17 @@ pub enum Error {
     /// Messages, but no way to put them into text.
     #[error("the model has no chat template")]
     NoChatTemplate,
+    /// The files that say how a model embeds texts do not make sense, or ask for what is not there.
+    #[error("{}: cannot embed texts: {reason}", path.display())]
+    Sentence {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A setting of embedding without meaning for the model.
+    #[error("{0}")]
+    EmbedSetting(String),
     /// The tokenizer knows ids that the model does not.
     #[error("the tokenizer gave id {token}, but the model's vocabulary ends at {vocab_size}")]
     VocabularyMismatch {
@@ -67,6 +80,11 @@ impl Error {
             Self::NoChatTemplate => {
                 Some("continue a plain text instead (`loam generate`), or train the model on chats first".into())
             }
+            Self::Sentence { .. } => Some(
+                "Loam reads the sentence-transformers layout (modules.json, 1_Pooling/config.json, ...), and any model                  of one stack without it"
+                    .into(),
+            ),
+            Self::EmbedSetting(_) => Some("leave the setting out to embed as the model's files say".into()),
             Self::VocabularyMismatch { .. } => Some("model and tokenizer do not belong together".into()),
         }
     }

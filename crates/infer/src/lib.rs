@@ -1,17 +1,18 @@
-//! Generation: sampler, decoding loop, streaming text.
+//! Generation: sampler, decoding loop, streaming text; and embeddings.
 //!
-//! **What it is for.** Continuing a text or a conversation with a model, token by token, and saying how likely a text
-//! is. [`Generator`] is the engine behind `loam-chat`'s `Generate` and `Score`.
+//! **What it is for.** Continuing a text or a conversation with a model, token by token, saying how likely a text is,
+//! and turning texts into vectors. [`Generator`] is the engine behind `loam-chat`'s `Generate` and `Score`.
 //!
 //! **What it is not.** It knows no file but a model directory, and decides nothing about a conversation: which messages
 //! there are is the caller's business.
 //!
-//! **Where to start.** [`OpenModel::open`], then [`OpenModel::generator`].
+//! **Where to start.** [`OpenModel::open`], then [`OpenModel::generator`]. For vectors of texts, [`Embedder::open`].
 //!
 //! Everything is a function of the model, the prompt, the settings and the seed: neither the number of threads nor what
 //! else is generated at the same time changes a text.
 
 mod beam;
+mod embed;
 mod error;
 mod generate;
 mod open;
@@ -21,6 +22,7 @@ mod stop;
 mod timings;
 
 pub use beam::{BeamSettings, Hypothesis};
+pub use embed::{EmbedSettings, Embedder, Pooling};
 pub use error::Error;
 pub use generate::{Generated, Generator, Written};
 pub use open::OpenModel;

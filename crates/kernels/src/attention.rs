@@ -21,7 +21,7 @@ mod tests;
 mod tile;
 
 pub use backward::attention_backward;
-pub use forward::attention;
+pub use forward::{attention, attention_in_runs};
 
 use crate::isa::{Isa, isa};
 use crate::math;

@@ -24,6 +24,9 @@ pub struct Input<'a> {
     pub positions: Option<&'a [u32]>,
     /// Document of every token, `[batch * time]`: attention stays within a document.
     pub segments: Option<Arc<[u32]>>,
+    /// Borders of the documents of a single row, from 0 to `time`, instead of `segments`: each document gets the bits
+    /// that it would get alone. For inference, with `positions` that start anew with each.
+    pub runs: Option<Arc<[usize]>>,
     /// Kind of every token, `[batch * time]` (BERT's first and second sentence); by default all are of kind 0.
     pub token_types: Option<&'a [u32]>,
     /// What the encoder made of the source, for models that have one.
@@ -109,6 +112,7 @@ impl Stack {
         let context = LayerContext {
             rope: None,
             segments: input.segments.clone(),
+            runs: input.runs.clone(),
             bias: self.relative.as_ref().map(|relative| relative.forward(input.time, start + input.time)),
             memory: input.memory.cloned(),
             dropout: forward.dropout,

@@ -102,7 +102,8 @@ impl Attention {
         if let Some(cache) = cache {
             (k, v) = cache.append(&k, &v);
         }
-        let spec = AttentionSpec { segments: context.segments.clone(), bias: context.bias.clone(), ..self.spec() };
+        let (segments, runs) = (context.segments.clone(), context.runs.clone());
+        let spec = AttentionSpec { segments, runs, bias: context.bias.clone(), ..self.spec() };
         self.o_proj.forward(&q.attention(&k, &v, &spec))
     }
 

@@ -31,6 +31,8 @@ pub struct LayerContext {
     pub rope: Option<RopeTables>,
     /// Document of every position, `[batch, time]`: attention stays within a document.
     pub segments: Option<Arc<[u32]>>,
+    /// Borders of the documents of a single row, each of which is computed as if it were alone; for inference.
+    pub runs: Option<Arc<[usize]>>,
     /// Added to the scores of self-attention, `[heads, time, keys]` (T5's relative positions).
     pub bias: Option<Tensor>,
     /// What cross-attention looks at.

@@ -51,6 +51,9 @@ pub struct AttentionMask {
     pub query_segments: Option<std::sync::Arc<[u32]>>,
     /// Additive bias `[heads, q_len, kv_len]`.
     pub bias: Option<Raw>,
+    /// Borders of the sequences that lie end to end in a single row: each as if it were alone, without the masks above.
+    /// There is no backward for it.
+    pub runs: Option<std::sync::Arc<[usize]>>,
 }
 
 /// Gradients of attention's inputs, dense: `[batch, time, heads, head_dim]`.

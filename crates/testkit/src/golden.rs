@@ -165,6 +165,29 @@ pub fn golden_dir(case: &str) -> PathBuf {
     directory
 }
 
+/// The directory of a tiny sentence encoder and what sentence-transformers makes of its texts
+/// (`scripts/goldens_embed.py`).
+#[track_caller]
+pub fn encoder(case: &str) -> (PathBuf, EncoderGolden) {
+    let directory = workspace_root().join("crates/testkit/encoders").join(case);
+    let file = directory.join("golden.json");
+    let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("cannot read {}: {error}", file.display()));
+    let golden = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    (directory, golden)
+}
+
+/// What a sentence encoder makes of some texts.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderGolden {
+    /// The texts.
+    pub texts: Vec<String>,
+    /// Token ids of each, with what is added around them, cut to the encoder's window.
+    pub ids: Vec<Vec<u32>>,
+    /// Embedding of each.
+    pub embeddings: Vec<Vec<f32>>,
+}
+
 /// The names of all cases, in alphabetical order.
 pub fn cases() -> Vec<String> {
     directories_with("golden.safetensors")

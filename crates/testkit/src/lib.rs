@@ -21,7 +21,8 @@ mod tables;
 
 pub use compare::{GRADIENT_TOLERANCE, LOGITS_TOLERANCE, assert_close, assert_close_relative};
 pub use golden::{
-    AdamW, Array, Golden, cases, cases_of, golden_copy, golden_dir, head_cases, pickled_copy, workspace_root,
+    AdamW, Array, EncoderGolden, Golden, cases, cases_of, encoder, golden_copy, golden_dir, head_cases, pickled_copy,
+    workspace_root,
 };
 pub use random::Random;
 pub use tables::{

@@ -2,6 +2,7 @@
 
 mod bench;
 mod data;
+mod embed;
 mod model;
 mod tokenizer;
 mod train;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 
 pub use bench::{BenchConfig, BenchVerb, PrecisionArg};
 pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg};
+pub use embed::{EmbedArgs, PoolingArg};
 pub use model::{
     ChatArgs, ConvertArgs, EvalArgs, FileDtype, GenerateArgs, LogitsArgs, ModelVerb, SamplingArgs, ShowArgs,
 };
@@ -54,6 +56,8 @@ pub enum Verb {
     Chat(ChatArgs),
     /// Measure how well a model does a task
     Eval(EvalArgs),
+    /// Turn texts into vectors
+    Embed(EmbedArgs),
     /// Look into a model
     #[command(subcommand)]
     Model(ModelVerb),

@@ -7,6 +7,7 @@ mod config;
 mod convert;
 mod data;
 mod doctor;
+mod embed;
 mod eval;
 mod generate;
 mod model;
@@ -32,6 +33,7 @@ pub fn run(verb: Verb, threads: Option<usize>, environment: &Environment) -> Res
         Verb::Generate(args) => generate::run(&args, environment),
         Verb::Chat(args) => chat::run(&args, environment),
         Verb::Eval(args) => eval::run(&args, environment),
+        Verb::Embed(args) => embed::run(&args, environment),
         Verb::Model(verb) => model::run(verb, environment),
         Verb::Runs(verb) => runs::run(verb),
         Verb::Bench(verb) => bench::run(verb),

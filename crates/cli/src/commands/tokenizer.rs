@@ -69,13 +69,26 @@ fn train(args: &TokenizerTrainArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+fn cannot_open(path: &Path, error: &io::Error) -> Failure {
+    let what = format!("cannot open {}", path.display());
+    match error.kind() {
+        io::ErrorKind::NotFound => Failure::with_hint(
+            format!("{what}: it does not exist"),
+            format!("give a file with a line per text; looked in {}", here()),
+        ),
+        _ => Failure::io(&what, error),
+    }
+}
+
+fn here() -> String {
+    std::env::current_dir().map_or("the current directory".into(), |dir| dir.display().to_string())
+}
+
 /// Lines of a file or of standard input, without their line ends.
-fn lines(file: Option<&Path>) -> Result<impl Iterator<Item = Result<String, Failure>>, Failure> {
+pub(super) fn lines(file: Option<&Path>) -> Result<impl Iterator<Item = Result<String, Failure>>, Failure> {
     let name = file.map_or("standard input".into(), |path| path.display().to_string());
     let reader: Box<dyn BufRead> = match file {
-        Some(path) => Box::new(BufReader::new(
-            File::open(path).map_err(|e| Failure::io(&format!("cannot open {}", path.display()), &e))?,
-        )),
+        Some(path) => Box::new(BufReader::new(File::open(path).map_err(|e| cannot_open(path, &e))?)),
         None => Box::new(io::stdin().lock()),
     };
     Ok(reader.lines().enumerate().map(move |(index, line)| {

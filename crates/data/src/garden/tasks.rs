@@ -11,7 +11,7 @@ use super::rng::Draw;
 use super::settings::{HELD_OUT_TASKS, PASSAGE_FACTS};
 use super::stories;
 use super::template::{capitalise, fill_fact};
-use super::world::{Fact, Lang};
+use super::world::{Fact, Lang, World};
 use super::{Garden, Split};
 use crate::hash::hash64;
 use crate::labelled::contrastive::Triplet;
@@ -43,11 +43,22 @@ fn topic(relation: &str) -> &'static str {
     }
 }
 
+/// Worlds that passages tell of.
+const WORLDS: u64 = 256;
+
 impl Garden {
     /// Up to `n` different questions about passages that state the answer, in the layout of SQuAD. The question of a
     /// held-out one is asked nowhere in training.
+    ///
+    /// Passages tell of many worlds, in which the same people like other things: who remembers the answers of one knows
+    /// nothing about the next, and has to read.
     pub fn readings(&self, split: Split, n: usize) -> Vec<QaRow> {
-        self.different("reading", split, n, |row| format!("{}\n{}", row.context, row.question), reading)
+        let worlds: Vec<World> = (1..=WORLDS).map(|other| World::new(self.seed().wrapping_add(other))).collect();
+        let key = |row: &QaRow| format!("{}\n{}", row.context, row.question);
+        self.different("reading", split, n, key, |own, split, lang, draw| {
+            let world = draw.pick(&worlds);
+            reading(&Exercises { seed: own.seed, world }, split, lang, draw)
+        })
     }
 
     /// Up to `n` different sentences with their topics.

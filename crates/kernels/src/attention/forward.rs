@@ -11,6 +11,8 @@ use std::ops::Range;
 const MAX_ROWS: usize = 288;
 /// Multiply-adds below which a call is not worth handing to other threads.
 const SEQUENTIAL: usize = 1 << 17;
+/// Sequences per thread from which on a whole one is a task.
+const RUNS_PER_THREAD: usize = 4;
 
 /// `out = softmax(scale * q k^T + bias) v` per head, and the log-sum-exp of each row of scores.
 ///
@@ -20,14 +22,75 @@ pub fn attention(out: &mut [f32], lse: &mut [f32], q: Heads, k: Heads, v: Heads,
     compute(&Problem::new(q, k, v, dims, mask), out, lse);
 }
 
+/// Attention of sequences that lie end to end in one row (`dims.batch` is 1): the same bits for each as in a call of its
+/// own, wherever it lies.
+///
+/// `borders` counts from 0 to `dims.q_len`, which is `dims.kv_len`, and sequence i reaches from `borders[i]` to
+/// `borders[i + 1]`. `lse` holds one `[heads, length]` after another. What the [`Masking`] of segments gives is the same
+/// up to rounding, but its tiles of keys start where the row does, and hidden keys are computed, too.
+pub fn attention_in_runs(
+    out: &mut [f32],
+    lse: &mut [f32],
+    [q, k, v]: [Heads; 3],
+    dims: &AttentionDims,
+    borders: &[usize],
+) {
+    let is_whole = borders.first() == Some(&0) && borders.last() == Some(&dims.q_len) && borders.is_sorted();
+    let is_one_row = dims.batch == 1 && dims.q_len == dims.kv_len;
+    assert!(is_whole && is_one_row, "attention: runs {borders:?} of {} queries and {} keys", dims.q_len, dims.kv_len);
+    // Sizes are checked once, for the row: what follows stays inside of it.
+    Problem::new(q, k, v, dims, &Masking::default());
+    let (per_query, heads) = (dims.heads * dims.head_dim, dims.heads);
+    assert_eq!(out.len(), dims.q_len * per_query, "attention: size of out");
+    assert_eq!(lse.len(), dims.q_len * heads, "attention: size of lse");
+    let (out, lse) = (Shared::new(out), Shared::new(lse));
+    let run = |index: usize, work: &dyn Fn(&Problem, Shared, Shared)| {
+        let (start, end) = (borders[index], borders[index + 1]);
+        let own = AttentionDims { q_len: end - start, kv_len: end - start, ..*dims };
+        let problem = Problem::new(from(q, start), from(k, start), from(v, start), &own, &Masking::default());
+        if problem.is_empty() {
+            return;
+        }
+        // SAFETY: runs do not overlap, and the outputs are borrowed for the whole call.
+        let (out, lse) = unsafe {
+            (out.slice(start * per_query, (end - start) * per_query), lse.slice(start * heads, (end - start) * heads))
+        };
+        work(&problem, Shared::new(out), Shared::new(lse));
+    };
+    let runs = borders.len() - 1;
+    if runs >= RUNS_PER_THREAD * rayon::current_num_threads() {
+        // All heads of a sequence in one task: their features share cache lines.
+        (0..runs).into_par_iter().for_each(|index| {
+            run(index, &|problem, out, lse| {
+                for pair in 0..problem.dims.kv_heads {
+                    for first in (0..problem.rows()).step_by(MAX_ROWS) {
+                        let rows = first..(first + MAX_ROWS).min(problem.rows());
+                        run_task(problem, problem.pair(pair), rows, out, lse);
+                    }
+                }
+            });
+        });
+    } else {
+        (0..runs).for_each(|index| run(index, &compute_in));
+    }
+}
+
+/// A view without its first positions.
+fn from(x: Heads<'_>, position: usize) -> Heads<'_> {
+    Heads { data: &x.data[(position * x.time_stride).min(x.data.len())..], ..x }
+}
+
 pub(super) fn compute(problem: &Problem, out: &mut [f32], lse: &mut [f32]) {
     let dims = &problem.dims;
     assert_eq!(out.len(), dims.batch * dims.q_len * dims.heads * dims.head_dim, "attention: size of out");
     assert_eq!(lse.len(), dims.batch * dims.q_len * dims.heads, "attention: size of lse");
-    if problem.is_empty() {
-        return;
+    if !problem.is_empty() {
+        compute_in(problem, Shared::new(out), Shared::new(lse));
     }
-    let (out, lse) = (Shared::new(out), Shared::new(lse));
+}
+
+fn compute_in(problem: &Problem, out: Shared, lse: Shared) {
+    let dims = &problem.dims;
     let pairs = dims.batch * dims.kv_heads;
     let per_task = rows_per_task(problem);
     let tasks_per_pair = problem.rows().div_ceil(per_task);

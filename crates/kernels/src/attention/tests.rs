@@ -95,6 +95,18 @@ impl Case {
         self
     }
 
+    fn copy(&self) -> Self {
+        Case {
+            q: self.q.clone(),
+            kv: self.kv.clone(),
+            dout: self.dout.clone(),
+            bias: self.bias.clone(),
+            segments: self.segments.clone(),
+            query_segments: self.query_segments.clone(),
+            ..*self
+        }
+    }
+
     fn mask(&self) -> Masking<'_> {
         Masking {
             segments: self.segments.as_deref(),
@@ -241,6 +253,43 @@ fn windows_and_segments_and_biases_and_soft_caps_agree_with_the_twin() {
                 // Scores here go up to about 10.
                 let capped = AttentionDims { kv_heads: 1, softcap: Some(2.5), ..dims };
                 Case::new(capped, q_len as u64).with_segments().check();
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_end_to_end_have_the_bits_that_they_have_alone() {
+    let lengths = |count: usize| (0..count).map(move |i| [1, 20, 0, 7, 133, 3][i % 6]);
+    // Few sequences are handed out head by head, many as a whole.
+    for (count, window) in [(1, None), (6, None), (60, Some(5)), (60, None)] {
+        for causal in [true, false] {
+            let borders: Vec<usize> = std::iter::once(0)
+                .chain(lengths(count).scan(0, |end, length| {
+                    *end += length;
+                    Some(*end)
+                }))
+                .collect();
+            let time = borders[count];
+            let dims = AttentionDims { q_len: time, kv_len: time, heads: 4, kv_heads: 2, causal, window, ..BASE };
+            let case = Case::new(dims, count as u64);
+            let n = dims.heads * dims.head_dim;
+            let together = |threads| {
+                let (mut out, mut lse) = (vec![f32::NAN; time * n], vec![f32::NAN; time * dims.heads]);
+                with_threads(threads, || attention_in_runs(&mut out, &mut lse, case.views(), &dims, &borders));
+                (out, lse)
+            };
+            let (out, lse) = together(2);
+            assert_eq!((bits(&out), bits(&lse)), (bits(&together(1).0), bits(&together(1).1)));
+            for border in borders.windows(2) {
+                let (start, end) = (border[0], border[1]);
+                let mut own =
+                    Case { dims: AttentionDims { q_len: end - start, kv_len: end - start, ..dims }, ..case.copy() };
+                own.q.drain(..start * dims.heads * (dims.head_dim + case.gap));
+                own.kv.drain(..start * 2 * dims.kv_heads * (dims.head_dim + case.gap));
+                let (alone, alone_lse) = own.forward(isa());
+                assert_eq!(bits(&out[start * n..end * n]), bits(&alone), "{start}..{end} of {borders:?}");
+                assert_eq!(bits(&lse[start * dims.heads..end * dims.heads]), bits(&alone_lse));
             }
         }
     }

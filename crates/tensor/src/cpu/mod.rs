@@ -25,6 +25,12 @@ fn product_flop(dims: &AttentionDims) -> f64 {
     if dims.causal && dims.q_len == dims.kv_len { all / 2.0 } else { all }
 }
 
+/// The same where a row is cut into sequences.
+fn runs_flop(dims: &AttentionDims, borders: &[usize]) -> f64 {
+    let of = |len: usize| product_flop(&AttentionDims { q_len: len, kv_len: len, ..*dims });
+    borders.windows(2).map(|border| of(border[1] - border[0])).sum()
+}
+
 /// A `[batch, time, heads, head_dim]` view as the attention kernels take it.
 fn heads(x: &Raw) -> Heads<'_> {
     let strides = x.strides();
@@ -311,10 +317,18 @@ impl Backend for Cpu {
     }
 
     fn attention(&self, q: &Raw, k: &Raw, v: &Raw, dims: &AttentionDims, mask: &AttentionMask) -> (Raw, Raw) {
-        let _op = profile::op("attention", &[q, k, v, q]).with_flop(product_flop(dims) * 2.0);
+        let flop = mask.runs.as_deref().map_or(product_flop(dims), |runs| runs_flop(dims, runs));
+        let _op = profile::op("attention", &[q, k, v, q]).with_flop(flop * 2.0);
         let mut out = Raw::empty(DType::F32, [dims.batch, dims.q_len, dims.heads, dims.head_dim]);
         let mut lse = Raw::empty(DType::F32, [dims.batch, dims.heads, dims.q_len]);
-        attention::attention(out.f32_mut(), lse.f32_mut(), heads(q), heads(k), heads(v), dims, &masking(mask));
+        let (q, k, v) = (heads(q), heads(k), heads(v));
+        match &mask.runs {
+            Some(runs) => {
+                assert!(mask.segments.is_none() && mask.bias.is_none(), "attention: runs beside segments or a bias");
+                attention::attention_in_runs(out.f32_mut(), lse.f32_mut(), [q, k, v], dims, runs);
+            }
+            None => attention::attention(out.f32_mut(), lse.f32_mut(), q, k, v, dims, &masking(mask)),
+        }
         (out, lse)
     }
 
@@ -329,6 +343,7 @@ impl Backend for Cpu {
         dims: &AttentionDims,
         mask: &AttentionMask,
     ) -> AttentionGrads {
+        assert!(mask.runs.is_none(), "attention: runs are for inference, training packs documents with segments");
         let _op = profile::op("attention_backward", &[dout, out, q, k, v, q, k, v]).with_flop(product_flop(dims) * 5.0);
         let kv_shape = [dims.batch, dims.kv_len, dims.kv_heads, dims.head_dim];
         let mut dq = Raw::empty(DType::F32, [dims.batch, dims.q_len, dims.heads, dims.head_dim]);

@@ -24,6 +24,9 @@ pub struct AttentionSpec {
     pub query_segments: Option<Arc<[u32]>>,
     /// Added to the scaled scores of every sequence, `[heads, q_len, kv_len]` (T5).
     pub bias: Option<Tensor>,
+    /// Borders of the sequences that lie end to end in a single row, from 0 to `time`: each gets the bits that it would
+    /// get alone. Instead of segments, and for inference only.
+    pub runs: Option<Arc<[usize]>>,
 }
 
 impl Tensor {
@@ -67,6 +70,7 @@ impl Tensor {
             segments: spec.segments.clone(),
             query_segments: spec.query_segments.clone(),
             bias: spec.bias.as_ref().map(Tensor::dense),
+            runs: spec.runs.clone(),
         };
         let (q, k_raw, v_raw) = (self.raw().clone(), k.raw().clone(), v.raw().clone());
         let (out, lse) = backend().attention(&q, &k_raw, &v_raw, &dims, &mask);

@@ -35,7 +35,7 @@ impl<L> Texts<'_, L> {
             segments: Some(Arc::from(&batch.segments[..])),
             // A model with one kind of token, or none, sees no difference between the sentences of a pair.
             token_types: (model.spec().type_vocab_size > 1).then_some(&batch.token_types[..]),
-            memory: None,
+            ..Input::default()
         })
     }
 
