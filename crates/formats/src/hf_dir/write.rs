@@ -44,9 +44,13 @@ impl HfWriter {
         self.text(name, &format!("{value:#}\n"))
     }
 
-    /// Writes any text file as it is given.
+    /// Writes any text file as it is given; a name may have a directory in front.
     pub fn text(&self, name: &str, text: &str) -> Result<()> {
-        atomic::write_file(self.path.join(name), text.as_bytes())
+        let path = self.path.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
+        }
+        atomic::write_file(path, text.as_bytes())
     }
 
     /// Copies the tokenizer's files of another model directory, as they are. Returns the names of those it found.
