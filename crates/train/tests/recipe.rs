@@ -46,6 +46,21 @@ fn a_minimal_recipe_is_valid_and_has_the_stated_defaults() {
 }
 
 #[test]
+fn fields_of_files_may_be_renamed_but_only_those_of_the_stage() {
+    let text = |fields: &str| {
+        format!(
+            "stage = \"seq2seq\"\n[model]\nfamily = \"t5\"\n[data]\ntrain = [\"pairs.jsonl\"]\n\
+             fields = {{ {fields} }}\n[train]\nsteps = 5\n"
+        )
+    };
+    let recipe = parse(&text("source = \"question\", target = \"answer\"")).unwrap();
+    recipe.validate(Path::new("r.toml")).unwrap();
+    assert_eq!(recipe.data.fields["source"], "question");
+    let (message, _) = refusal(&text("anchor = \"question\""));
+    assert!(message.contains("`data.fields.anchor` is no field of stage `seq2seq`"), "{message}");
+}
+
+#[test]
 fn a_misspelt_key_is_named_with_the_nearest_one() {
     let (message, hint) = refusal(&MINIMAL.replace("steps", "setps"));
     assert_eq!(message, "r.toml: unknown key `train.setps`");

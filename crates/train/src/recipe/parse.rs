@@ -153,9 +153,10 @@ fn refuse_unknown_keys(table: &Table, path: &Path) -> Result<(), Error> {
     let mut problems = Vec::new();
     let mut hint = None;
     for (name, value) in flat_keys(table) {
-        let is_model_field = name.strip_prefix("model.").is_some();
+        // Which of these there are depends on family and stage: validation knows.
+        let is_open = ["model.", "data.fields."].iter().any(|section| name.starts_with(section));
         let is_section = value.is_table() && known.iter().any(|key| key.starts_with(&format!("{name}.")));
-        if is_model_field || is_section || known.contains(&name) {
+        if is_open || is_section || known.contains(&name) {
             continue;
         }
         let leaf = name.rsplit('.').next().unwrap_or(&name);
