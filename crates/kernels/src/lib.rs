@@ -47,6 +47,7 @@ pub mod naive;
 pub mod norm;
 pub mod optim;
 pub mod parallel;
+pub mod quant;
 mod reduce;
 pub mod rng;
 pub mod roofline;
