@@ -8,7 +8,7 @@
 use crate::gemm::{Mat, MatMut, Start};
 use crate::isa::{Isa, isa};
 use crate::parallel::for_ranges;
-use half::bf16;
+use half::{bf16, f16};
 use std::ops::Range;
 
 /// Most rows of `a` this path takes.
@@ -172,14 +172,26 @@ impl Weight for bf16 {
     #[inline(always)]
     unsafe fn four_columns(block: *const bf16, stride: usize) -> [std::arch::x86_64::__m256; 4] {
         // SAFETY: passed on from the caller.
-        unsafe { avx2::four_columns_bf16(block, stride) }
+        unsafe { avx2::four_columns_16(block.cast(), stride).map(|column| avx2::widen(column)) }
+    }
+}
+
+impl Weight for f16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        crate::quant::f16_to_f32(self.to_bits())
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn four_columns(block: *const f16, stride: usize) -> [std::arch::x86_64::__m256; 4] {
+        // SAFETY: passed on from the caller; two bytes each.
+        unsafe { avx2::four_columns_16(block.cast(), stride).map(|column| std::arch::x86_64::_mm256_cvtph_ps(column)) }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use super::{BLOCK, Job, Start, Weight};
-    use half::bf16;
     use std::arch::x86_64::*;
     use std::ops::Range;
 
@@ -187,8 +199,8 @@ mod avx2 {
     const AHEAD: usize = 512;
 
     /// # Safety
-    /// As [`Job::run`]; AVX2 and FMA must be available.
-    #[target_feature(enable = "avx2,fma")]
+    /// As [`Job::run`]; AVX2, FMA and F16C must be available.
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn run<W: Weight>(job: &Job<'_, W>, columns: Range<usize>) {
         // SAFETY: passed on from the caller. Two blocks at a time hide the latency of the chains where one row of `a`
         // gives each block a single chain; with more rows the registers are needed for these.
@@ -357,34 +369,32 @@ mod avx2 {
         }
     }
 
+    /// Numbers of 16 bits, eight to a column.
+    ///
     /// # Safety
     /// As [`Weight::four_columns`].
     #[inline(always)]
-    pub(super) unsafe fn four_columns_bf16(block: *const bf16, stride: usize) -> [__m256; 4] {
-        // SAFETY: passed on from the caller; a bf16 is its 16 bits.
+    pub(super) unsafe fn four_columns_16(block: *const u16, stride: usize) -> [__m128i; 4] {
+        // SAFETY: passed on from the caller.
         unsafe {
-            let (p0, p1) = (two_rows_bf16(block, stride), two_rows_bf16(block.add(2 * stride), stride));
-            let (p2, p3) = (two_rows_bf16(block.add(4 * stride), stride), two_rows_bf16(block.add(6 * stride), stride));
+            let (p0, p1) = (two_rows_16(block, stride), two_rows_16(block.add(2 * stride), stride));
+            let (p2, p3) = (two_rows_16(block.add(4 * stride), stride), two_rows_16(block.add(6 * stride), stride));
             let (a, b) = (_mm_unpacklo_epi32(p0, p1), _mm_unpacklo_epi32(p2, p3));
             let (c, d) = (_mm_unpackhi_epi32(p0, p1), _mm_unpackhi_epi32(p2, p3));
-            [
-                widen(_mm_unpacklo_epi64(a, b)),
-                widen(_mm_unpackhi_epi64(a, b)),
-                widen(_mm_unpacklo_epi64(c, d)),
-                widen(_mm_unpackhi_epi64(c, d)),
-            ]
+            [_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b), _mm_unpacklo_epi64(c, d), _mm_unpackhi_epi64(c, d)]
         }
     }
 
     /// Four values of a row and of the next, interleaved.
     #[inline(always)]
-    unsafe fn two_rows_bf16(row: *const bf16, stride: usize) -> __m128i {
+    unsafe fn two_rows_16(row: *const u16, stride: usize) -> __m128i {
         // SAFETY: passed on from the caller: eight bytes of each row.
         unsafe { _mm_unpacklo_epi16(_mm_loadl_epi64(row.cast()), _mm_loadl_epi64(row.add(stride).cast())) }
     }
 
+    /// bf16 to f32.
     #[inline(always)]
-    unsafe fn widen(x: __m128i) -> __m256 {
+    pub(super) unsafe fn widen(x: __m128i) -> __m256 {
         // SAFETY: AVX2 is available.
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))) }
     }

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// Plain Rust, eight lanes in an array. Runs everywhere.
     Scalar,
-    /// AVX2 and FMA, eight lanes.
+    /// AVX2, FMA and F16C, eight lanes.
     Avx2,
     /// AVX-512 F, BW, DQ and VL, sixteen lanes.
     Avx512,
@@ -94,7 +94,7 @@ fn best() -> Isa {
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Isa {
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     let avx512 = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")

@@ -1,5 +1,28 @@
-//! Block-quantised numbers: the element types of GGUF files.
+//! Block-quantised numbers: the element types of GGUF files, from and to f32, and products with them in place.
+//!
+//! A row of a tensor is a whole number of blocks; a block is some small integers and the scales that they share. Two
+//! shapes of block cover all types that we write, and `unpack` is the one place that knows where the bits lie: 32
+//! numbers with a scale and a minimum in f32 ([`unpack::Block32`]), and 256 numbers whose sixteenths have integer scales
+//! and minima ([`unpack::Block256`]). Decoding and the products both start from there. The remaining types can be read.
 
+mod activations;
+mod decode;
+mod dot;
+#[cfg(target_arch = "x86_64")]
+mod dot_avx2;
+mod encode;
+mod encode_k;
+mod half_bits;
+mod product;
+mod search;
+#[cfg(test)]
+mod tests;
 mod types;
+mod unpack;
 
+pub use decode::{can_dequantise, dequantise, dequantise_rows};
+pub(crate) use half_bits::f16_to_f32;
+
+pub use encode::{can_quantise, quantise, quantise_rows};
+pub use product::{Quantised, matmul_quantised};
 pub use types::GgmlType;

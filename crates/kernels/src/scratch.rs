@@ -10,6 +10,7 @@ pub(crate) trait Pooled: Copy + 'static {
 }
 
 thread_local! {
+    static I32: Cell<Vec<i32>> = const { Cell::new(Vec::new()) };
     static F32: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     static BF16: Cell<Vec<bf16>> = const { Cell::new(Vec::new()) };
 }
@@ -18,6 +19,13 @@ impl Pooled for f32 {
     const ZERO: Self = 0.0;
     fn cell<R>(use_it: impl FnOnce(&Cell<Vec<Self>>) -> R) -> R {
         F32.with(use_it)
+    }
+}
+
+impl Pooled for i32 {
+    const ZERO: Self = 0;
+    fn cell<R>(use_it: impl FnOnce(&Cell<Vec<Self>>) -> R) -> R {
+        I32.with(use_it)
     }
 }
 

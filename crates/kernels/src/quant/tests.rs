@@ -1,0 +1,219 @@
+//! Every type against gguf-py's values, the products against decoding first, and against their plain version.
+
+use super::product::matmul_quantised_on;
+use super::*;
+use crate::isa::{Isa, testable};
+use crate::parallel::with_threads;
+use crate::rng::Rng;
+
+/// `scripts/goldens_quant.py` says how it is laid out.
+const GOLDENS: &[u8] = include_bytes!("../../../testkit/goldens/quant.bin");
+/// Types that are written and multiplied without widening.
+const WRITTEN: [GgmlType; 14] = [
+    GgmlType::Q4_0,
+    GgmlType::Q4_1,
+    GgmlType::Q5_0,
+    GgmlType::Q5_1,
+    GgmlType::Q8_0,
+    GgmlType::Iq4Nl,
+    GgmlType::Mxfp4,
+    GgmlType::Tq2_0,
+    GgmlType::Iq4Xs,
+    GgmlType::Q2K,
+    GgmlType::Q3K,
+    GgmlType::Q4K,
+    GgmlType::Q5K,
+    GgmlType::Q6K,
+];
+
+fn words(bytes: &[u8], count: usize) -> Vec<u32> {
+    bytes[..4 * count].chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+fn normal(name: &'static str, count: usize) -> Vec<f32> {
+    let mut x = vec![0.0; count];
+    Rng::new(3, name, count as u64).fill_normal(&mut x, 0.0, 1.0);
+    x
+}
+
+fn quantised(ty: GgmlType, x: &[f32], width: usize, importance: Option<&[f32]>) -> Vec<u8> {
+    let mut bytes = vec![0xaa; ty.bytes(width).unwrap() * (x.len() / width)];
+    quantise_rows(ty, x, width, importance, &mut bytes);
+    bytes
+}
+
+fn dequantised(ty: GgmlType, bytes: &[u8], count: usize) -> Vec<f32> {
+    let mut x = vec![f32::NAN; count];
+    dequantise_rows(ty, bytes, &mut x);
+    x
+}
+
+#[test]
+fn blocks_of_every_type_are_read_and_written_as_gguf_py_does_to_the_bit() {
+    let (mut rest, mut seen) = (GOLDENS, 0);
+    loop {
+        let head = words(rest, 2);
+        rest = &rest[8..];
+        let count = head[1] as usize;
+        let Some(ty) = GgmlType::from_id(head[0]) else {
+            let x: Vec<f32> = words(rest, count).into_iter().map(f32::from_bits).collect();
+            rest = &rest[4 * count..];
+            for ty in &[WRITTEN[0], WRITTEN[1], WRITTEN[2], WRITTEN[3], WRITTEN[4], WRITTEN[6], WRITTEN[7]] {
+                let (theirs, more) = rest.split_at(ty.bytes(count).unwrap());
+                let own = quantised(*ty, &x, count, None);
+                let other = own.iter().zip(theirs).position(|(own, theirs)| own != theirs);
+                assert_eq!(other, None, "{} is written otherwise", ty.name());
+                rest = more;
+            }
+            break;
+        };
+        let (bytes, more) = rest.split_at(ty.bytes(count).unwrap());
+        let theirs = words(more, count);
+        rest = &more[4 * count..];
+        if can_dequantise(ty) {
+            let own: Vec<u32> = dequantised(ty, bytes, count).into_iter().map(f32::to_bits).collect();
+            // Zeros may differ in sign.
+            let same = own.iter().zip(&theirs).all(|(a, b)| a == b || a | b == 1 << 31);
+            assert!(same, "{} is read otherwise", ty.name());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 18 && rest.is_empty(), "{seen} types");
+}
+
+/// Root mean square error, each column weighted, over the root mean square.
+fn error(x: &[f32], y: &[f32], importance: &[f32]) -> f64 {
+    let sum = |f: &dyn Fn(usize) -> f32| {
+        (0..x.len()).map(|i| f64::from(f(i)).powi(2) * f64::from(importance[i % importance.len()])).sum::<f64>()
+    };
+    (sum(&|i| x[i] - y[i]) / sum(&|i| x[i])).sqrt()
+}
+
+#[test]
+fn more_bits_lose_less_and_importance_helps_where_it_lies() {
+    let x = normal("weights", 16 * 512);
+    let importance: Vec<f32> = (0..512).map(|i| if i % 7 == 0 { 50.0 } else { 1.0 }).collect();
+    // Relative errors on normal numbers, a little above what was measured.
+    let bounds = [
+        (GgmlType::Q8_0, 0.007),
+        (GgmlType::Q6K, 0.019),
+        (GgmlType::Q5K, 0.038),
+        (GgmlType::Q5_1, 0.042),
+        (GgmlType::Q5_0, 0.045),
+        (GgmlType::Q4K, 0.075),
+        (GgmlType::Iq4Xs, 0.082),
+        (GgmlType::Iq4Nl, 0.082),
+        (GgmlType::Q4_1, 0.085),
+        (GgmlType::Q4_0, 0.096),
+        (GgmlType::Mxfp4, 0.13),
+        (GgmlType::Q3K, 0.17),
+        (GgmlType::Q2K, 0.31),
+    ];
+    for (ty, bound) in bounds {
+        let plain = error(&x, &dequantised(ty, &quantised(ty, &x, 512, None), x.len()), &[1.0]);
+        assert!(plain < bound && plain > bound / 2.0, "{}: {plain}", ty.name());
+        let weighted = |importance: Option<&[f32]>| dequantised(ty, &quantised(ty, &x, 512, importance), x.len());
+        let (blind, knowing) =
+            (error(&x, &weighted(None), &importance), error(&x, &weighted(Some(&importance)), &importance));
+        let searches = !matches!(ty, GgmlType::Q8_0 | GgmlType::Mxfp4);
+        assert!(if searches { knowing < 0.97 * blind } else { knowing == blind }, "{}: {knowing} {blind}", ty.name());
+    }
+}
+
+#[test]
+fn zeros_and_what_is_not_finite_do_no_harm() {
+    for ty in WRITTEN {
+        for fill in [0.0, 1e-30, f32::NAN, f32::INFINITY, 3e38] {
+            let bytes = quantised(ty, &vec![fill; 512], 256, None);
+            let x = dequantised(ty, &bytes, 512);
+            assert!(fill != 0.0 || x.iter().all(|&x| x == 0.0), "{}", ty.name());
+        }
+    }
+}
+
+#[test]
+fn products_agree_with_decoding_first_up_to_the_rounding_of_activations() {
+    for ty in WRITTEN {
+        let (n, k) = (37, if ty.block_len() == 32 { 352 } else { 768 });
+        let (w, bias) = (quantised(ty, &normal("w", n * k), k, None), normal("bias", n));
+        let wide = dequantised(ty, &w, n * k);
+        let x = normal("x", 11 * k);
+        for isa in testable() {
+            let mut out = vec![f32::NAN; 11 * n];
+            matmul_quantised_on(isa, &mut out, &x, Quantised::new(ty, &w, n, k), Some(&bias));
+            let (mut off, mut size) = (0.0_f64, 0.0_f64);
+            for (i, y) in out.iter().enumerate() {
+                let (x, w) = (&x[i / n * k..][..k], &wide[i % n * k..][..k]);
+                let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                off += (f64::from(*y) - exact - f64::from(bias[i % n])).powi(2);
+                size += exact.powi(2);
+            }
+            // Rounding to 127 levels of the largest of 32 or 256 normal numbers.
+            let bound = if ty.block_len() == 32 || ty == GgmlType::Iq4Xs { 0.006 } else { 0.009 };
+            assert!((off / size).sqrt() < bound, "{} {}: {}", ty.name(), isa.name(), (off / size).sqrt());
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_to_the_bit_in_every_batch_on_every_instruction_set_and_thread_count() {
+    for ty in WRITTEN.into_iter().chain([GgmlType::F16, GgmlType::Bf16, GgmlType::F32, GgmlType::Tq1_0]) {
+        let (n, k) = (45, if ty.block_len() == 256 { 512 } else { 352 });
+        let source = normal("w", n * k);
+        let w = if can_quantise(ty) {
+            quantised(ty, &source, k, None)
+        } else {
+            source
+                .iter()
+                .flat_map(|x| x.to_bits().to_le_bytes())
+                .take(ty.bytes(n * k).unwrap())
+                .map(|b| b & 0x3f)
+                .collect()
+        };
+        let x = normal("x", 70 * k);
+        let run = |isa: Isa, rows: std::ops::Range<usize>, threads| {
+            let mut out = vec![f32::NAN; rows.len() * n];
+            let x = &x[rows.start * k..rows.end * k];
+            with_threads(threads, || matmul_quantised_on(isa, &mut out, x, Quantised::new(ty, &w, n, k), None));
+            out
+        };
+        let all = run(Isa::Scalar, 0..70, 1);
+        assert!(all.iter().all(|y| y.is_finite()), "{}", ty.name());
+        for isa in testable() {
+            // What is widened goes through the f32 product, which has one instruction set per process.
+            let all = if ty.is_quantised() { all.clone() } else { run(isa, 0..70, 1) };
+            for rows in [0..70, 0..1, 5..7, 9..12, 20..24, 3..8, 30..47] {
+                for threads in [1, 2] {
+                    let part = run(isa, rows.clone(), threads);
+                    assert!(part == all[rows.start * n..rows.end * n], "{} {} {rows:?}", ty.name(), isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_in_an_activation_stays_visible() {
+    for ty in [GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4K, GgmlType::Q6K] {
+        let w = quantised(ty, &normal("w", 2 * 512), 512, None);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = normal("x", 512);
+            x[300] = bad;
+            let mut out = [0.0; 2];
+            matmul_quantised(&mut out, &x, Quantised::new(ty, &w, 2, 512), None);
+            assert!(out.iter().all(|y| !y.is_finite()), "{} {bad}: {out:?}", ty.name());
+        }
+    }
+}
+
+#[test]
+fn an_empty_product_is_no_product() {
+    matmul_quantised(&mut [], &[], Quantised::new(GgmlType::Q8_0, &[], 0, 32), None);
+    matmul_quantised(&mut [], &[], Quantised::new(GgmlType::Q8_0, &[0; 34], 1, 32), None);
+}
+
+#[test]
+#[should_panic(expected = "bytes of a [2, 32] Q8_0 matrix")]
+fn weights_of_another_size_are_refused() {
+    Quantised::new(GgmlType::Q8_0, &[0; 34], 2, 32);
+}
