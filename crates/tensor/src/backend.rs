@@ -107,7 +107,7 @@ pub trait Backend: Send + Sync {
     fn add_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw);
     /// `dst[.., start..start + n, ..] = src` along `axis`; `src` may be strided.
     fn write_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw);
-    /// The same numbers in another element type.
+    /// The same numbers in another element type, which is not one of files.
     fn cast(&self, x: &Raw, dtype: DType) -> Raw;
 
     /// `op(x)`, element by element.
@@ -142,6 +142,10 @@ pub trait Backend: Send + Sync {
     /// operands f32 or both bf16, result f32.
     fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>);
 
+    /// `x weight^T + bias` for `x` `[rows, in]` and a weight `[out, in]` made by [`Raw::quantised`]: `[rows, out]`. A
+    /// row's result does not depend on the others.
+    fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>) -> Raw;
+
     /// Softmax over the last axis.
     fn softmax(&self, x: &Raw) -> Raw;
     /// Gradient of softmax from its output.
@@ -172,7 +176,7 @@ pub trait Backend: Send + Sync {
 
     /// Rotary position embedding of `[batch, time, heads, head_dim]`, strided input allowed; `inverse` undoes it.
     fn rope(&self, x: &Raw, tables: &RopeTables, inverse: bool) -> Raw;
-    /// Rows of `table` `[vocab, width]`: result `[ids.len(), width]`.
+    /// Rows of `table` `[vocab, width]`, of any element type: result `[ids.len(), width]`.
     fn embedding(&self, table: &Raw, ids: &[u32]) -> Raw;
     /// `dtable[ids[i]] += dy[i]`.
     fn embedding_backward(&self, dtable: &mut Raw, dy: &Raw, ids: &[u32]);

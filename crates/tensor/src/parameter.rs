@@ -7,7 +7,8 @@ use crate::backend::{Device, Start};
 use crate::dims::Dims;
 use crate::raw::{DType, Raw};
 
-/// A trainable tensor: its f32 master value, its accumulated gradient, and a bf16 copy kept while it is valid.
+/// A trainable tensor: its f32 master value, its accumulated gradient, and a bf16 copy kept while it is valid. Or a
+/// frozen one in the element type of a file ([`Parameter::replace`]).
 ///
 /// Clones share the same parameter, which is how tied weights are expressed.
 #[derive(Clone)]
@@ -59,9 +60,32 @@ impl Parameter {
         lock(&self.0.value).clone()
     }
 
-    /// A copy of the current value.
+    /// Element type of the value.
+    pub fn dtype(&self) -> DType {
+        lock(&self.0.value).dtype()
+    }
+
+    /// Bytes of the value.
+    pub fn bytes(&self) -> usize {
+        self.dtype().bytes(self.count())
+    }
+
+    /// A copy of the current value, decoded where it is quantised.
     pub fn to_vec(&self) -> Vec<f32> {
-        self.value().f32().to_vec()
+        Device::Cpu.backend().cast(&self.value(), DType::F32).f32().to_vec()
+    }
+
+    /// Puts another value of the same shape in its place: dense f32, or [`Raw::quantised`], which freezes the parameter
+    /// for as long as it is so. The gradient is forgotten.
+    pub fn replace(&self, value: Raw) {
+        assert!(value.dtype() != DType::Bf16 && value.is_dense(), "a parameter's value is dense f32 or quantised");
+        assert_eq!(value.shape(), self.0.shape, "a parameter keeps its shape");
+        if value.dtype() != DType::F32 {
+            self.0.trainable.store(false, Ordering::Relaxed);
+        }
+        self.clear_grad();
+        *lock(&self.0.low_precision) = None;
+        *lock(&self.0.value) = value;
     }
 
     /// Replaces the value. Panics if the count differs.
@@ -96,9 +120,9 @@ impl Parameter {
         self.0.trainable.load(Ordering::Relaxed)
     }
 
-    /// Freezes or unfreezes.
+    /// Freezes or unfreezes; what is quantised stays frozen.
     pub fn set_trainable(&self, trainable: bool) {
-        self.0.trainable.store(trainable, Ordering::Relaxed);
+        self.0.trainable.store(trainable && self.dtype() == DType::F32, Ordering::Relaxed);
     }
 
     /// Whether two handles are one parameter (tied weights).

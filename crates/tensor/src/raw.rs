@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use half::bf16;
+use loam_kernels::quant::{GgmlType, Quantised};
 
 use crate::dims::Dims;
 use crate::pool::Buffer;
@@ -15,25 +16,42 @@ pub enum DType {
     F32,
     /// bfloat16: operands of matrix products and saved activations.
     Bf16,
+    /// Weights as a GGUF file holds them, mostly in blocks with shared scales: read by products and lookups, never
+    /// written.
+    Ggml(GgmlType),
 }
 
 impl DType {
-    /// Bytes of one element.
-    pub fn size_bytes(self) -> usize {
+    /// Bytes of `count` elements, which of a type in blocks are whole ones.
+    pub fn bytes(self, count: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::F32 => 4 * count,
+            Self::Bf16 => 2 * count,
+            Self::Ggml(ty) => {
+                ty.bytes(count).unwrap_or_else(|| panic!("{count} numbers are no whole {} blocks", ty.name()))
+            }
         }
     }
+}
+
+/// Bytes that others may hold, too: a buffer, or a part of a memory-mapped file.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Where the elements are.
+#[derive(Clone)]
+enum Storage {
+    Own(Arc<Buffer>),
+    Shared(SharedBytes),
 }
 
 /// A view of a buffer: shape and strides in elements, and no history.
 #[derive(Clone)]
 pub struct Raw {
-    buffer: Arc<Buffer>,
+    storage: Storage,
     dtype: DType,
     shape: Dims,
     strides: Dims,
+    /// Elements of owned ones, bytes of shared ones.
     offset: usize,
 }
 
@@ -41,8 +59,8 @@ impl Raw {
     /// A dense tensor with unspecified contents.
     pub fn empty(dtype: DType, shape: impl Into<Dims>) -> Self {
         let shape = shape.into();
-        let buffer = Arc::new(Buffer::new(shape.count() * dtype.size_bytes()));
-        Self { buffer, dtype, shape, strides: shape.dense_strides(), offset: 0 }
+        let storage = Storage::Own(Arc::new(Buffer::new(dtype.bytes(shape.count()))));
+        Self { storage, dtype, shape, strides: shape.dense_strides(), offset: 0 }
     }
 
     /// A dense f32 tensor filled with `value`.
@@ -59,6 +77,23 @@ impl Raw {
         let mut raw = Self::empty(DType::F32, shape);
         raw.f32_mut().copy_from_slice(values);
         raw
+    }
+
+    /// A matrix of weights `[rows, cols]` in the element type of a GGUF file, whose bytes begin at `start`. Panics where
+    /// they end before the matrix does.
+    pub fn quantised(ty: GgmlType, shape: [usize; 2], bytes: SharedBytes, start: usize) -> Self {
+        let (shape, dtype) = (Dims::from(shape), DType::Ggml(ty));
+        let (has, needs) = (bytes.as_ref().as_ref().len(), ty.bytes(shape[1]).map(|row| start + shape[0] * row));
+        assert!(needs.is_some_and(|needs| needs <= has), "{has} bytes from {start} on for {shape:?} {}", ty.name());
+        Self { storage: Storage::Shared(bytes), dtype, shape, strides: shape.dense_strides(), offset: start }
+    }
+
+    /// The matrix of a tensor made by [`Raw::quantised`], if this is one.
+    pub fn as_quantised(&self) -> Option<Quantised<'_>> {
+        let (Storage::Shared(bytes), DType::Ggml(ty)) = (&self.storage, self.dtype) else { return None };
+        assert!(self.is_dense() && self.shape.len() == 2, "a view {:?} of quantised weights", self.shape);
+        let bytes = &bytes.as_ref().as_ref()[self.offset..][..self.dtype.bytes(self.count())];
+        Some(Quantised::new(ty, bytes, self.shape[0], self.shape[1]))
     }
 
     /// Element type.
@@ -95,59 +130,66 @@ impl Raw {
     /// Whether no other tensor shares the buffer, so that it may be written.
     pub fn is_unique(&self) -> bool {
         // No weak reference to a buffer is ever made.
-        Arc::strong_count(&self.buffer) == 1
+        matches!(&self.storage, Storage::Own(buffer) if Arc::strong_count(buffer) == 1)
     }
 
-    fn elements<T: Pod>(&self) -> &[T] {
-        assert_eq!(std::mem::size_of::<T>(), self.dtype.size_bytes(), "read {:?} as another type", self.dtype);
-        &self.buffer.as_slice::<T>()[self.offset..]
+    fn elements<T: Pod>(&self, dtype: DType) -> &[T] {
+        assert_eq!(dtype, self.dtype, "a tensor was read as another type");
+        match &self.storage {
+            Storage::Own(buffer) => &buffer.as_slice::<T>()[self.offset..],
+            Storage::Shared(_) => panic!("weights of type {:?} were read as plain numbers", self.dtype),
+        }
     }
 
-    fn elements_mut<T: Pod>(&mut self) -> &mut [T] {
-        assert_eq!(std::mem::size_of::<T>(), self.dtype.size_bytes(), "wrote {:?} as another type", self.dtype);
-        let buffer = Arc::get_mut(&mut self.buffer).expect("a tensor is written only while nothing else shares it");
+    fn elements_mut<T: Pod>(&mut self, dtype: DType) -> &mut [T] {
+        assert_eq!(dtype, self.dtype, "a tensor was written as another type");
+        let own = match &mut self.storage {
+            Storage::Own(buffer) => Arc::get_mut(buffer),
+            Storage::Shared(_) => None,
+        };
+        let buffer = own.expect("a tensor is written only while nothing else shares it");
         &mut buffer.as_mut_slice::<T>()[self.offset..]
     }
 
     /// The elements of a dense f32 tensor.
     pub fn f32(&self) -> &[f32] {
         assert!(self.is_dense(), "dense data asked of shape {:?} with strides {:?}", self.shape, self.strides);
-        &self.elements()[..self.count()]
+        &self.elements(DType::F32)[..self.count()]
     }
 
     /// The elements of a dense f32 tensor that nothing else shares.
     pub fn f32_mut(&mut self) -> &mut [f32] {
         assert!(self.is_dense(), "dense data asked of shape {:?} with strides {:?}", self.shape, self.strides);
         let count = self.count();
-        &mut self.elements_mut()[..count]
+        &mut self.elements_mut(DType::F32)[..count]
     }
 
     /// The elements of a dense bf16 tensor.
     pub fn bf16(&self) -> &[bf16] {
         assert!(self.is_dense(), "dense data asked of shape {:?} with strides {:?}", self.shape, self.strides);
-        &self.elements()[..self.count()]
+        &self.elements(DType::Bf16)[..self.count()]
     }
 
     /// The elements of a dense bf16 tensor that nothing else shares.
     pub fn bf16_mut(&mut self) -> &mut [bf16] {
         assert!(self.is_dense(), "dense data asked of shape {:?} with strides {:?}", self.shape, self.strides);
         let count = self.count();
-        &mut self.elements_mut()[..count]
+        &mut self.elements_mut(DType::Bf16)[..count]
     }
 
     /// f32 data from the view's first element on; index it with [`Raw::strides`].
     pub fn strided_f32(&self) -> &[f32] {
-        self.elements()
+        self.elements(DType::F32)
     }
 
     /// bf16 data from the view's first element on; index it with [`Raw::strides`].
     pub fn strided_bf16(&self) -> &[bf16] {
-        self.elements()
+        self.elements(DType::Bf16)
     }
 
     /// Mutable f32 data from the view's first element on; nothing else may share the buffer.
     pub fn strided_f32_mut(&mut self) -> &mut [f32] {
-        self.elements_mut()
+        self.elements_mut(DType::F32)
     }
 
     /// The same dense elements under another shape of equal count.

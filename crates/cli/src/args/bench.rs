@@ -1,6 +1,7 @@
 //! `loam bench`.
 
 use clap::{Subcommand, ValueEnum};
+use loam_models::Mix;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -37,6 +38,9 @@ pub enum BenchVerb {
         /// Element type of the matrix products
         #[arg(long, value_enum, default_value = "auto")]
         precision: PrecisionArg,
+        /// Round the weights to fewer bits first, such as q8_0, q4_k_m or q4_0
+        #[arg(long, value_name = "TYPE")]
+        quant: Option<Mix>,
         /// Tokens that are decoded one after the other
         #[arg(long, default_value = "32", value_name = "N")]
         tokens: NonZeroUsize,
@@ -46,6 +50,9 @@ pub enum BenchVerb {
     },
     /// Single operations at the shapes of training and decoding, beside what the machine could do
     Kernels {
+        /// Only operations whose name contains this
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        only: String,
         /// Print one JSON value
         #[arg(long)]
         json: bool,

@@ -1,6 +1,7 @@
 //! Arguments of `loam model`, `loam generate` and `loam chat`.
 
 use clap::{Args, Subcommand, ValueEnum};
+use loam_models::Mix;
 use std::path::PathBuf;
 
 /// Verbs of `loam model`.
@@ -91,6 +92,9 @@ pub struct LogitsArgs {
     /// The decoder's tokens, for a model with an encoder, which then reads --tokens
     #[arg(long, value_delimiter = ',', value_name = "IDS")]
     pub decoder_tokens: Vec<u32>,
+    /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
+    #[arg(long, value_name = "TYPE")]
+    pub quant: Option<Mix>,
     /// Only the last position's logits
     #[arg(long)]
     pub last: bool,
@@ -135,6 +139,9 @@ pub struct GenerateArgs {
     pub model: String,
     /// The text to continue; `-` reads standard input
     pub prompt: String,
+    /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
+    #[arg(long, value_name = "TYPE")]
+    pub quant: Option<Mix>,
     /// Put the prompt as a user's message through the chat template
     #[arg(long)]
     pub chat: bool,
@@ -174,6 +181,9 @@ pub struct EvalArgs {
     /// Most tokens to write
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub max_tokens: usize,
+    /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
+    #[arg(long, value_name = "TYPE")]
+    pub quant: Option<Mix>,
     /// Only the first N pairs
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
@@ -187,6 +197,9 @@ pub struct EvalArgs {
 pub struct ChatArgs {
     /// A Hugging Face directory, a run, or a name in the local store
     pub model: String,
+    /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
+    #[arg(long, value_name = "TYPE")]
+    pub quant: Option<Mix>,
     /// Instructions for the whole conversation
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,

@@ -3,6 +3,7 @@
 use crate::Outcome;
 use crate::args::ChatArgs;
 use crate::commands::generate::sampling;
+use crate::commands::quantise;
 use crate::failure::Failure;
 use crate::locate::model_dir;
 use crate::output::{self, Colour, paint, paint_talk};
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub fn run(args: &ChatArgs, environment: &Environment) -> Result<Outcome, Failure> {
     let open = OpenModel::open(model_dir(&args.model, environment)?)?;
+    quantise(&open.model, args.quant)?;
     let recommended = open.recommended.clone().unwrap_or_else(usual);
     let sampling = sampling(&args.sampling, &recommended);
     sampling.validate()?;

@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::args::{GenerateArgs, SamplingArgs};
+use crate::commands::quantise;
 use crate::failure::Failure;
 use crate::locate::model_dir;
 use crate::output;
@@ -13,6 +14,7 @@ use std::io::Read;
 
 pub fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome, Failure> {
     let open = OpenModel::open(model_dir(&args.model, environment)?)?;
+    quantise(&open.model, args.quant)?;
     let sampling = sampling(&args.sampling, &open.recommended.clone().unwrap_or_default());
     sampling.validate()?;
     let generator = open.generator();

@@ -21,6 +21,7 @@ use crate::Outcome;
 use crate::args::Verb;
 use crate::failure::Failure;
 use crate::setup::Environment;
+use loam_models::{LanguageModel, Mix};
 
 /// Runs a verb. `threads` is the number asked for, if any.
 pub fn run(verb: Verb, threads: Option<usize>, environment: &Environment) -> Result<Outcome, Failure> {
@@ -40,4 +41,12 @@ pub fn run(verb: Verb, threads: Option<usize>, environment: &Environment) -> Res
         Verb::Doctor(args) => doctor::run(&args, environment),
         Verb::Completions { shell } => completions::run(shell),
     }
+}
+
+/// Rounds a model's weights as `--quant` asks.
+fn quantise(model: &LanguageModel, quant: Option<Mix>) -> Result<(), Failure> {
+    if let Some(mix) = quant {
+        model.quantise(&model.plan(mix), None)?;
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use crate::Outcome;
 use crate::args::{LogitsArgs, ModelVerb, ShowArgs};
 use crate::commands::convert;
+use crate::commands::quantise;
 use crate::failure::Failure;
 use crate::locate::model_dir;
 use crate::output::{self, Colour, paint};
@@ -109,6 +110,7 @@ fn grouped_by_module(tensors: &[(String, Vec<usize>, Dtype)]) -> Vec<&(String, V
 
 fn logits(args: &LogitsArgs, environment: &Environment) -> Result<(), Failure> {
     let model = LanguageModel::open(model_dir(&args.model, environment)?)?;
+    quantise(&model, args.quant)?;
     let read = |tokens: &[u32], memory: Option<&Memory>| {
         let input = Input { memory, ..Input::rows(tokens, 1) };
         match args.last {

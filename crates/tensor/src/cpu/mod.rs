@@ -6,6 +6,7 @@ use loam_kernels::attention::{self, AttentionDims, Heads, Masking};
 use loam_kernels::elementwise::{self, Binary, Unary};
 use loam_kernels::gemm::{self, Mat, MatMut, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
+use loam_kernels::quant::{Quantised, dequantise, dequantise_rows, matmul_quantised};
 use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
 
 use crate::backend::{AttentionGrads, AttentionMask, Backend, Dropout, NormKind, RopeTables, Start};
@@ -59,6 +60,11 @@ fn matrix<'a, T>(data: &'a [T], x: &Raw, index: usize) -> Mat<'a, T> {
     }
 }
 
+/// The weights of a tensor that must be quantised.
+fn quantised(x: &Raw) -> Quantised<'_> {
+    x.as_quantised().unwrap_or_else(|| panic!("quantised weights asked of a {:?} tensor", x.dtype()))
+}
+
 impl Backend for Cpu {
     fn copy(&self, x: &Raw) -> Raw {
         let _op = profile::op("copy", &[x, x]);
@@ -83,7 +89,12 @@ impl Backend for Cpu {
         match (x.dtype(), dtype) {
             (DType::F32, DType::Bf16) => convert::f32_to_bf16(out.bf16_mut(), x.f32()),
             (DType::Bf16, DType::F32) => convert::bf16_to_f32(out.f32_mut(), x.bf16()),
-            _ => return x.clone(),
+            (DType::Ggml(ty), DType::F32) => dequantise_rows(ty, quantised(x).bytes, out.f32_mut()),
+            (DType::Ggml(_), DType::Bf16) => return self.cast(&self.cast(x, DType::F32), dtype),
+            (from, to) => {
+                assert_eq!(from, to, "there is no cast into what only files hold");
+                return x.clone();
+            }
         }
         out
     }
@@ -201,6 +212,14 @@ impl Backend for Cpu {
         }
     }
 
+    fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>) -> Raw {
+        let mut out = Raw::empty(DType::F32, [x.rows(), weight.shape()[0]]);
+        let flop = 2.0 * (x.rows() * weight.count()) as f64;
+        let _op = profile::op("linear_quantised", &[x, weight, &out]).with_flop(flop);
+        matmul_quantised(out.f32_mut(), x.f32(), quantised(weight), bias.map(Raw::f32));
+        out
+    }
+
     fn softmax(&self, x: &Raw) -> Raw {
         let _op = profile::op("softmax", &[x, x]);
         let mut out = like(x);
@@ -306,7 +325,14 @@ impl Backend for Cpu {
         let _op = profile::op("embedding", &[]);
         let width = table.shape().width();
         let mut out = Raw::empty(DType::F32, [ids.len(), width]);
-        embedding::embedding(out.f32_mut(), table.f32(), ids, width);
+        let Some(rows) = table.as_quantised() else {
+            embedding::embedding(out.f32_mut(), table.f32(), ids, width);
+            return out;
+        };
+        let row_bytes = rows.bytes.len() / rows.rows;
+        for (out, &id) in out.f32_mut().chunks_exact_mut(width).zip(ids) {
+            dequantise(rows.ty, &rows.bytes[id as usize * row_bytes..][..row_bytes], out);
+        }
         out
     }
 

@@ -52,12 +52,15 @@ fn product(a: &Raw, b: &Raw, shape: impl Into<Dims>) -> Raw {
 }
 
 impl Tensor {
-    /// `self weight^T + bias`: `[.., in] x [out, in] (+ [out]) -> [.., out]`.
+    /// `self weight^T + bias`: `[.., in] x [out, in] (+ [out]) -> [.., out]`. The weight may be quantised.
     pub fn linear(&self, weight: &Self, bias: Option<&Self>) -> Self {
         let precision = precision();
         let (out_features, in_features) = (weight.size(0), weight.size(1));
         let shape = self.shape();
         assert_eq!(shape.width(), in_features, "linear: input {shape:?} does not fit weight {:?}", weight.shape());
+        if weight.raw().as_quantised().is_some() {
+            return self.linear_quantised(weight, bias);
+        }
         let x = as_matrix(&operand(self, precision));
         let w = operand(weight, precision);
         let mut y = Raw::empty(DType::F32, [x.rows(), out_features]);
@@ -84,6 +87,25 @@ impl Tensor {
             }
             if let Some(x) = saved.as_ref().map(Saved::matrix) {
                 grads.accumulate(1, |slot, start| backend().matmul(slot, &dy.transposed(0, 1), &x, start));
+            }
+        })
+    }
+
+    /// [`Tensor::linear`] with a weight that is quantised and so has no gradient; that of the input decodes it.
+    fn linear_quantised(&self, weight: &Self, bias: Option<&Self>) -> Self {
+        let (shape, w) = (self.shape(), weight.raw().clone());
+        let bias_values = bias.map(Tensor::dense);
+        let y = backend().linear_quantised(&as_matrix(&self.dense()), &w, bias_values.as_ref());
+        let (rows, inputs) = (y.rows(), w.shape()[1]);
+        let parents: Vec<&Self> = [self].into_iter().chain(bias).collect();
+        Self::from_op(y.reshaped(shape.with(shape.len() - 1, w.shape()[0])), &parents, move |dy, grads| {
+            let dy = as_matrix(dy);
+            if bias_values.is_some() && grads.wants(1) {
+                grads.add_into(1, |slot| backend().add_column_sums(slot, &dy));
+            }
+            if grads.wants(0) {
+                let w = backend().cast(&w, DType::F32);
+                grads.accumulate(0, |slot, start| matmul_into(slot, [rows, inputs], &dy, &w, start));
             }
         })
     }

@@ -65,7 +65,13 @@ impl Tensor {
         let (rows, width, vocab) = (hidden.rows(), hidden.shape().width(), weight.size(0));
         assert_eq!(width, weight.size(1), "head {:?} on hidden {:?}", weight.shape(), self.shape());
         assert_eq!(targets.len(), rows, "linear_cross_entropy: {} targets for {rows} rows", targets.len());
+        // A quantised head is multiplied as it is, unless gradients flow back through it.
+        let parents: Vec<&Self> = [self, weight].into_iter().chain(bias).collect();
+        let wants_grad = is_recording() && parents.iter().any(|parent| parent.wants_grad());
+        let is_quantised = weight.raw().as_quantised().is_some();
         let (h, w) = match precision {
+            _ if is_quantised && !wants_grad => (hidden, weight.raw().clone()),
+            Precision::F32 if is_quantised => (hidden, backend().cast(weight.raw(), DType::F32)),
             Precision::F32 => (hidden, weight.dense()),
             Precision::Bf16 => (backend().cast(&hidden, DType::Bf16), weight.to_bf16()),
         };
@@ -73,8 +79,6 @@ impl Tensor {
         if let Some(bias) = &bias_values {
             assert_eq!(bias.count(), vocab, "head {:?} with bias {:?}", weight.shape(), bias.shape());
         }
-        let parents: Vec<&Self> = [self, weight].into_iter().chain(bias).collect();
-        let wants_grad = is_recording() && parents.iter().any(|parent| parent.wants_grad());
         let bias_wants_grad = is_recording() && bias.is_some_and(Self::wants_grad);
         let mut head = HeadGrads::new(wants_grad, [rows, width], [vocab, width], bias_wants_grad);
         let mut sum = 0.0f64;
@@ -83,9 +87,15 @@ impl Tensor {
         while start < rows {
             let len = chunk_rows.min(rows - start);
             let h_chunk = h.narrowed(0, start, len);
-            let mut logits = Raw::empty(DType::F32, [len, vocab]);
-            let from = bias_values.as_ref().map_or(Start::Zero, Start::Bias);
-            backend().matmul(&mut logits, &h_chunk, &w.transposed(0, 1), from);
+            let mut logits = match w.as_quantised() {
+                Some(_) => backend().linear_quantised(&h_chunk, &w, bias_values.as_ref()),
+                None => {
+                    let mut logits = Raw::empty(DType::F32, [len, vocab]);
+                    let from = bias_values.as_ref().map_or(Start::Zero, Start::Bias);
+                    backend().matmul(&mut logits, &h_chunk, &w.transposed(0, 1), from);
+                    logits
+                }
+            };
             let chunk_targets = &targets[start..start + len];
             // What the cap's slope is computed from.
             let uncapped = softcap.map(|cap| backend().affine(&logits, 1.0 / cap, 0.0));

@@ -3,10 +3,11 @@
 use super::shape::{Shape, precision_of};
 use super::{Roof, round};
 use crate::args::{BenchConfig, PrecisionArg};
+use crate::commands::quantise;
 use crate::failure::Failure;
 use crate::output;
-use loam_models::{Forward, Input, footprint};
-use loam_tensor::{Precision, no_grad, with_precision};
+use loam_models::{Forward, Input, Mix, footprint};
+use loam_tensor::{DType, Precision, no_grad, with_precision};
 use loam_train::peak_rss_mib;
 use serde_json::json;
 use std::time::Instant;
@@ -14,10 +15,17 @@ use std::time::Instant;
 /// Prompts that are read; the fastest counts.
 const PREFILLS: usize = 4;
 
-pub fn run(config: BenchConfig, precision: PrecisionArg, tokens: usize, json: bool) -> Result<(), Failure> {
+pub fn run(
+    config: BenchConfig,
+    precision: PrecisionArg,
+    quant: Option<Mix>,
+    tokens: usize,
+    json: bool,
+) -> Result<(), Failure> {
     let shape = Shape::of(config);
     let precision = precision_of(precision)?;
     let model = shape.model()?;
+    quantise(&model, quant)?;
     let prompt_len = shape.time.saturating_sub(tokens);
     if prompt_len == 0 {
         return Err(Failure::with_hint(
@@ -55,14 +63,21 @@ pub fn run(config: BenchConfig, precision: PrecisionArg, tokens: usize, json: bo
     // Of a prompt only the last position goes through the head.
     let head = 2 * shape.head_parameters();
     let prefill_flop = (prompt_len * (footprint.forward_flop_per_token - head) + head) as f64;
-    let element = if precision == Precision::Bf16 { 2 } else { 4 };
-    let decode_bytes =
-        (element * footprint.matmul_parameters + footprint.kv_bytes_per_token_f32 * (prompt_len + tokens / 2)) as f64;
+    let weights = match (quant, precision) {
+        (Some(_), _) => {
+            let all = model.parameters();
+            all.iter().map(|(_, p)| if p.dtype() == DType::F32 { 0 } else { p.bytes() }).sum()
+        }
+        (None, Precision::Bf16) => 2 * footprint.matmul_parameters,
+        (None, Precision::F32) => 4 * footprint.matmul_parameters,
+    };
+    let decode_bytes = (weights + footprint.kv_bytes_per_token_f32 * (prompt_len + tokens / 2)) as f64;
+    let name = quant.map_or(precision.to_string(), |mix| mix.name().to_owned());
     let of_peak = prefill_flop / prefill_s / roof.flop_per_s;
     let of_bandwidth = decode_bytes / decode_s / roof.bytes_per_s;
     if json {
         return output::json(&json!({
-            "config": shape.name, "precision": precision.to_string(), "prompt_tokens": prompt_len, "tokens": tokens,
+            "config": shape.name, "precision": name, "prompt_tokens": prompt_len, "tokens": tokens,
             "prompt_tokens_per_s": (prompt_len as f64 / prefill_s).round(),
             "prefill_gflop_per_s": round(prefill_flop / prefill_s / 1e9, 1), "prefill_of_peak": round(of_peak, 3),
             "tokens_per_s": round(1.0 / decode_s, 1), "decode_gb_per_s": round(decode_bytes / decode_s / 1e9, 1),
@@ -72,7 +87,7 @@ pub fn run(config: BenchConfig, precision: PrecisionArg, tokens: usize, json: bo
         }));
     }
     output::line(&format!(
-        "{} {precision}: prefill {:.0} tokens/s, {:.1} GFLOP/s, {:.0} % of the peak of {:.1}",
+        "{} {name}: prefill {:.0} tokens/s, {:.1} GFLOP/s, {:.0} % of the peak of {:.1}",
         shape.name,
         prompt_len as f64 / prefill_s,
         prefill_flop / prefill_s / 1e9,
@@ -80,7 +95,7 @@ pub fn run(config: BenchConfig, precision: PrecisionArg, tokens: usize, json: bo
         roof.flop_per_s / 1e9
     ))?;
     output::line(&format!(
-        "{} {precision}: decode {:.1} tokens/s, {:.1} GB/s, {:.0} % of the {:.1} that memory gives",
+        "{} {name}: decode {:.1} tokens/s, {:.1} GB/s, {:.0} % of the {:.1} that memory gives",
         shape.name,
         1.0 / decode_s,
         decode_bytes / decode_s / 1e9,

@@ -8,6 +8,7 @@ use crate::table::Table;
 use loam_kernels::attention::{AttentionDims, Grads, Heads, Masking, attention, attention_backward};
 use loam_kernels::elementwise::{self, Binary, Unary};
 use loam_kernels::optim::{AdamW, adamw_step};
+use loam_kernels::quant::{GgmlType, Quantised, matmul_quantised, quantise_rows};
 use loam_kernels::rng::Rng;
 use loam_kernels::{Mat, MatMut, Start, bf16, convert, cross_entropy, gemm_bf16, gemm_f32, norm, softmax};
 use loam_tensor::Precision;
@@ -30,14 +31,31 @@ const PRODUCTS: [(usize, usize, usize); 9] = [
 ];
 /// Inputs and outputs of decoding's products in `gpt2`.
 const THIN: [(usize, usize); 3] = [(768, 3072), (3072, 768), (768, 50_304)];
+/// Inputs and outputs of the quantised products: 16 million weights.
+const QUANTISED: (usize, usize) = (2048, 8192);
+const QUANTISED_TYPES: [GgmlType; 12] = [
+    GgmlType::F32,
+    GgmlType::F16,
+    GgmlType::Bf16,
+    GgmlType::Q8_0,
+    GgmlType::Q4_0,
+    GgmlType::Q5_0,
+    GgmlType::Iq4Nl,
+    GgmlType::Iq4Xs,
+    GgmlType::Q2K,
+    GgmlType::Q4K,
+    GgmlType::Q5K,
+    GgmlType::Q6K,
+];
 /// Rows and width of the operations that are bound by memory.
 const ROWS: usize = 4096;
 const WIDTH: usize = 2048;
 
-pub fn run(json: bool) -> Result<(), Failure> {
-    let mut sheet = Sheet { roof: Roof::measured(), rows: Vec::new() };
+pub fn run(only: String, json: bool) -> Result<(), Failure> {
+    let mut sheet = Sheet { roof: Roof::measured(), only, rows: Vec::new() };
     products(&mut sheet);
     thin(&mut sheet);
+    quantised(&mut sheet);
     attentions(&mut sheet);
     streams(&mut sheet);
     sheet.print(json)
@@ -46,6 +64,8 @@ pub fn run(json: bool) -> Result<(), Failure> {
 /// What was measured so far.
 struct Sheet {
     roof: Roof,
+    /// Part of the names of what is measured.
+    only: String,
     rows: Vec<Row>,
 }
 
@@ -59,6 +79,9 @@ struct Row {
 
 impl Sheet {
     fn measure(&mut self, name: String, flop: f64, bytes: f64, work: impl FnMut()) {
+        if !name.contains(&self.only) {
+            return;
+        }
         let precision = if name.contains("bf16") { Precision::Bf16 } else { Precision::F32 };
         self.rows.push(Row { name, precision, seconds: fastest(work), flop, bytes });
     }
@@ -167,6 +190,23 @@ fn thin(sheet: &mut Sheet) {
             sheet.measure(name("decode bf16 "), flop, bytes / 2.0, || {
                 gemm_bf16(MatMut::rows(&mut y, rows, outputs), mx, mw, Start::Zero);
             });
+        }
+    }
+}
+
+/// One token, a few, and a prompt against a quantised weight that no cache holds.
+fn quantised(sheet: &mut Sheet) {
+    let (inputs, outputs) = QUANTISED;
+    let w = normal(inputs * outputs);
+    for ty in QUANTISED_TYPES {
+        let mut bytes = vec![0; ty.bytes(w.len()).unwrap_or(0)];
+        quantise_rows(ty, &w, inputs, None, &mut bytes);
+        let weights = Quantised::new(ty, &bytes, outputs, inputs);
+        for rows in [1, 4, 8, 512] {
+            let (x, mut y) = (normal(rows * inputs), vec![0.0; rows * outputs]);
+            let flop = 2.0 * (rows * inputs * outputs) as f64;
+            let name = format!("{} {rows} x {inputs} -> {outputs}", ty.name());
+            sheet.measure(name, flop, bytes.len() as f64, || matmul_quantised(&mut y, &x, weights, None));
         }
     }
 }

@@ -17,8 +17,10 @@ pub fn run(verb: BenchVerb) -> Result<Outcome, Failure> {
         BenchVerb::Train { config, precision, recompute, profile, json } => {
             train::run(config, precision, recompute, profile, json)?;
         }
-        BenchVerb::Infer { config, precision, tokens, json } => infer::run(config, precision, tokens.get(), json)?,
-        BenchVerb::Kernels { json } => kernels::run(json)?,
+        BenchVerb::Infer { config, precision, quant, tokens, json } => {
+            infer::run(config, precision, quant, tokens.get(), json)?;
+        }
+        BenchVerb::Kernels { only, json } => kernels::run(only, json)?,
         BenchVerb::Tokenizer { file, vocab_size, json } => tokenizer::run(&file, vocab_size, json)?,
     }
     Ok(Outcome::Done)

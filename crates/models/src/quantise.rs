@@ -1,0 +1,322 @@
+//! Which element type each weight gets when a model is quantised: the mixes of llama.cpp, by the same rules.
+
+use std::collections::{BTreeMap, HashMap};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use loam_kernels::quant::{can_quantise, quantise_rows};
+use loam_tensor::{DType, GgmlType, Parameter, Raw, SharedBytes};
+
+use crate::error::Error;
+use crate::model::LanguageModel;
+use crate::spec::{Spec, Task};
+
+/// How much an error in each column of a weight matters, by the parameter's name: the mean square of what the column is
+/// multiplied with.
+pub type Importance = HashMap<String, Vec<f32>>;
+
+/// A recipe for the element types of a model's weights, such as `q4_k_m`: a base type, and weights that get another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mix {
+    name: &'static str,
+    base: GgmlType,
+    size: Size,
+}
+
+/// How many weights get more bits than the base type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    /// None but the head.
+    Plain,
+    Small,
+    Medium,
+    Large,
+}
+
+const MIXES: [(&str, GgmlType, Size); 21] = [
+    ("f16", GgmlType::F16, Size::Plain),
+    ("bf16", GgmlType::Bf16, Size::Plain),
+    ("q8_0", GgmlType::Q8_0, Size::Plain),
+    ("q6_k", GgmlType::Q6K, Size::Plain),
+    ("q5_k_m", GgmlType::Q5K, Size::Medium),
+    ("q5_k", GgmlType::Q5K, Size::Medium),
+    ("q5_k_s", GgmlType::Q5K, Size::Small),
+    ("q5_1", GgmlType::Q5_1, Size::Plain),
+    ("q5_0", GgmlType::Q5_0, Size::Plain),
+    ("q4_k_m", GgmlType::Q4K, Size::Medium),
+    ("q4_k", GgmlType::Q4K, Size::Medium),
+    ("q4_k_s", GgmlType::Q4K, Size::Small),
+    ("q4_1", GgmlType::Q4_1, Size::Plain),
+    ("q4_0", GgmlType::Q4_0, Size::Plain),
+    ("iq4_nl", GgmlType::Iq4Nl, Size::Plain),
+    ("iq4_xs", GgmlType::Iq4Xs, Size::Plain),
+    ("q3_k_l", GgmlType::Q3K, Size::Large),
+    ("q3_k_m", GgmlType::Q3K, Size::Medium),
+    ("q3_k_s", GgmlType::Q3K, Size::Small),
+    ("q2_k", GgmlType::Q2K, Size::Medium),
+    ("q2_k_s", GgmlType::Q2K, Size::Small),
+];
+
+impl Mix {
+    /// Every mix.
+    pub fn all() -> impl Iterator<Item = Self> {
+        MIXES.into_iter().map(|(name, base, size)| Self { name, base, size })
+    }
+
+    /// Its name, in small letters.
+    pub fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// The type of a weight of `width` columns, or `None` for what stays as it is: norms, biases, positions, routers.
+    fn type_of(self, spec: &Spec, name: &str, width: usize) -> Option<GgmlType> {
+        let place = Place::of(spec, name)?;
+        let wanted = if self.base.is_quantised() { self.wanted(spec, place) } else { self.base };
+        Some(fitting(wanted, width))
+    }
+
+    /// llama.cpp's choice where the width is no obstacle.
+    fn wanted(self, spec: &Spec, place: Place) -> GgmlType {
+        use GgmlType::{Iq4Nl, Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K, Q8_0};
+        let attention = &spec.stack.layers[0].attention;
+        let shares_values = attention.num_attention_heads >= 4 * attention.num_key_value_heads;
+        let eight_experts = spec.stack.layers[0].experts.is_some_and(|experts| experts.num_experts == 8);
+        match (place.role, self.base, self.size) {
+            (Role::Head, Q8_0, _) => Q8_0,
+            (Role::Head, ..) => Q6K,
+            (Role::Value | Role::Key, ..) if eight_experts => Q8_0,
+            (Role::Value, Q2K, _) if shares_values => Q4K,
+            (Role::Value, Q2K, Size::Medium) => Q3K,
+            (Role::Value, Q3K, Size::Medium) => {
+                if place.layer < 2 {
+                    Q5K
+                } else {
+                    Q4K
+                }
+            }
+            (Role::Value, Q3K, Size::Large) => Q5K,
+            (Role::Value, Iq4Nl | Iq4Xs, _) if shares_values => Q5K,
+            (Role::Value | Role::Down, Q4K | Q5K, Size::Medium) if place.gets_more_bits() => Q6K,
+            (Role::Value, Q4K, Size::Small) if place.layer < 4 => Q5K,
+            (Role::Down, Q2K, Size::Medium) => Q3K,
+            (Role::Down, Q2K, _) if place.layer < place.layers / 8 => Q4K,
+            (Role::Down, Q3K, Size::Medium) => {
+                if place.layer < place.layers / 16 {
+                    Q5K
+                } else {
+                    Q4K
+                }
+            }
+            (Role::Down, Q3K, Size::Large) => Q5K,
+            (Role::Down, Iq4Nl | Iq4Xs, _) if place.layer < place.layers / 8 => Q5K,
+            (Role::Down, Q4K, Size::Small) if place.layer < place.layers / 8 => Q5K,
+            (Role::Output, Q2K | Q3K | Q4K | Iq4Nl | Iq4Xs, size) if eight_experts && size != Size::Large => Q5K,
+            (Role::Output, Q2K, Size::Medium) => Q3K,
+            (Role::Output, Q3K, Size::Medium) => Q4K,
+            (Role::Output, Q3K, Size::Large) => Q5K,
+            (_, base, _) => base,
+        }
+    }
+}
+
+impl FromStr for Mix {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::all().find(|mix| mix.name.eq_ignore_ascii_case(text)).ok_or_else(|| {
+            let names: Vec<&str> = Self::all().map(|mix| mix.name).collect();
+            Error::Input(format!("unknown quantisation `{text}`; known are {}", names.join(", ")))
+        })
+    }
+}
+
+/// What a weight is for.
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    /// The head over tokens, or the token table that is one, too.
+    Head,
+    Key,
+    Value,
+    /// What attention writes to the residual stream.
+    Output,
+    /// What the feed-forward network writes to it.
+    Down,
+    Other,
+}
+
+/// A weight's role and the block it is in.
+#[derive(Clone, Copy)]
+struct Place {
+    role: Role,
+    layer: usize,
+    layers: usize,
+}
+
+impl Place {
+    fn of(spec: &Spec, name: &str) -> Option<Self> {
+        let (bare, layers) = match (name.strip_prefix("encoder."), &spec.encoder) {
+            (Some(bare), Some(encoder)) => (bare, encoder.layers.len()),
+            _ => (name, spec.stack.layers.len()),
+        };
+        let is_head = match name {
+            "lm_head.weight" => true,
+            "embed_tokens.weight" => spec.head.task == Task::LanguageModel && spec.tie_word_embeddings,
+            _ => false,
+        };
+        let Some((layer, rest)) = bare.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) else {
+            let role = if is_head { Role::Head } else { Role::Other };
+            return (is_head || name == "embed_tokens.weight").then_some(Self { role, layer: 0, layers });
+        };
+        let role = match rest.strip_suffix("_proj.weight")?.rsplit('.').next()? {
+            "k" => Role::Key,
+            "v" => Role::Value,
+            "o" => Role::Output,
+            "down" => Role::Down,
+            _ => Role::Other,
+        };
+        Some(Self { role, layer: layer.parse().ok()?, layers })
+    }
+
+    /// The first and the last eighth of the blocks, and every third between.
+    fn gets_more_bits(self) -> bool {
+        let eighth = self.layers / 8;
+        self.layer < eighth || self.layer >= 7 * self.layers / 8 || (self.layer - eighth) % 3 == 2
+    }
+}
+
+/// The type itself, or one with smaller blocks where `width` is no whole number of its own.
+fn fitting(ty: GgmlType, width: usize) -> GgmlType {
+    if width.is_multiple_of(ty.block_len()) {
+        return ty;
+    }
+    let smaller = match ty {
+        GgmlType::Q2K | GgmlType::Q3K => GgmlType::Q4_0,
+        GgmlType::Q4K => GgmlType::Q5_0,
+        GgmlType::Q5K => GgmlType::Q5_1,
+        GgmlType::Q6K => GgmlType::Q8_0,
+        GgmlType::Iq4Xs => GgmlType::Iq4Nl,
+        other => other,
+    };
+    if width.is_multiple_of(smaller.block_len()) { smaller } else { GgmlType::F16 }
+}
+
+/// The element type of every weight that gets one, by the parameter's name.
+pub type Plan = BTreeMap<String, GgmlType>;
+
+impl LanguageModel {
+    /// What `mix` makes of each weight.
+    pub fn plan(&self, mix: Mix) -> Plan {
+        let typed = |(name, parameter): (String, Parameter)| {
+            let shape = parameter.shape();
+            let ty = (shape.len() == 2).then(|| mix.type_of(self.spec(), &name, shape[1])).flatten()?;
+            Some((name, ty))
+        };
+        self.parameters().into_iter().filter_map(typed).collect()
+    }
+
+    /// Encodes the weights as `plan` says, for running the model: they can no longer be trained. Refuses names that the
+    /// model lacks, and types that its widths do not allow.
+    pub fn quantise(&self, plan: &Plan, importance: Option<&Importance>) -> Result<(), Error> {
+        let parameters: HashMap<String, Parameter> = self.parameters().into_iter().collect();
+        for (name, &ty) in plan {
+            let parameter = parameters.get(name);
+            let parameter =
+                parameter.ok_or_else(|| Error::Input(format!("the model has no weight {name} to quantise")))?;
+            let shape = parameter.shape();
+            let width = shape.width();
+            if shape.len() != 2 || !can_quantise(ty) || ty.bytes(width).is_none() {
+                return Err(Error::Input(format!("{name} {shape:?} cannot be written as {}", ty.name())));
+            }
+            let importance = importance.and_then(|all| all.get(name)).map(Vec::as_slice);
+            if importance.is_some_and(|columns| columns.len() != width) {
+                return Err(Error::Input(format!("the importances of {name} are not those of its {width} columns")));
+            }
+            parameter.replace(encoded(parameter, ty, importance));
+        }
+        Ok(())
+    }
+
+    /// Bytes of all weights as they are now, tied ones once.
+    pub fn weight_bytes(&self) -> usize {
+        self.parameters().iter().map(|(_, parameter)| parameter.bytes()).sum()
+    }
+
+    /// Whether any weight is not in f32.
+    pub fn is_quantised(&self) -> bool {
+        self.parameters().iter().any(|(_, parameter)| parameter.dtype() != DType::F32)
+    }
+}
+
+fn encoded(parameter: &Parameter, ty: GgmlType, importance: Option<&[f32]>) -> Raw {
+    let (shape, values) = (parameter.shape(), parameter.to_vec());
+    let mut bytes = vec![0; DType::Ggml(ty).bytes(values.len())];
+    quantise_rows(ty, &values, shape[1], importance, &mut bytes);
+    let bytes: SharedBytes = Arc::new(bytes);
+    Raw::quantised(ty, [shape[0], shape[1]], bytes, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn model(config: serde_json::Value) -> LanguageModel {
+        LanguageModel::new(&config, 1).expect("a valid configuration")
+    }
+
+    fn wide(layers: usize) -> LanguageModel {
+        model(json!({
+            "model_type": "llama", "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": layers,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40, "tie_word_embeddings": false,
+        }))
+    }
+
+    fn mix(name: &str) -> Mix {
+        name.parse().expect("a known mix")
+    }
+
+    #[test]
+    fn the_medium_mix_gives_more_bits_to_values_and_down_projections_of_some_layers() {
+        let model = wide(8);
+        let plan = model.plan(mix("Q4_K_M"));
+        let of = |name: &str| plan.get(name).copied();
+        for (layer, is_more) in [true, false, false, true, false, false, true, true].into_iter().enumerate() {
+            let ty = if is_more { GgmlType::Q6K } else { GgmlType::Q4K };
+            assert_eq!(of(&format!("layers.{layer}.attention.v_proj.weight")), Some(ty), "layer {layer}");
+            assert_eq!(of(&format!("layers.{layer}.feed_forward.down_proj.weight")), Some(ty), "layer {layer}");
+            assert_eq!(of(&format!("layers.{layer}.attention.q_proj.weight")), Some(GgmlType::Q4K));
+        }
+        assert_eq!((of("lm_head.weight"), of("embed_tokens.weight")), (Some(GgmlType::Q6K), Some(GgmlType::Q4K)));
+        assert_eq!((of("norm.weight"), of("layers.0.attention_norm.weight")), (None, None));
+        let small = model.plan(mix("q4_k_s"));
+        assert_eq!(small["layers.3.attention.v_proj.weight"], GgmlType::Q5K);
+        assert_eq!(small["layers.4.attention.v_proj.weight"], GgmlType::Q4K);
+        assert_eq!(small["layers.0.feed_forward.down_proj.weight"], GgmlType::Q5K);
+        assert_eq!(small["layers.1.feed_forward.down_proj.weight"], GgmlType::Q4K);
+    }
+
+    #[test]
+    fn widths_that_large_blocks_do_not_fit_take_smaller_ones() {
+        let model = model(json!({
+            "model_type": "llama", "hidden_size": 96, "intermediate_size": 100, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 40, "tie_word_embeddings": true,
+        }));
+        let plan = model.plan(mix("q4_k_s"));
+        assert_eq!(plan["layers.0.attention.q_proj.weight"], GgmlType::Q5_0);
+        assert_eq!(plan["layers.0.attention.v_proj.weight"], GgmlType::Q5_1);
+        assert_eq!(plan["layers.0.feed_forward.down_proj.weight"], GgmlType::F16);
+        assert_eq!(plan["embed_tokens.weight"], GgmlType::Q8_0);
+        model.quantise(&plan, None).expect("a plan of its own");
+        assert!(model.weight_bytes() * 4 < model.num_parameters() * 4);
+    }
+
+    #[test]
+    fn a_plan_for_another_model_is_refused() {
+        let model = wide(1);
+        let refused =
+            |name: &str, ty| model.quantise(&Plan::from([(name.to_owned(), ty)]), None).unwrap_err().to_string();
+        assert!(refused("layers.7.attention.q_proj.weight", GgmlType::Q4K).contains("no weight layers.7"));
+        assert!(refused("norm.weight", GgmlType::Q4K).contains("cannot be written as Q4_K"));
+        assert!("q4_m".parse::<Mix>().unwrap_err().to_string().contains("q4_k_m"));
+    }
+}
