@@ -158,7 +158,7 @@ impl<S: Steps> Ints for Vectors<S> {
                 for c in 0..SUMS {
                     let wq = load(w.q, b * LARGE + c * SMALL);
                     // Sixteen-bit number c of either half, everywhere in that half.
-                    let pair = _mm256_set1_epi16(((2 * c + 1) << 8 | 2 * c) as i16);
+                    let pair = _mm256_set1_epi16((((2 * c + 1) << 8) | (2 * c)) as i16);
                     let scale = _mm256_shuffle_epi8(scales, pair);
                     for (sum, x) in sums.iter_mut().zip(x) {
                         let twos = _mm256_maddubs_epi16(wq, load(x.q, b * LARGE + c * SMALL));
