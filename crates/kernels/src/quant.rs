@@ -2,8 +2,8 @@
 //!
 //! A row of a tensor is a whole number of blocks; a block is some small integers and the scales that they share. Two
 //! shapes of block cover all types that we write, and `unpack` is the one place that knows where the bits lie: 32
-//! numbers with a scale and a minimum in f32 ([`unpack::Block32`]), and 256 numbers whose sixteenths have integer scales
-//! and minima ([`unpack::Block256`]). Decoding and the products both start from there. The remaining types can be read.
+//! numbers with a scale and a minimum in f32 (`unpack::Block32`), and 256 numbers whose sixteenths have integer scales
+//! and minima (`unpack::Block256`). Decoding and the products both start from there. The remaining types can be read.
 
 mod activations;
 mod decode;
