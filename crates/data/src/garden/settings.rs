@@ -13,7 +13,8 @@ pub const TRAIN_CHATS: usize = 12_000;
 pub const TASK_EXAMPLES: usize = 2_000;
 /// Held-out examples of each labelled task.
 pub const TASK_HELD_OUT: usize = 200;
-/// Facts that a passage to be asked about states.
+/// Most facts that a passage to be asked about states. Some state one alone: from those a model learns what a question
+/// asks for, and from the others to find it.
 pub const PASSAGE_FACTS: usize = 5;
 /// Held-out questions.
 pub const QUESTIONS: usize = 400;

@@ -103,7 +103,8 @@ impl Garden {
 }
 
 fn reading(exercises: &Exercises, split: Split, lang: Lang, draw: &mut Draw) -> Option<QaRow> {
-    let facts: Vec<&Fact> = (0..PASSAGE_FACTS).map(|_| facts::any_fact(exercises, lang, draw)).collect();
+    let n = 1 + draw.below(PASSAGE_FACTS);
+    let facts: Vec<&Fact> = (0..n).map(|_| facts::any_fact(exercises, lang, draw)).collect();
     let (context, places) = facts::state(&facts, lang, draw);
     let asked = draw.below(facts.len());
     let question = exercises.ask(facts[asked], lang, draw.below(facts[asked].relation().questions(lang).len()));
