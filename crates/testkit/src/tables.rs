@@ -197,6 +197,11 @@ pub fn running_means() -> Golden {
     Golden::read(&root().join("ema.safetensors"))
 }
 
+/// One matrix of `[64, 68]` under AdamW with 8 bits, every eighth value after steps 1, 7 and 20: `kept` `[3, 544]`.
+pub fn adamw8bit() -> Golden {
+    Golden::read(&root().join("adamw8bit.safetensors"))
+}
+
 /// Learning-rate multipliers of transformers' schedules, and of PyTorch's for `one_cycle`.
 pub fn schedules() -> Vec<Schedule> {
     read_json::<Cases<Schedule>>("schedules.json").cases

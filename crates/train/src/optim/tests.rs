@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use loam_tensor::{Raw, Tensor};
-use loam_testkit::{Random, assert_close, assert_close_relative, optimizers, running_means};
+use loam_testkit::{Random, adamw8bit, assert_close, assert_close_relative, optimizers, running_means};
 
 use super::*;
 use crate::checkpoint::{Checkpoints, Progress};
@@ -87,6 +87,7 @@ fn follow(case: &str, tolerance: f32) -> f32 {
 fn twenty_steps_of_every_optimizer_follow_pytorch() {
     let cases = optimizers().cases;
     let covered = |kind: &OptimizerKind| cases.keys().any(|case| serde_json::json!(kind) == **case);
+    // 8 bits begin where parameters are larger than these; they follow a reference of their own below.
     assert!(KINDS.iter().all(|kind| covered(kind) || *kind == OptimizerKind::Adamw8bit));
     for case in cases.keys().filter(|case| *case != "muon_bf16") {
         println!("{case}: largest difference {:e}", follow(case, TOLERANCE));
@@ -98,6 +99,35 @@ fn muon_follows_pytorch_within_what_bf16_loses_there() {
     // PyTorch in bf16 is 1e-3 from PyTorch in f32, as the script prints: a step is 0.02 * 0.2 * √7 = 0.011 of a direction
     // that is off by a few roundings of 2^-9, and twenty of them add up. Twice that is allowed; parameters move by 0.08.
     println!("muon in bf16: largest difference {:e}", follow("muon_bf16", 2e-3));
+}
+
+/// Numbers in [0, 1) that look random, as in the script.
+fn unit(i: usize, step: usize) -> f64 {
+    ((i * 7919 + step * 104_729 + (i * step % 97) * 12345) % 2003) as f64 / 2003.0
+}
+
+#[test]
+fn twenty_steps_of_adamw_with_8_bits_follow_bitsandbytes() {
+    let golden = adamw8bit();
+    let (shape, expected) = (Dims::new(&[64, 68]), golden.floats("kept"));
+    let n = shape.count();
+    let stride = n / expected.shape[1];
+    let initial: Vec<f32> = (0..n).map(|i| (2.0 * unit(i, 500) - 1.0) as f32).collect();
+    let parameters = [("layers.0.matrix".to_string(), Parameter::new(Raw::from_f32(&initial, shape)))];
+    let kind = OptimizerKind::Adamw8bit;
+    let mut optimizer = Optimizer::new(&parameters, OptimizerSettings { kind, ..OptimizerSettings::default() });
+    let sign = |u: f64| if u < 0.4 { -1.0 } else { 1.0 };
+    let mut rows = expected.values.chunks(expected.shape[1]);
+    for number in 1..=20 {
+        let grad: Vec<f32> =
+            (0..n).map(|i| (sign(unit(i, number + 1000)) * (0.05 + 0.95 * unit(i, number))) as f32).collect();
+        step(&mut optimizer, &parameters, &[&grad], 0.01);
+        if ![1, 7, 20].contains(&number) {
+            continue;
+        }
+        let found: Vec<f32> = parameters[0].1.to_vec().into_iter().step_by(stride).collect();
+        assert_close(&format!("adamw8bit after step {number}"), &found, rows.next().unwrap(), TOLERANCE);
+    }
 }
 
 /// Two matrices inside of blocks, an embedding and a vector; large enough for 8 bits.
