@@ -70,6 +70,18 @@ fn unigram_gives_words_back_with_their_spaces() {
 }
 
 #[test]
+fn texts_end_with_the_end_token_where_a_configuration_wants_it() {
+    for kind in [TrainKind::ByteBpe, TrainKind::Unigram, TrainKind::Char] {
+        let config = TrainConfig { ends_texts: true, ..config(kind, 400) };
+        let tokenizer = train([Ok::<_, Error>(prose(1, 1500))], &config, &mut |_| {}).unwrap();
+        let (bare, full) = (Special::Ignore, Special::Add);
+        let mut ids = tokenizer.encode("the fox", bare).unwrap();
+        ids.push(tokenizer.eos_id().unwrap());
+        assert_eq!(tokenizer.encode("the fox", full).unwrap(), ids, "{kind:?}");
+    }
+}
+
+#[test]
 fn a_saved_tokenizer_is_the_same_when_opened_and_saved_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokenizer.json");

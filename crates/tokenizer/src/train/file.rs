@@ -8,6 +8,8 @@ use serde_json::{Map, Value, json};
 pub(super) const UNKNOWN: &str = "<unk>";
 /// The token for the unknown, of WordPiece.
 pub(super) const WORD_PIECE_UNKNOWN: &str = "[UNK]";
+/// The tokens that end a text, of the kinds that do not frame it.
+const ENDS: [&str; 2] = ["<|endoftext|>", "</s>"];
 /// Marks a piece that continues a word.
 pub(super) const WORD_PIECE_PREFIX: &str = "##";
 
@@ -66,7 +68,7 @@ fn common(config: &TrainConfig) -> Value {
     json!({
         "version": "1.0", "truncation": null, "padding": null,
         "added_tokens": config.special_tokens.iter().enumerate().map(added).collect::<Vec<_>>(),
-        "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": null
+        "normalizer": null, "pre_tokenizer": null, "post_processor": ending(config), "decoder": null, "model": null
     })
 }
 
@@ -84,15 +86,42 @@ fn vocabulary(tokens: &[String]) -> Map<String, Value> {
 
 /// A post-processor that puts one token before and one after a text, if both are among the special tokens.
 fn around(config: &TrainConfig, before: &str, after: &str) -> Value {
-    let id = |token: &str| config.special_tokens.iter().position(|t| t == token);
-    let (Some(before_id), Some(after_id)) = (id(before), id(after)) else { return Value::Null };
-    let special = |token: &str, kind: usize| json!({"SpecialToken": {"id": token, "type_id": kind}});
-    let text = |name: &str, kind: usize| json!({"Sequence": {"id": name, "type_id": kind}});
-    let entry = |token: &str, id: usize| json!({"id": token, "ids": [id], "tokens": [token]});
-    json!({
-        "type": "TemplateProcessing",
-        "single": [special(before, 0), text("A", 0), special(after, 0)],
-        "pair": [special(before, 0), text("A", 0), special(after, 0), text("B", 1), special(after, 1)],
-        "special_tokens": {before: entry(before, before_id), after: entry(after, after_id)}
-    })
+    let is_special = |token: &str| config.special_tokens.iter().any(|t| t == token);
+    if !is_special(before) || !is_special(after) {
+        return Value::Null;
+    }
+    let (start, end) = (|kind| special(before, kind), |kind| special(after, kind));
+    let single = vec![start(0), sequence("A", 0), end(0)];
+    let pair = [single.clone(), vec![sequence("B", 1), end(1)]].concat();
+    template(config, &[before, after], single, pair)
+}
+
+/// A post-processor that puts the end token after a text, if the configuration wants it.
+fn ending(config: &TrainConfig) -> Value {
+    let end = config.special_tokens.iter().find(|token| ENDS.contains(&token.as_str()));
+    match end.filter(|_| config.ends_texts) {
+        None => Value::Null,
+        Some(end) => {
+            let single = vec![sequence("A", 0), special(end, 0)];
+            let pair = [single.clone(), vec![sequence("B", 0), special(end, 0)]].concat();
+            template(config, &[end], single, pair)
+        }
+    }
+}
+
+fn template(config: &TrainConfig, tokens: &[&str], single: Vec<Value>, pair: Vec<Value>) -> Value {
+    let entry = |token: &&str| {
+        let id = config.special_tokens.iter().position(|t| t == token);
+        ((*token).to_owned(), json!({"id": token, "ids": [id], "tokens": [token]}))
+    };
+    let tokens: Map<String, Value> = tokens.iter().map(entry).collect();
+    json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens})
+}
+
+fn special(token: &str, kind: usize) -> Value {
+    json!({"SpecialToken": {"id": token, "type_id": kind}})
+}
+
+fn sequence(name: &str, kind: usize) -> Value {
+    json!({"Sequence": {"id": name, "type_id": kind}})
 }

@@ -44,6 +44,8 @@ pub struct TrainConfig {
     pub special_tokens: Vec<String>,
     /// For byte-level BPE: every digit is a token, instead of groups of up to three.
     pub split_digits: bool,
+    /// Texts get the end token after them, as encoder-decoders want their sources; `WordPiece` always frames them.
+    pub ends_texts: bool,
 }
 
 impl TrainConfig {
@@ -57,7 +59,7 @@ impl TrainConfig {
         };
         let special_tokens = special.iter().map(|s| (*s).to_owned()).collect();
         let vocab_size = if kind == TrainKind::WordPiece { 30_000 } else { 8_192 };
-        Self { kind, vocab_size, min_frequency: 0, special_tokens, split_digits: false }
+        Self { kind, vocab_size, min_frequency: 0, special_tokens, split_digits: false, ends_texts: false }
     }
 
     fn validate(&self) -> Result<()> {

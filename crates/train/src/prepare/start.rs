@@ -210,6 +210,8 @@ fn train_config(recipe: &Recipe) -> TrainConfig {
         vocab_size: section.vocab_size.unwrap_or(DEFAULT_VOCAB_SIZE),
         min_frequency: section.min_frequency.unwrap_or(DEFAULT_MIN_FREQUENCY),
         split_digits: section.split_digits.unwrap_or(false),
+        // Whoever opens the model elsewhere encodes a source as we did.
+        ends_texts: recipe.stage == Stage::Seq2seq,
         ..TrainConfig::new(kind)
     };
     let masks = config.special_tokens.iter().any(|token| token == "[MASK]");
