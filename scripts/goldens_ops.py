@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import optimization
-from transformers.generation import logits_process
+
+import goldens_samplers
 
 
 def attention(q, k, v, causal):
@@ -90,48 +91,6 @@ def write_cases(root, name, cases, normal):
     write_json(root / f"{name}.json", {"cases": index})
 
 
-SAMPLERS = [  # name, logits, temperature, top_k, top_p, min_p, repetition_penalty
-    ("plain", "smooth", None, None, None, None, None),
-    ("temperature cold", "smooth", 0.5, None, None, None, None),
-    ("temperature hot", "peaked", 1.7, None, None, None, None),
-    ("top-k 1", "smooth", None, 1, None, None, None),
-    ("top-k 5", "smooth", None, 5, None, None, None),
-    ("top-k larger than the vocabulary", "smooth", None, 1000, None, None, None),
-    ("top-p 0.9", "smooth", None, None, 0.9, None, None),
-    ("top-p 0.3 of a peaked vector", "peaked", None, None, 0.3, None, None),
-    ("top-p tiny keeps one", "smooth", None, None, 0.001, None, None),
-    ("min-p 0.1", "smooth", None, None, None, 0.1, None),
-    ("min-p 1 keeps the largest", "peaked", None, None, None, 1.0, None),
-    ("repetition penalty", "smooth", None, None, None, None, 1.3),
-    ("repetition reward", "smooth", None, None, None, None, 0.8),
-    ("temperature before top-p", "smooth", 0.7, None, 0.8, None, None),
-    ("top-k before top-p", "smooth", None, 8, 0.7, None, None),
-    ("everything", "smooth", 0.8, 12, 0.95, 0.05, 1.2),
-]
-
-
-def write_samplers(root):
-    generator = torch.Generator().manual_seed(zlib.crc32(b"samplers"))
-    vectors = {name: torch.randn(1, 24, generator=generator) * scale for name, scale in (("smooth", 1.5), ("peaked", 5.0))}
-    prompt = torch.tensor([[3, 7, 7, 0, 19]])
-    cases = []
-    for name, vector, temperature, top_k, top_p, min_p, penalty in SAMPLERS:
-        chain = [  # the order in which transformers applies them
-            penalty and logits_process.RepetitionPenaltyLogitsProcessor(penalty),
-            temperature and logits_process.TemperatureLogitsWarper(temperature),
-            top_k and logits_process.TopKLogitsWarper(top_k),
-            top_p and logits_process.TopPLogitsWarper(top_p),
-            min_p and logits_process.MinPLogitsWarper(min_p),
-        ]
-        scores = vectors[vector].clone()
-        for processor in filter(None, chain):
-            scores = processor(prompt, scores)
-        cases.append(dict(name=name, logits=vector, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                          repetition_penalty=penalty, probabilities=scores.softmax(-1)[0].tolist()))
-    write_json(root / "samplers.json", dict(
-        prompt=prompt[0].tolist(), logits={key: value[0].tolist() for key, value in vectors.items()}, cases=cases))
-
-
 SCHEDULES = [  # name, steps, warmup, smallest multiplier, what only this one has
     ("constant", 10, 0, None, {}),
     ("constant", 10, 4, None, {}),
@@ -205,5 +164,5 @@ def write_json(path, value):
 
 def write(root):
     write_ops(root)
-    write_samplers(root)
+    goldens_samplers.write(root, write_json)
     write_schedules(root)

@@ -7,8 +7,10 @@
 pub mod fake;
 mod message;
 mod model;
+mod preset;
 mod sampling;
 
 pub use message::{FunctionCall, ImageUrl, Message, Part, Preference, Role, ToolCall};
 pub use model::{Completion, Embed, Error, FinishReason, Generate, Score, Scored};
+pub use preset::{SamplerPreset, SamplerStep};
 pub use sampling::Sampling;

@@ -39,6 +39,20 @@ pub enum Error {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// A grammar that is not valid or not supported, or that became too complex on the way.
+    #[error("the constraint cannot be kept: {reason}")]
+    Grammar {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A JSON schema that is not valid, not supported, or that nothing satisfies.
+    #[error("the JSON schema cannot be kept: #{path}: {reason}")]
+    Schema {
+        /// The innermost part that is at fault, as a JSON pointer.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// Messages, but no way to put them into text.
     #[error("the model has no chat template")]
     NoChatTemplate,
@@ -77,6 +91,10 @@ impl Error {
             Self::EmptyPrompt => Some("give the model at least one token to continue".into()),
             Self::NoStart => Some("set `decoder_start_token_id` in config.json".into()),
             Self::Setting { .. } => None,
+            Self::Grammar { .. } => {
+                Some("grammars are JSON schemas, regular expressions without look-around, Lark, or GBNF".into())
+            }
+            Self::Schema { .. } => Some("leave the keyword out, or say the same with others".into()),
             Self::NoChatTemplate => {
                 Some("continue a plain text instead (`loam generate`), or train the model on chats first".into())
             }

@@ -9,7 +9,8 @@ use loam_tensor::no_grad;
 use loam_tokenizer::{ChatTemplate, Special, Tokenizer};
 use rayon::prelude::*;
 
-use crate::sampler::{Choice, choose};
+use crate::constrain::Constraint;
+use crate::sampler::{Choice, Sampler, top_logprobs};
 use crate::stop::StopMatcher;
 use crate::{Error, Timings};
 
@@ -23,6 +24,7 @@ pub struct Generator<'a> {
     template: Option<&'a ChatTemplate>,
     stop_ids: Vec<u32>,
     keep_logprobs: bool,
+    constraint: Option<&'a Constraint>,
     interrupt: Option<&'a AtomicBool>,
 }
 
@@ -41,6 +43,8 @@ pub struct Generated {
     pub tokens: Vec<u32>,
     /// Their natural log-probabilities under the model itself (before temperature and the other settings).
     pub logprobs: Vec<f32>,
+    /// For each the most likely tokens and their log-probabilities, as many as [`Sampling::top_logprobs`] says.
+    pub top_logprobs: Vec<Vec<(u32, f32)>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// How long it took.
@@ -52,6 +56,8 @@ pub struct Generated {
 pub struct Written {
     /// The text and its tokens.
     pub completion: Completion,
+    /// For each token the most likely ones, see [`Generated::top_logprobs`].
+    pub top_logprobs: Vec<Vec<(u32, f32)>>,
     /// How long it took.
     pub timings: Timings,
 }
@@ -59,7 +65,15 @@ pub struct Written {
 impl<'a> Generator<'a> {
     /// A generator that ends where the tokenizer's end tokens appear. `generate` needs a chat template besides.
     pub fn new(model: &'a LanguageModel, tokenizer: &'a Tokenizer) -> Self {
-        Self { model, tokenizer, template: None, stop_ids: tokenizer.stop_ids(), keep_logprobs: false, interrupt: None }
+        Self {
+            model,
+            tokenizer,
+            template: None,
+            stop_ids: tokenizer.stop_ids(),
+            keep_logprobs: false,
+            constraint: None,
+            interrupt: None,
+        }
     }
 
     /// Puts conversations into text with `template`.
@@ -75,6 +89,11 @@ impl<'a> Generator<'a> {
     /// Whether completions carry the log-probability of each token.
     pub fn keep_logprobs(self, keep_logprobs: bool) -> Self {
         Self { keep_logprobs, ..self }
+    }
+
+    /// Every text obeys `constraint`, which was compiled for the same tokenizer and the same stop ids.
+    pub fn with_constraint(self, constraint: &'a Constraint) -> Self {
+        Self { constraint: Some(constraint), ..self }
     }
 
     /// Ends a text early once the flag is up.
@@ -132,19 +151,20 @@ impl<'a> Generator<'a> {
         sampling: &Sampling,
         on_token: &mut dyn FnMut(u32) -> bool,
     ) -> Result<Generated, Error> {
-        sampling.validate()?;
+        let sampler = Sampler::new(sampling, self.tokenizer, &self.stop_ids, self.constraint)?;
         self.check(prompt)?;
-        no_grad(|| self.decode(prompt, sampling, on_token))
+        no_grad(|| self.decode(prompt, sampling, sampler, on_token))
     }
 
     fn decode(
         &self,
         prompt: &[u32],
         sampling: &Sampling,
+        mut sampler: Sampler,
         on_token: &mut dyn FnMut(u32) -> bool,
     ) -> Result<Generated, Error> {
         let mut cache = self.model.new_cache();
-        let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
+        let (mut tokens, mut logprobs, mut alternatives) = (Vec::new(), Vec::new(), Vec::new());
         let start = Instant::now();
         let Prefix { start: mut seen, memory } = self.prefix(prompt)?;
         let limit = sampling.max_tokens.min(self.context() - seen.len());
@@ -152,15 +172,16 @@ impl<'a> Generator<'a> {
         let prompt_time = start.elapsed();
         let start = Instant::now();
         let finish_reason = loop {
-            let Choice { token, logprob } = choose(&logits, &seen, sampling, tokens.len() as u64)?;
+            let Choice { token, logprob } = sampler.choose(&logits, &seen, tokens.len() as u64)?;
             if self.stop_ids.contains(&token) {
                 break FinishReason::Stop;
             }
             tokens.push(token);
             logprobs.push(logprob);
+            alternatives.push(top_logprobs(&logits, sampling.top_logprobs));
             seen.push(token);
             let is_interrupted = self.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed));
-            if !on_token(token) || is_interrupted {
+            if !on_token(token) || is_interrupted || sampler.is_finished() {
                 break FinishReason::Stop;
             }
             if tokens.len() == limit {
@@ -175,7 +196,7 @@ impl<'a> Generator<'a> {
             steps: tokens.len().saturating_sub(usize::from(finish_reason == FinishReason::Length)),
             decode: start.elapsed(),
         };
-        Ok(Generated { tokens, logprobs, finish_reason, timings })
+        Ok(Generated { tokens, logprobs, top_logprobs: alternatives, finish_reason, timings })
     }
 
     fn next_logits(
@@ -245,7 +266,7 @@ impl<'a> Generator<'a> {
         let finish_reason = if stop.is_stopped() { FinishReason::Stop } else { generated.finish_reason };
         let logprobs = self.keep_logprobs.then_some(generated.logprobs);
         let completion = Completion { text, tokens: generated.tokens, finish_reason, logprobs };
-        Ok(Written { completion, timings: generated.timings })
+        Ok(Written { completion, top_logprobs: generated.top_logprobs, timings: generated.timings })
     }
 
     /// Continues many prompts, several at a time; the results are those of [`write`](Self::write) one by one, in order.

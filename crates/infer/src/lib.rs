@@ -1,4 +1,4 @@
-//! Generation: sampler, decoding loop, streaming text; and embeddings.
+//! Generation: sampler, constraints, decoding loop, streaming text; and embeddings.
 //!
 //! **What it is for.** Continuing a text or a conversation with a model, token by token, saying how likely a text is,
 //! and turning texts into vectors. [`Generator`] is the engine behind `loam-chat`'s `Generate` and `Score`.
@@ -12,6 +12,7 @@
 //! else is generated at the same time changes a text.
 
 mod beam;
+pub mod constrain;
 mod embed;
 mod error;
 mod generate;
@@ -22,9 +23,11 @@ mod stop;
 mod timings;
 
 pub use beam::{BeamSettings, Hypothesis};
+pub use constrain::{Constraint, ConstraintCompiler, Grammar};
 pub use embed::{EmbedSettings, Embedder, Pooling};
 pub use error::Error;
 pub use generate::{Generated, Generator, Written};
 pub use open::OpenModel;
+pub use sampler::Sampler;
 pub use stop::StopMatcher;
 pub use timings::Timings;

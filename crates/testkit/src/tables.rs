@@ -26,20 +26,19 @@ pub struct Operation {
     pub gradients: BTreeMap<String, Array<f32>>,
 }
 
-/// The sampler table: fixed logits, a prompt for the repetition penalty, and what each setting makes of them.
+/// The sampler table: fixed logits, and what each setting makes of them.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SamplerTable {
-    /// Tokens already seen.
-    pub prompt: Vec<u32>,
     /// Logit vectors by name.
     pub logits: BTreeMap<String, Vec<f32>>,
+    /// Texts that mirostat writes.
+    pub mirostat: Vec<MirostatRun>,
     /// The settings and their results.
     pub cases: Vec<Sampler>,
 }
 
-/// One sampler setting. `None` is off. transformers applies them in the order: repetition penalty, temperature, top-k,
-/// top-p, min-p.
+/// One sampler setting.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sampler {
@@ -47,18 +46,42 @@ pub struct Sampler {
     pub name: String,
     /// Which vector of the table it filters.
     pub logits: String,
-    /// Divides the logits.
-    pub temperature: Option<f32>,
-    /// Keeps this many.
-    pub top_k: Option<usize>,
-    /// Keeps the smallest set with at least this mass.
-    pub top_p: Option<f32>,
-    /// Keeps what has at least this fraction of the largest probability.
-    pub min_p: Option<f32>,
-    /// Divides positive and multiplies negative logits of tokens already seen.
-    pub repetition_penalty: Option<f32>,
+    /// Settings under the names of `loam_chat::Sampling`.
+    pub settings: serde_json::Value,
+    /// All tokens before this one.
+    pub seen: Vec<u32>,
+    /// How many of them, the last, were generated.
+    pub written: usize,
+    /// Rows of tokens that break a repetition, for DRY.
+    pub breakers: Vec<Vec<u32>>,
     /// Probabilities after all of it; what was filtered out is exactly zero.
     pub probabilities: Vec<f32>,
+}
+
+/// The first steps of a text under mirostat.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MirostatRun {
+    /// Settings under the names of `loam_chat::Sampling`.
+    pub settings: serde_json::Value,
+    /// The steps.
+    pub steps: Vec<MirostatStep>,
+    /// The largest surprise after all of them, in bits.
+    pub mu: f64,
+}
+
+/// One step of mirostat.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MirostatStep {
+    /// Which vector of the table it cuts.
+    pub logits: String,
+    /// The largest surprise before it, in bits.
+    pub mu: f64,
+    /// Probabilities after the cut.
+    pub probabilities: Vec<f64>,
+    /// The token taken.
+    pub token: u32,
 }
 
 /// One learning-rate schedule.
@@ -141,7 +164,7 @@ fn operation(arrays: &Golden, entry: OperationEntry) -> Operation {
     }
 }
 
-/// Probabilities after transformers' logits processors.
+/// Probabilities after the samplers of each engine.
 pub fn samplers() -> SamplerTable {
     read_json("samplers.json")
 }
@@ -251,13 +274,14 @@ mod tests {
     #[test]
     fn sampler_probabilities_sum_to_one_and_the_filters_leave_zeros() {
         let table = samplers();
-        assert!(table.cases.len() >= 16);
+        assert!(table.cases.len() >= 50 && table.mirostat.len() >= 4);
         for case in &table.cases {
             assert_eq!(case.probabilities.len(), table.logits[&case.logits].len(), "{}", case.name);
             assert!((case.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{}", case.name);
-            if let Some(k) = case.top_k {
+            // Only what equals the k-th may be kept beyond k.
+            if let Some(k) = case.settings["top_k"].as_u64().filter(|_| case.logits != "ties") {
                 let kept = case.probabilities.iter().filter(|p| **p > 0.0).count();
-                assert!(kept <= k, "{}: {kept} kept", case.name);
+                assert!(kept as u64 <= k, "{}: {kept} kept", case.name);
             }
         }
     }

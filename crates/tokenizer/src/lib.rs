@@ -12,6 +12,7 @@ mod fast;
 mod show;
 mod stream;
 mod template;
+mod token_bytes;
 mod tokenizer;
 pub mod train;
 

@@ -4,6 +4,7 @@ mod bench;
 mod data;
 mod embed;
 mod model;
+mod sampling;
 mod tokenizer;
 mod train;
 
@@ -13,9 +14,8 @@ use std::path::PathBuf;
 pub use bench::{BenchConfig, BenchVerb, PrecisionArg};
 pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg};
 pub use embed::{EmbedArgs, PoolingArg};
-pub use model::{
-    ChatArgs, ConvertArgs, EvalArgs, FileDtype, GenerateArgs, LogitsArgs, ModelVerb, SamplingArgs, ShowArgs,
-};
+pub use model::{ChatArgs, ConvertArgs, EvalArgs, FileDtype, GenerateArgs, LogitsArgs, ModelVerb, ShowArgs};
+pub use sampling::{GrammarArgs, SamplingArgs};
 pub use tokenizer::{AlgorithmArg, DecodeArgs, EncodeArgs, TokenizerShowArgs, TokenizerTrainArgs, TokenizerVerb};
 pub use train::{ConfigVerb, RunsVerb, TrainArgs};
 

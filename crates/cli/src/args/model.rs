@@ -4,6 +4,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use loam_models::Mix;
 use std::path::PathBuf;
 
+use super::sampling::{GrammarArgs, SamplingArgs};
+
 /// Verbs of `loam model`.
 #[derive(Debug, Subcommand)]
 pub enum ModelVerb {
@@ -103,35 +105,6 @@ pub struct LogitsArgs {
     pub json: bool,
 }
 
-/// How the next token is chosen.
-#[derive(Debug, Args)]
-pub struct SamplingArgs {
-    /// Most tokens to write
-    #[arg(long, value_name = "N")]
-    pub max_tokens: Option<usize>,
-    /// 0 takes the most likely token every time; larger is more varied
-    #[arg(long, value_name = "T")]
-    pub temperature: Option<f32>,
-    /// Only the K most likely tokens; 0 is all
-    #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
-    /// Only the most likely tokens that together reach this probability
-    #[arg(long, value_name = "P")]
-    pub top_p: Option<f32>,
-    /// Only tokens at least this fraction as likely as the most likely one
-    #[arg(long, value_name = "P")]
-    pub min_p: Option<f32>,
-    /// Makes what already occurred less likely; 1 changes nothing
-    #[arg(long, value_name = "X")]
-    pub repetition_penalty: Option<f32>,
-    /// Text that ends the answer; may be given several times
-    #[arg(long, value_name = "TEXT")]
-    pub stop: Vec<String>,
-    /// The same seed gives the same text [default: 0]
-    #[arg(long)]
-    pub seed: Option<u64>,
-}
-
 /// Arguments of `loam generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
@@ -147,8 +120,10 @@ pub struct GenerateArgs {
     pub chat: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub grammar: GrammarArgs,
     /// Follow this many texts at once and take the best, instead of drawing one
-    #[arg(long, value_name = "N", conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed", "grammar_args"])]
     pub beams: Option<usize>,
     /// With --beams: scores are log-probabilities over the length to this power; larger prefers longer texts
     #[arg(long, value_name = "P", requires = "beams", default_value_t = 1.0, allow_negative_numbers = true)]
@@ -156,6 +131,9 @@ pub struct GenerateArgs {
     /// Print one JSON value when done, instead of the text as it comes
     #[arg(long)]
     pub json: bool,
+    /// With --json: the N most likely tokens in every place, and their log-probabilities
+    #[arg(long, value_name = "N", requires = "json", default_value_t = 0)]
+    pub top_logprobs: usize,
 }
 
 /// Arguments of `loam eval`.
@@ -205,6 +183,8 @@ pub struct ChatArgs {
     pub system: Option<String>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub grammar: GrammarArgs,
 }
 
 #[cfg(test)]

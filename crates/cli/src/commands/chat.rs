@@ -2,8 +2,8 @@
 
 use crate::Outcome;
 use crate::args::ChatArgs;
-use crate::commands::generate::sampling;
 use crate::commands::quantise;
+use crate::commands::sampling::{constraint, sampling};
 use crate::failure::Failure;
 use crate::locate::model_dir;
 use crate::output::{self, Colour, paint, paint_talk};
@@ -25,7 +25,12 @@ pub fn run(args: &ChatArgs, environment: &Environment) -> Result<Outcome, Failur
     let signals = Signals::listen()?;
     signals.talk();
     let interrupt = signals.stop_flag();
-    let mut session = Session::new(open.generator(), sampling, args.system.clone(), &interrupt);
+    let constraint = constraint(&args.grammar, &open)?;
+    let mut generator = open.generator();
+    if let Some(constraint) = &constraint {
+        generator = generator.with_constraint(constraint);
+    }
+    let mut session = Session::new(generator, sampling, args.system.clone(), &interrupt);
     // A model without a template is refused before anyone types.
     session.generator.encode_messages(&[Message::user("?")])?;
     output::say(&paint_talk(

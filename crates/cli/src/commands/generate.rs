@@ -1,23 +1,29 @@
 //! `loam generate`: the continuation of a text.
 
 use crate::Outcome;
-use crate::args::{GenerateArgs, SamplingArgs};
+use crate::args::GenerateArgs;
 use crate::commands::quantise;
+use crate::commands::sampling::{constraint, sampling};
 use crate::failure::Failure;
 use crate::locate::model_dir;
 use crate::output;
 use crate::setup::Environment;
 use loam_chat::{Message, Sampling};
-use loam_infer::{BeamSettings, Hypothesis, OpenModel};
-use serde_json::json;
+use loam_infer::{BeamSettings, Hypothesis, OpenModel, Written};
+use serde_json::{Value, json};
 use std::io::Read;
 
 pub fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome, Failure> {
     let open = OpenModel::open(model_dir(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
-    let sampling = sampling(&args.sampling, &open.recommended.clone().unwrap_or_default());
+    let recommended = open.recommended.clone().unwrap_or_default();
+    let sampling = Sampling { top_logprobs: args.top_logprobs, ..sampling(&args.sampling, &recommended) };
     sampling.validate()?;
-    let generator = open.generator();
+    let constraint = constraint(&args.grammar, &open)?;
+    let mut generator = open.generator();
+    if let Some(constraint) = &constraint {
+        generator = generator.with_constraint(constraint);
+    }
     let text = if args.prompt == "-" { read_stdin()? } else { args.prompt.clone() };
     let prompt = match args.chat {
         true => generator.encode_messages(&[Message::user(text)])?,
@@ -29,15 +35,8 @@ pub fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome, Fa
         return show_beams(args, &open, &found);
     }
     if args.json {
-        let written = generator.write(&prompt, &sampling, &mut |_| {})?;
-        let (completion, timings) = (written.completion, written.timings);
-        output::json(&json!({
-            "text": completion.text,
-            "tokens": completion.tokens,
-            "finish_reason": completion.finish_reason,
-            "prompt_tokens_per_s": rounded(timings.prompt_tokens_per_s()),
-            "tokens_per_s": rounded(timings.tokens_per_s()),
-        }))?;
+        let written = generator.keep_logprobs(true).write(&prompt, &sampling, &mut |_| {})?;
+        output::json(&report(&written, &open, args.top_logprobs > 0))?;
         return Ok(Outcome::Done);
     }
     let mut shown = Ok(());
@@ -49,6 +48,26 @@ pub fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome, Fa
     shown?;
     output::line("")?;
     Ok(Outcome::Done)
+}
+
+/// What was written and how fast; with `alternatives` also the most likely tokens in every place.
+fn report(written: &Written, open: &OpenModel, alternatives: bool) -> Value {
+    let (completion, timings) = (&written.completion, &written.timings);
+    let mut all = json!({
+        "text": completion.text,
+        "tokens": completion.tokens,
+        "logprobs": completion.logprobs,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens_per_s": rounded(timings.prompt_tokens_per_s()),
+        "tokens_per_s": rounded(timings.tokens_per_s()),
+    });
+    if alternatives {
+        let text = |id: u32| open.tokenizer.decode(&[id], false).unwrap_or_default();
+        let one = |&(id, logprob): &(u32, f32)| json!({"token": id, "text": text(id), "logprob": logprob});
+        let places = written.top_logprobs.iter();
+        all["top_logprobs"] = places.map(|place| place.iter().map(one).collect::<Vec<_>>()).collect();
+    }
+    all
 }
 
 /// The best text; in JSON all of them, best first.
@@ -63,20 +82,6 @@ fn show_beams(args: &GenerateArgs, open: &OpenModel, found: &[Hypothesis]) -> Re
         output::line(texts.first().map_or("", String::as_str))?;
     }
     Ok(Outcome::Done)
-}
-
-/// The settings of the command line over those that the model's directory recommends.
-pub fn sampling(args: &SamplingArgs, recommended: &Sampling) -> Sampling {
-    Sampling {
-        temperature: args.temperature.unwrap_or(recommended.temperature),
-        top_k: args.top_k.unwrap_or(recommended.top_k),
-        top_p: args.top_p.unwrap_or(recommended.top_p),
-        min_p: args.min_p.unwrap_or(recommended.min_p),
-        repetition_penalty: args.repetition_penalty.unwrap_or(recommended.repetition_penalty),
-        max_tokens: args.max_tokens.unwrap_or(recommended.max_tokens),
-        stop: args.stop.clone(),
-        seed: args.seed.unwrap_or(recommended.seed),
-    }
 }
 
 /// One decimal is all that a clock is good for.

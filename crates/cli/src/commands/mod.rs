@@ -14,6 +14,7 @@ mod model;
 mod prepare;
 mod quickstart;
 mod runs;
+mod sampling;
 mod tokenizer;
 mod train;
 
