@@ -50,13 +50,13 @@ pub fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome, Fa
     Ok(Outcome::Done)
 }
 
-/// What was written and how fast; with `alternatives` also the most likely tokens in every place.
+/// What was written and how fast; with `alternatives` also the log-probability of each token
+/// and the most likely ones in its place.
 fn report(written: &Written, open: &OpenModel, alternatives: bool) -> Value {
     let (completion, timings) = (&written.completion, &written.timings);
     let mut all = json!({
         "text": completion.text,
         "tokens": completion.tokens,
-        "logprobs": completion.logprobs,
         "finish_reason": completion.finish_reason,
         "prompt_tokens_per_s": rounded(timings.prompt_tokens_per_s()),
         "tokens_per_s": rounded(timings.tokens_per_s()),
@@ -64,6 +64,7 @@ fn report(written: &Written, open: &OpenModel, alternatives: bool) -> Value {
     if alternatives {
         let text = |id: u32| open.tokenizer.decode(&[id], false).unwrap_or_default();
         let one = |&(id, logprob): &(u32, f32)| json!({"token": id, "text": text(id), "logprob": logprob});
+        all["logprobs"] = json!(completion.logprobs);
         let places = written.top_logprobs.iter();
         all["top_logprobs"] = places.map(|place| place.iter().map(one).collect::<Vec<_>>()).collect();
     }
