@@ -1,13 +1,15 @@
 //! Products with at most eight rows: one token, or a few, against a weight matrix.
 //!
 //! `c[i][j] = sum over k of a[i][k] w[j][k]`, with `w` row-major, is bound by reading `w` once. The obvious way, a dot
-//! product per row of `w` with the lanes along k, adds in another order than the GEMM library and would break its
-//! contract (see [`crate::gemm`]). So the lanes run along j: eight rows of `w` are loaded eight columns at a time and
-//! transposed in registers, and every lane then continues its own chain over ascending k.
+//! product per row of `w` with the lanes along k, adds in another order than the blocked product and would break
+//! the contract of [`crate::gemm`]. So the lanes run along j: eight rows of `w` are loaded eight columns at a time and
+//! transposed in registers, and every lane then continues its own chain over ascending k. Two neighbouring bf16 of a row
+//! count as one column ([`Pair`]) where the CPU adds two products at a time.
 
 use crate::gemm::{Mat, MatMut, Start};
 use crate::isa::{Isa, isa};
 use crate::parallel::for_ranges;
+use crate::scratch::with_scratch;
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -19,7 +21,24 @@ const PIECE_BYTES: usize = 128 * 1024;
 
 /// What a weight may be stored as.
 pub(crate) trait Weight: Copy + Send + Sync + 'static {
-    fn to_f32(self) -> f32;
+    /// Whether products need [`Isa::Avx512`] with its bf16 dot instruction.
+    const IS_PAIR: bool = false;
+    /// What a lane holds of it.
+    fn unit(self) -> f32;
+    /// Continues eight chains.
+    ///
+    /// # Safety
+    /// AVX2 and FMA must be available, and for pairs the bf16 dot instruction.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn add_product(
+        a: std::arch::x86_64::__m256,
+        w: std::arch::x86_64::__m256,
+        sum: std::arch::x86_64::__m256,
+    ) -> std::arch::x86_64::__m256 {
+        // SAFETY: passed on from the caller.
+        unsafe { std::arch::x86_64::_mm256_fmadd_ps(a, w, sum) }
+    }
     /// Loads eight rows of four values, rows `stride` apart, transposed: vector p holds column p.
     ///
     /// # Safety
@@ -32,6 +51,33 @@ pub(crate) trait Weight: Copy + Send + Sync + 'static {
 pub(crate) fn suits<T>(c: &MatMut<'_, f32>, a: &Mat<'_, T>, b: &Mat<'_, T>) -> bool {
     let contiguous = (a.col_stride == 1 || a.cols == 1) && b.row_stride == 1 && c.col_stride == 1;
     (1..=MAX_ROWS).contains(&a.rows) && contiguous && b.col_stride >= b.rows && a.cols > 0
+}
+
+/// Two neighbours in k, multiplied together.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Pair([bf16; 2]);
+
+/// Whether a bf16 product [`suits`] and its rows consist of whole pairs.
+pub(crate) fn suits_pairs(c: &MatMut<'_, f32>, a: &Mat<'_, bf16>, b: &Mat<'_, bf16>) -> bool {
+    suits(c, a, b) && a.cols.is_multiple_of(2) && b.col_stride.is_multiple_of(2)
+}
+
+/// `c = start + a b` for a product that [`suits_pairs`], on a CPU with the bf16 dot instruction.
+pub(crate) fn gemv_pairs(c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, start: Start<'_>) {
+    assert!(crate::isa::has_bf16_dot());
+    let units = a.cols / 2;
+    // SAFETY: two bf16 lie side by side as in a pair, which is aligned as they are.
+    let pairs = unsafe { std::slice::from_raw_parts(b.data.as_ptr().cast::<Pair>(), b.data.len() / 2) };
+    let b = Mat { data: pairs, rows: units, cols: b.cols, row_stride: 1, col_stride: b.col_stride / 2 };
+    with_scratch(a.rows * units, |factors: &mut [f32]| {
+        for (i, row) in factors.chunks_exact_mut(units).enumerate() {
+            for (x, pair) in row.iter_mut().zip(a.data[i * a.row_stride..][..a.cols].chunks_exact(2)) {
+                *x = Pair([pair[0], pair[1]]).unit();
+            }
+        }
+        gemv(c, Mat::rows(factors, a.rows, units), b, start);
+    });
 }
 
 /// `c = start + a b` for a product that [`suits`].
@@ -91,6 +137,8 @@ impl<W: Weight> Job<'_, W> {
             match isa {
                 Isa::Scalar => self.scalar(columns),
                 #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 | Isa::Avx512 if W::IS_PAIR => avx2::run_pairs(self, columns),
+                #[cfg(target_arch = "x86_64")]
                 // Sixteen lanes would not help: this is bound by memory.
                 Isa::Avx2 | Isa::Avx512 => avx2::run(self, columns),
                 #[cfg(not(target_arch = "x86_64"))]
@@ -114,7 +162,7 @@ impl<W: Weight> Job<'_, W> {
                 });
                 for (p, &a) in a.iter().enumerate() {
                     for (j, acc) in acc[..width].iter_mut().enumerate() {
-                        *acc += a * self.w[(first + j) * self.w_stride + p].to_f32();
+                        *acc += a * self.w[(first + j) * self.w_stride + p].unit();
                     }
                 }
                 for (j, &acc) in acc[..width].iter().enumerate() {
@@ -152,7 +200,7 @@ impl<W: Weight> Job<'_, W> {
 
 impl Weight for f32 {
     #[inline(always)]
-    fn to_f32(self) -> f32 {
+    fn unit(self) -> f32 {
         self
     }
     #[cfg(target_arch = "x86_64")]
@@ -165,8 +213,8 @@ impl Weight for f32 {
 
 impl Weight for bf16 {
     #[inline(always)]
-    fn to_f32(self) -> f32 {
-        bf16::to_f32(self)
+    fn unit(self) -> f32 {
+        self.to_f32()
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
@@ -178,7 +226,7 @@ impl Weight for bf16 {
 
 impl Weight for f16 {
     #[inline(always)]
-    fn to_f32(self) -> f32 {
+    fn unit(self) -> f32 {
         crate::quant::f16_to_f32(self.to_bits())
     }
     #[cfg(target_arch = "x86_64")]
@@ -186,6 +234,38 @@ impl Weight for f16 {
     unsafe fn four_columns(block: *const f16, stride: usize) -> [std::arch::x86_64::__m256; 4] {
         // SAFETY: passed on from the caller; two bytes each.
         unsafe { avx2::four_columns_16(block.cast(), stride).map(|column| std::arch::x86_64::_mm256_cvtph_ps(column)) }
+    }
+}
+
+impl Weight for Pair {
+    const IS_PAIR: bool = true;
+
+    #[inline(always)]
+    fn unit(self) -> f32 {
+        f32::from_bits(u32::from(self.0[0].to_bits()) | u32::from(self.0[1].to_bits()) << 16)
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn add_product(
+        a: std::arch::x86_64::__m256,
+        w: std::arch::x86_64::__m256,
+        sum: std::arch::x86_64::__m256,
+    ) -> std::arch::x86_64::__m256 {
+        use std::arch::x86_64::{__m256, __m256bh, _mm256_dpbf16_ps};
+        // SAFETY: passed on from the caller; both types are 256 bits.
+        unsafe {
+            _mm256_dpbf16_ps(
+                sum,
+                std::mem::transmute::<__m256, __m256bh>(a),
+                std::mem::transmute::<__m256, __m256bh>(w),
+            )
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn four_columns(block: *const Pair, stride: usize) -> [std::arch::x86_64::__m256; 4] {
+        // SAFETY: passed on from the caller; a pair is as long as an f32, and loads need no alignment.
+        unsafe { avx2::four_columns_f32(block.cast(), stride) }
     }
 }
 
@@ -202,6 +282,20 @@ mod avx2 {
     /// As [`Job::run`]; AVX2, FMA and F16C must be available.
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn run<W: Weight>(job: &Job<'_, W>, columns: Range<usize>) {
+        // SAFETY: passed on from the caller.
+        unsafe { by_rows(job, columns) }
+    }
+
+    /// # Safety
+    /// As [`Job::run`]; AVX-512 with bf16 dot instructions must be available.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bf16")]
+    pub(super) unsafe fn run_pairs<W: Weight>(job: &Job<'_, W>, columns: Range<usize>) {
+        // SAFETY: passed on from the caller.
+        unsafe { by_rows(job, columns) }
+    }
+
+    #[inline(always)]
+    unsafe fn by_rows<W: Weight>(job: &Job<'_, W>, columns: Range<usize>) {
         // SAFETY: passed on from the caller. Two blocks at a time hide the latency of the chains where one row of `a`
         // gives each block a single chain; with more rows the registers are needed for these.
         unsafe {
@@ -234,11 +328,11 @@ mod avx2 {
             for j in j..columns.end {
                 for i in 0..M {
                     let (a, w) = (&job.a[i * job.a_stride..][..job.k], &job.w[j * job.w_stride..][..job.k]);
-                    let mut sum = job.first(i, j);
-                    for (a, w) in a.iter().zip(w) {
-                        sum = a.mul_add(w.to_f32(), sum);
+                    let mut sum = _mm256_set1_ps(job.first(i, j));
+                    for (&a, w) in a.iter().zip(w) {
+                        sum = W::add_product(_mm256_set1_ps(a), _mm256_set1_ps(w.unit()), sum);
                     }
-                    job.put(i, j, sum);
+                    job.put(i, j, _mm256_cvtss_f32(sum));
                 }
             }
         }
@@ -286,11 +380,12 @@ mod avx2 {
                 for (g, acc) in acc.iter_mut().enumerate() {
                     let mut column = [0.0_f32; BLOCK];
                     for (r, x) in column.iter_mut().enumerate() {
-                        *x = (*w.add((g * BLOCK + r) * job.w_stride + p)).to_f32();
+                        *x = (*w.add((g * BLOCK + r) * job.w_stride + p)).unit();
                     }
                     let column = _mm256_loadu_ps(column.as_ptr());
                     for (i, acc) in acc.iter_mut().enumerate() {
-                        *acc = _mm256_fmadd_ps(_mm256_set1_ps(*job.a.as_ptr().add(i * job.a_stride + p)), column, *acc);
+                        let a = _mm256_set1_ps(*job.a.as_ptr().add(i * job.a_stride + p));
+                        *acc = W::add_product(a, column, *acc);
                     }
                 }
             }
@@ -313,7 +408,7 @@ mod avx2 {
                 for (q, &column) in columns.iter().enumerate() {
                     for (i, acc) in acc.iter_mut().enumerate() {
                         let a = _mm256_broadcast_ss(&*job.a.as_ptr().add(i * job.a_stride + p + half + q));
-                        *acc = _mm256_fmadd_ps(a, column, *acc);
+                        *acc = W::add_product(a, column, *acc);
                     }
                 }
             }

@@ -51,11 +51,9 @@ pub fn isa() -> Isa {
     *CHOSEN.get_or_init(best)
 }
 
-/// Chooses the instruction set by name (`scalar`, `avx2`, `avx512`) and pins the GEMM library to the same one.
+/// Chooses the instruction set by name (`scalar`, `avx2`, `avx512`), before any kernel ran.
 ///
-/// Call it at process start, before any other thread exists and before any kernel ran: it writes the environment
-/// variable that the GEMM library reads at its first product. It fails where the machine lacks the instruction set,
-/// and where another one is already in use.
+/// It fails where the machine lacks the instruction set, and where another one is already in use.
 pub fn force(name: &str) -> Result<Isa, String> {
     let wanted = Isa::ALL
         .into_iter()
@@ -68,23 +66,17 @@ pub fn force(name: &str) -> Result<Isa, String> {
     if chosen != wanted {
         return Err(format!("instruction set {name} asked for, but {} is already in use", chosen.name()));
     }
-    // SAFETY: documented contract: called at process start, while no other thread can read the environment.
-    unsafe { std::env::set_var("GEMMKIT_REQUIRE_ISA", gemm_library_name(wanted)) };
     Ok(wanted)
 }
 
-/// Whether the GEMM library multiplies bf16 operands with the machine's own dot instruction.
+/// Whether bf16 operands are multiplied with the machine's own dot instruction.
 pub fn has_bf16_dot() -> bool {
-    isa() == Isa::Avx512 && cpu_has_bf16_dot()
+    has_bf16_dot_on(isa())
 }
 
-fn gemm_library_name(isa: Isa) -> &'static str {
-    match isa {
-        Isa::Scalar => "scalar",
-        Isa::Avx2 => "fma",
-        Isa::Avx512 if cpu_has_bf16_dot() => "avx512bf16",
-        Isa::Avx512 => "avx512f",
-    }
+/// The same for a given instruction set.
+pub(crate) fn has_bf16_dot_on(isa: Isa) -> bool {
+    isa == Isa::Avx512 && cpu_has_bf16_dot()
 }
 
 fn best() -> Isa {

@@ -89,8 +89,35 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a / b`
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b + c`: fused, except on [`Scalar`], where it is two roundings (as in the GEMM library's scalar path).
+    /// `a * b + c`: fused, except on [`Scalar`], where it is two roundings.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `c + a.low * b.low + a.high * b.high`, where a lane of `a` and of `b` is two bf16. One instruction where the CPU has
+    /// it (its rounding is its own), else two steps of [`Simd::fma`], low first.
+    ///
+    /// # Safety
+    /// On AVX-512 the machine must have the instruction; kernels that use it are started by [`dispatch_pairs`].
+    #[inline(always)]
+    unsafe fn dot_bf16(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        self.fma(self.high_bf16(a), self.high_bf16(b), self.fma(self.low_bf16(a), self.low_bf16(b), c))
+    }
+    /// The lower of the two bf16 of each lane, widened.
+    fn low_bf16(self, pairs: Self::V) -> Self::V;
+    /// The upper one.
+    fn high_bf16(self, pairs: Self::V) -> Self::V;
+    /// Pairs of bf16, one from each of two rows: lane i is `low[i]` and `high[i]`, or zero without `high`.
+    ///
+    /// # Safety
+    /// `LANES` values must be readable in each.
+    #[inline(always)]
+    unsafe fn interleave_bf16(self, low: *const bf16, high: Option<*const bf16>) -> Self::V {
+        let mut pairs = [0.0_f32; MAX_LANES];
+        for (i, pair) in pairs[..Self::LANES].iter_mut().enumerate() {
+            // SAFETY: promised by the caller.
+            let (low, high) = unsafe { (*low.add(i), high.map_or(bf16::ZERO, |high| *high.add(i))) };
+            *pair = f32::from_bits(u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16);
+        }
+        self.load(&pairs)
+    }
     /// `c - a * b`, fused like [`Simd::fma`].
     #[inline(always)]
     fn neg_fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
@@ -144,14 +171,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `(m, e)` with `v = m * 2^e` and `m` in [0.75, 1.5), for finite, positive, normal `v`.
     fn split_pow2(self, v: Self::V) -> (Self::V, Self::V);
 
-    /// Writes the transpose of an 8 by 8 block: `dst[c * dst_stride + r] = src[r * src_stride + c]`.
+    /// Writes the transpose of an 8 by 8 block: `dst[c * dst_stride + r] = src[r * src_stride + c]`, in ascending order of
+    /// c: where the lines of `dst` overlap, the later one stands.
     ///
     /// # Safety
     /// All 64 places must be valid, for reading in `src` and for writing in `dst`.
     #[inline(always)]
     unsafe fn transpose_8x8(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
-        for r in 0..8 {
-            for c in 0..8 {
+        for c in 0..8 {
+            for r in 0..8 {
                 // SAFETY: the caller vouches for all places of the block.
                 unsafe { *dst.add(c * dst_stride + r) = *src.add(r * src_stride + c) };
             }
@@ -188,6 +216,18 @@ pub fn dispatch_on<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("only scalar is supported on this architecture"),
     }
+}
+
+/// Runs a kernel that uses [`Simd::dot_bf16`] on `isa`. Panics where the machine lacks it.
+#[inline]
+pub fn dispatch_pairs<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        assert!(crate::isa::has_bf16_dot_on(isa), "this machine has no bf16 dot instruction");
+        // SAFETY: support was checked above.
+        return unsafe { crate::simd_avx512::enter_with_bf16_dot(kernel) };
+    }
+    dispatch_on(isa, kernel)
 }
 
 /// The portable instruction set: eight lanes in an array.
@@ -279,6 +319,14 @@ impl Simd for Scalar {
     #[inline(always)]
     fn fma(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
         lanes(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn low_bf16(self, pairs: Lanes) -> Lanes {
+        lanes(|i| f32::from_bits(pairs[i].to_bits() << 16))
+    }
+    #[inline(always)]
+    fn high_bf16(self, pairs: Lanes) -> Lanes {
+        lanes(|i| f32::from_bits(pairs[i].to_bits() & 0xffff_0000))
     }
     #[inline(always)]
     fn neg(self, a: Lanes) -> Lanes {

@@ -138,6 +138,16 @@ impl Simd for Avx2 {
         unsafe { _mm256_fnmadd_ps(a, b, c) }
     }
     #[inline(always)]
+    fn low_bf16(self, pairs: __m256) -> __m256 {
+        // SAFETY: AVX2 is available.
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(pairs))) }
+    }
+    #[inline(always)]
+    fn high_bf16(self, pairs: __m256) -> __m256 {
+        // SAFETY: AVX2 is available.
+        unsafe { _mm256_and_ps(pairs, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32 as i32))) }
+    }
+    #[inline(always)]
     fn neg(self, a: __m256) -> __m256 {
         // SAFETY: AVX2 is available.
         unsafe { _mm256_xor_ps(a, _mm256_set1_ps(-0.0)) }

@@ -22,6 +22,15 @@ pub(crate) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512 { _private: () })
 }
 
+/// Like [`enter`], with the instructions on bf16 as well.
+///
+/// # Safety
+/// As [`enter`], and the machine must have AVX-512 BF16.
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(crate) unsafe fn enter_with_bf16_dot<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512 { _private: () })
+}
+
 #[inline(always)]
 fn mask(n: usize) -> __mmask16 {
     if n >= 16 { 0xffff } else { (1 << n) - 1 }
@@ -136,6 +145,34 @@ impl Simd for Avx512 {
     fn neg_fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: AVX-512 is available.
         unsafe { _mm512_fnmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the caller vouches for AVX-512 BF16; both types are 512 bits.
+        unsafe { _mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute(b)) }
+    }
+    #[inline(always)]
+    fn low_bf16(self, pairs: __m512) -> __m512 {
+        // SAFETY: AVX-512 is available.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(pairs))) }
+    }
+    #[inline(always)]
+    fn high_bf16(self, pairs: __m512) -> __m512 {
+        // SAFETY: AVX-512 is available.
+        unsafe {
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), _mm512_set1_epi32(0xffff_0000_u32 as i32)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn interleave_bf16(self, low: *const bf16, high: Option<*const bf16>) -> __m512 {
+        // SAFETY: AVX-512 is available; the caller vouches for sixteen values in each row.
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.cast()));
+            let high = high.map_or(_mm512_setzero_si512(), |high| {
+                _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(high.cast())))
+            });
+            _mm512_castsi512_ps(_mm512_or_si512(low, high))
+        }
     }
     #[inline(always)]
     fn neg(self, a: __m512) -> __m512 {

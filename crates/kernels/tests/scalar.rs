@@ -6,7 +6,7 @@ use loam_kernels::rng::Rng;
 use loam_kernels::{Mat, MatMut, Start, gemm_f32};
 
 #[test]
-fn forcing_scalar_reaches_the_gemm_library_and_keeps_one_chain_per_element() {
+fn forcing_scalar_keeps_one_chain_per_element() {
     // The only test of this process: no other thread reads the environment yet.
     assert_eq!(force("scalar"), Ok(Isa::Scalar));
     assert_eq!(isa(), Isa::Scalar);

@@ -1,0 +1,137 @@
+//! The innermost loop of the blocked product: a block of `c` as large as the registers.
+
+use super::units::Units;
+use crate::simd::Simd;
+
+/// Vectors per strip of `b`.
+pub(super) const STRIP: usize = 2;
+/// Steps of k per turn of the loop, so that their addresses are computed once.
+const UNROLL: usize = 4;
+
+/// A block of `c` as large as the registers, or what is left at an edge.
+#[derive(Clone, Copy)]
+pub(super) struct Corner {
+    pub c: *mut f32,
+    pub stride: usize,
+    pub rows: usize,
+    pub columns: usize,
+    /// Whether the result goes on from what `c` holds, or is added to it.
+    pub sums: bool,
+    /// Whether it is added.
+    pub apart: bool,
+}
+
+/// `MR` rows by [`STRIP`] vectors: one chain per element over ascending k.
+///
+/// # Safety
+/// `left` must hold `depth` steps of `MR` rows, `right` `depth` steps of a strip, and the corner's elements must be
+/// writable by this thread alone.
+#[inline(always)]
+pub(super) unsafe fn registers<S: Simd, U: Units, const MR: usize, const WHOLE: bool>(
+    s: S,
+    depth: usize,
+    left: *const f32,
+    right: *const f32,
+    corner: Corner,
+    bias: Option<&[f32]>,
+) {
+    let mut sums = [[s.zero(); STRIP]; MR];
+    // SAFETY: the caller vouches for all places.
+    unsafe {
+        if corner.sums && !corner.apart {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                if WHOLE || i < corner.rows {
+                    *sums = load::<S, WHOLE>(s, corner.c.add(i * corner.stride), corner.columns);
+                }
+            }
+        } else if let Some(bias) = bias {
+            sums = [load::<S, WHOLE>(s, bias.as_ptr(), corner.columns); MR];
+        }
+        let (mut left, mut right) = (left, right);
+        for _ in 0..depth / UNROLL {
+            for step in 0..UNROLL {
+                add_step::<S, U, MR>(s, left.add(step * MR), right.add(step * STRIP * S::LANES), &mut sums);
+            }
+            left = left.add(UNROLL * MR);
+            right = right.add(UNROLL * STRIP * S::LANES);
+        }
+        for step in 0..depth % UNROLL {
+            add_step::<S, U, MR>(s, left.add(step * MR), right.add(step * STRIP * S::LANES), &mut sums);
+        }
+        if corner.sums && corner.apart {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                if WHOLE || i < corner.rows {
+                    let before = load::<S, WHOLE>(s, corner.c.add(i * corner.stride), corner.columns);
+                    sums.iter_mut().zip(before).for_each(|(sum, before)| *sum = s.add(before, *sum));
+                }
+            }
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            if WHOLE || i < corner.rows {
+                store::<S, WHOLE>(s, corner.c.add(i * corner.stride), corner.columns, sums);
+            }
+        }
+    }
+}
+
+/// Adds the products of one step of k.
+///
+/// # Safety
+/// As [`registers`].
+#[inline(always)]
+unsafe fn add_step<S: Simd, U: Units, const MR: usize>(
+    s: S,
+    left: *const f32,
+    right: *const f32,
+    sums: &mut [[S::V; STRIP]; MR],
+) {
+    // SAFETY: the caller vouches for all places.
+    unsafe {
+        let mut b = [s.zero(); STRIP];
+        for (v, b) in b.iter_mut().enumerate() {
+            *b = s.load_ptr(right.add(v * S::LANES));
+        }
+        for (i, sums) in sums.iter_mut().enumerate() {
+            let a = s.splat(*left.add(i));
+            for (sum, &b) in sums.iter_mut().zip(&b) {
+                *sum = U::add_product(s, a, b, *sum);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `columns` values, or a whole strip, must be readable.
+#[inline(always)]
+unsafe fn load<S: Simd, const WHOLE: bool>(s: S, from: *const f32, columns: usize) -> [S::V; STRIP] {
+    let mut out = [s.zero(); STRIP];
+    for (v, out) in out.iter_mut().enumerate() {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            if WHOLE {
+                *out = s.load_ptr(from.add(v * S::LANES));
+            } else {
+                let from = from.wrapping_add(v * S::LANES);
+                *out = s.load_partial(std::slice::from_raw_parts(from, columns.saturating_sub(v * S::LANES)));
+            }
+        }
+    }
+    out
+}
+
+/// # Safety
+/// `columns` values, or a whole strip, must be writable.
+#[inline(always)]
+unsafe fn store<S: Simd, const WHOLE: bool>(s: S, to: *mut f32, columns: usize, sums: &[S::V; STRIP]) {
+    for (v, &sum) in sums.iter().enumerate() {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            if WHOLE {
+                s.store_ptr(to.add(v * S::LANES), sum);
+            } else {
+                let to = to.wrapping_add(v * S::LANES);
+                s.store_partial(std::slice::from_raw_parts_mut(to, columns.saturating_sub(v * S::LANES)), sum);
+            }
+        }
+    }
+}
