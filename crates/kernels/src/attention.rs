@@ -23,11 +23,12 @@ mod tile;
 pub use backward::attention_backward;
 pub use forward::{attention, attention_in_runs};
 
-use crate::isa::{Isa, isa};
+use crate::isa::{Isa, has_bf16_dot, isa};
 use crate::math;
-use crate::simd::Simd;
+use crate::simd::{MAX_LANES, Simd};
+use half::bf16;
 use std::ops::Range;
-use tile::{KEYS, Rows, hide_outside};
+use tile::{KEYS, Operands, StoredRows, as_pairs, hide_outside, pack, pack_bf16};
 
 /// Sizes and rules of an attention call.
 ///
@@ -56,17 +57,69 @@ pub struct AttentionDims {
     pub softcap: Option<f32>,
 }
 
+/// Numbers as activations are kept. The arithmetic is f32 for both.
+#[derive(Clone, Copy, Debug)]
+pub enum Stored<'a> {
+    /// In full.
+    F32(&'a [f32]),
+    /// Rounded; they are widened, which is exact.
+    Bf16(&'a [bf16]),
+}
+
+impl Stored<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::Bf16(data) => data.len(),
+        }
+    }
+
+    /// Without the first values.
+    fn from(self, start: usize) -> Self {
+        match self {
+            Self::F32(data) => Self::F32(&data[start..]),
+            Self::Bf16(data) => Self::Bf16(&data[start..]),
+        }
+    }
+}
+
+/// Where results are kept. See [`Stored`].
+#[derive(Debug)]
+pub enum StoredMut<'a> {
+    /// In full.
+    F32(&'a mut [f32]),
+    /// Rounded to nearest, ties to even.
+    Bf16(&'a mut [bf16]),
+}
+
+impl StoredMut<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::Bf16(data) => data.len(),
+        }
+    }
+}
+
 /// A view of `[batch, time, heads, head_dim]`; the features of a head lie side by side.
 #[derive(Clone, Copy)]
 pub struct Heads<'a> {
     /// The memory, starting at the first feature of the first head.
-    pub data: &'a [f32],
+    pub data: Stored<'a>,
     /// Distance between sequences.
     pub batch_stride: usize,
     /// Distance between positions.
     pub time_stride: usize,
     /// Distance between heads.
     pub head_stride: usize,
+}
+
+impl Heads<'_> {
+    /// Whether neighbouring features are pairs of bf16 in memory.
+    fn are_pairs(&self) -> bool {
+        let strides = [self.batch_stride, self.time_stride, self.head_stride];
+        matches!(self.data, Stored::Bf16(_)) && strides.iter().all(|stride| stride.is_multiple_of(2))
+    }
 }
 
 /// What hides keys or shifts scores besides the rules of [`AttentionDims`].
@@ -103,6 +156,8 @@ struct Problem<'a> {
     k: Heads<'a>,
     v: Heads<'a>,
     mask: Masking<'a>,
+    /// bf16 is multiplied as it is where the CPU does so; else it is widened.
+    operands: Operands,
 }
 
 /// The stacked query rows and the keys that belong together: one sequence, one key head.
@@ -155,7 +210,18 @@ impl<'a> Problem<'a> {
             assert_eq!(bias.len(), d.heads * d.q_len * d.kv_len, "attention: bias must be [heads, q_len, kv_len]");
         }
         assert!(d.softcap.is_none() || mask.bias.is_none(), "attention: a soft cap beside a bias");
-        Problem { isa: isa(), dims: d, group: d.heads / d.kv_heads, q, k, v, mask: *mask }
+        let operands = Operands::Plain;
+        let problem = Problem { isa: isa(), dims: d, group: d.heads / d.kv_heads, q, k, v, mask: *mask, operands };
+        let is_narrow = [q, k, v].iter().all(Heads::are_pairs) && d.head_dim.is_multiple_of(MAX_LANES);
+        match is_narrow && has_bf16_dot() {
+            true => Problem { operands: Operands::Pairs, ..problem },
+            false => problem,
+        }
+    }
+
+    /// What the scores still have to be multiplied with: queries that are rounded are not scaled before.
+    fn score_scale(&self) -> f32 {
+        if self.operands == Operands::Pairs { self.dims.scale } else { 1.0 }
     }
 
     fn is_empty(&self) -> bool {
@@ -207,19 +273,27 @@ impl<'a> Problem<'a> {
         (head * self.dims.q_len + query) * self.dims.kv_len
     }
 
+    /// Copies a query: scaled and padded with zeros to whole vectors, or pairs as they are.
     #[inline(always)]
-    fn query(&self, pair: Pair, row: usize) -> &'a [f32] {
+    fn pack_query<S: Simd>(&self, s: S, dst: &mut [f32], pair: Pair, row: usize) {
         let (query, head) = self.place(pair, row);
         let start = pair.batch * self.q.batch_stride + query * self.q.time_stride + head * self.q.head_stride;
-        &self.q.data[start..][..self.dims.head_dim]
+        let (width, scale) = (self.dims.head_dim, self.dims.scale);
+        match self.q.data {
+            Stored::Bf16(data) if self.operands == Operands::Pairs => {
+                as_pairs(dst)[..width].copy_from_slice(&data[start..][..width]);
+            }
+            Stored::F32(data) => pack(s, dst, &data[start..][..width], scale),
+            Stored::Bf16(data) => pack_bf16(s, dst, &data[start..][..width], scale),
+        }
     }
 
     /// Rows of K or V for the keys of a tile.
     #[inline(always)]
-    fn key_rows(&self, heads: &Heads<'a>, pair: Pair, keys: &Range<usize>) -> Rows<'a> {
+    fn key_rows(&self, heads: &Heads<'a>, pair: Pair, keys: &Range<usize>) -> StoredRows<'a> {
         let start = pair.batch * heads.batch_stride + keys.start * heads.time_stride + pair.kv_head * heads.head_stride;
-        let data = &heads.data[start..];
-        Rows { data, stride: heads.time_stride, count: keys.len(), width: self.dims.head_dim }
+        let data = heads.data.from(start);
+        StoredRows { data, stride: heads.time_stride, count: keys.len(), width: self.dims.head_dim }
     }
 
     /// Position of the first query; negative where there are more queries than keys.
@@ -318,6 +392,12 @@ impl<'a> Problem<'a> {
         scores: &mut [f32],
         computed: Range<usize>,
     ) {
+        let scale = self.score_scale();
+        if scale != 1.0 {
+            for x in scores[computed.clone()].chunks_exact_mut(S::LANES) {
+                s.store(x, s.mul(s.load(x), s.splat(scale)));
+            }
+        }
         if let Some(cap) = self.dims.softcap {
             let (cap, inverse) = (s.splat(cap), s.splat(1.0 / cap));
             for x in scores[computed.clone()].chunks_exact_mut(S::LANES) {

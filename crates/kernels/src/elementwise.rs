@@ -4,10 +4,12 @@
 //! fixed places.
 
 use crate::activation::{Function, Visit};
+use crate::convert::{bf16_to_f32, f32_to_bf16};
 use crate::isa::{Isa, isa};
 use crate::parallel::{CHUNK, for_chunks, for_chunks2};
 use crate::rng::{Rng, philox4x32};
 use crate::simd::{Kernel, Simd, dispatch_on};
+use half::bf16;
 
 pub use crate::activation::Unary;
 pub use crate::reduce::{all_finite, column_sums, dot, max_abs, sum, sum_of_squares};
@@ -20,6 +22,76 @@ pub fn unary(op: Unary, out: &mut [f32], x: &[f32]) {
 /// `dx = dy * op'(x)`
 pub fn unary_backward(op: Unary, dx: &mut [f32], x: &[f32], dy: &[f32]) {
     unary_backward_on(isa(), op, dx, x, dy);
+}
+
+/// Elements that are widened at a time: they stay in the first-level cache.
+const PIECE: usize = 1024;
+
+/// `out = op(x)` for numbers kept in bf16; the arithmetic is f32.
+pub fn unary_bf16(op: Unary, out: &mut [bf16], x: &[bf16]) {
+    assert_eq!(out.len(), x.len(), "unary {op:?}: lengths differ");
+    map_bf16(out, |at, wide| {
+        let mut buffer = [0.0; PIECE];
+        let values = widened(&mut buffer, &x[at..at + wide.len()]);
+        unary(op, wide, values);
+    });
+}
+
+/// `dx = dy * op'(x)` for an `x` kept in bf16.
+pub fn unary_backward_bf16(op: Unary, dx: &mut [f32], x: &[bf16], dy: &[f32]) {
+    assert!(dx.len() == x.len() && dy.len() == x.len(), "unary_backward {op:?}: lengths differ");
+    for_chunks(dx, CHUNK, |at, dx| {
+        let mut buffer = [0.0; PIECE];
+        for (i, dx) in dx.chunks_mut(PIECE).enumerate() {
+            let range = at + i * PIECE..at + i * PIECE + dx.len();
+            unary_backward(op, dx, widened(&mut buffer, &x[range.clone()]), &dy[range]);
+        }
+    });
+}
+
+/// `out = act(gate) * up` for numbers kept in bf16; the arithmetic is f32.
+pub fn gated_bf16(act: Unary, out: &mut [bf16], gate: &[bf16], up: &[bf16]) {
+    assert!(out.len() == gate.len() && up.len() == gate.len(), "gated {act:?}: lengths differ");
+    map_bf16(out, |at, wide| {
+        let (mut gates, mut ups) = ([0.0; PIECE], [0.0; PIECE]);
+        let range = at..at + wide.len();
+        gated(act, wide, widened(&mut gates, &gate[range.clone()]), widened(&mut ups, &up[range]));
+    });
+}
+
+/// Gradients of gate and up, which are kept in bf16.
+pub fn gated_backward_bf16(act: Unary, dgate: &mut [f32], dup: &mut [f32], gate: &[bf16], up: &[bf16], dy: &[f32]) {
+    assert!(
+        dgate.len() == dup.len() && gate.len() == up.len() && dgate.len() == up.len(),
+        "gated {act:?}: lengths differ"
+    );
+    for_chunks2((dgate, CHUNK), (dup, CHUNK), |index, dgate, dup| {
+        let (mut gates, mut ups) = ([0.0; PIECE], [0.0; PIECE]);
+        for (i, (dgate, dup)) in dgate.chunks_mut(PIECE).zip(dup.chunks_mut(PIECE)).enumerate() {
+            let at = index * CHUNK + i * PIECE;
+            let range = at..at + dgate.len();
+            let (gate, up) = (widened(&mut gates, &gate[range.clone()]), widened(&mut ups, &up[range.clone()]));
+            gated_backward(act, dgate, dup, gate, up, &dy[range]);
+        }
+    });
+}
+
+/// Fills `out` with what `work(place, piece)` computes in f32.
+fn map_bf16(out: &mut [bf16], work: impl Fn(usize, &mut [f32]) + Sync) {
+    for_chunks(out, CHUNK, |at, out| {
+        let mut buffer = [0.0; PIECE];
+        for (i, out) in out.chunks_mut(PIECE).enumerate() {
+            let wide = &mut buffer[..out.len()];
+            work(at + i * PIECE, wide);
+            f32_to_bf16(out, wide);
+        }
+    });
+}
+
+fn widened<'a>(buffer: &'a mut [f32; PIECE], x: &[bf16]) -> &'a [f32] {
+    let wide = &mut buffer[..x.len()];
+    bf16_to_f32(wide, x);
+    wide
 }
 
 pub(crate) fn unary_on(isa: Isa, op: Unary, out: &mut [f32], x: &[f32]) {

@@ -5,6 +5,7 @@ use crate::isa::testable;
 use crate::naive;
 use crate::parallel::{CHUNK, with_threads};
 use crate::rng::Rng;
+use half::bf16;
 
 const SIZES: [usize; 14] = [0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 100, 1000, CHUNK + 9];
 
@@ -196,4 +197,35 @@ fn dropout_keeps_the_expected_share_and_draws_the_same_mask_again() {
     dropout(&mut all, &[1.0; 40], 0.5, 1, 1);
     dropout(&mut other, &[1.0; 40], 0.5, 1, 2);
     assert_ne!(all, other, "another step draws another mask");
+}
+
+#[test]
+fn activations_kept_in_bf16_are_those_of_the_widened_values() {
+    // More than one piece, and a rest.
+    let n = 2500;
+    let values = |purpose: &str| {
+        let mut x = vec![0.0; n];
+        Rng::new(1, purpose, 0).fill_normal(&mut x, 0.0, 2.0);
+        x
+    };
+    let narrow = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
+    let wide = |x: &[bf16]| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+    let (x, up, dy) = (narrow(&values("x")), narrow(&values("up")), values("dy"));
+    let (wide_x, wide_up) = (wide(&x), wide(&up));
+    for op in [Unary::GeluTanh, Unary::Silu] {
+        let (mut out, mut want) = (vec![bf16::ZERO; n], vec![0.0; n]);
+        unary_bf16(op, &mut out, &x);
+        unary(op, &mut want, &wide_x);
+        assert_eq!(out, narrow(&want), "{op:?}");
+        gated_bf16(op, &mut out, &x, &up);
+        gated(op, &mut want, &wide_x, &wide_up);
+        assert_eq!(out, narrow(&want), "gated {op:?}");
+        let (mut dx, mut dup, mut want_up) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+        unary_backward_bf16(op, &mut dx, &x, &dy);
+        unary_backward(op, &mut want, &wide_x, &dy);
+        assert_eq!(dx, want, "{op:?}");
+        gated_backward_bf16(op, &mut dx, &mut dup, &x, &up, &dy);
+        gated_backward(op, &mut want, &mut want_up, &wide_x, &wide_up, &dy);
+        assert_eq!((dx, dup), (want, want_up), "gated {op:?}");
+    }
 }

@@ -15,7 +15,7 @@ use crate::gemv;
 use crate::isa::{has_bf16_dot, isa};
 use crate::scratch::with_scratch;
 use half::bf16;
-use units::{Pairs, Plain, Widened};
+use units::{Pairs, Plain, Rounded, Widened};
 
 /// A matrix in a slice: element (i, j) is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, Debug)]
@@ -121,35 +121,83 @@ pub enum Start<'a> {
 
 /// `c = start + a b`.
 pub fn gemm_f32(c: MatMut<'_, f32>, a: Mat<'_, f32>, b: Mat<'_, f32>, start: Start<'_>) {
-    check_shapes("gemm_f32", &c, &a, &b, start);
+    check_shapes("gemm_f32", &c, (a.rows, a.cols), (b.rows, b.cols), start);
     if a.cols == 0 {
         return begin(c, start);
     }
     if gemv::suits(&c, &a, &b) {
         return gemv::gemv(c, a, b, start);
     }
-    blocked::product::<Plain>(isa(), c, a, b, start);
+    blocked::product::<Plain, Plain>(isa(), c, a, b, start);
 }
 
-/// `c = start + a b` with bf16 operands: products and sums in f32.
+/// An operand of a product in bf16.
+#[derive(Clone, Copy, Debug)]
+pub enum Operand<'a> {
+    /// Stored as bf16.
+    Bf16(Mat<'a, bf16>),
+    /// Stored as f32, and rounded to the nearest bf16, ties to even, while it is read.
+    F32(Mat<'a, f32>),
+}
+
+impl Operand<'_> {
+    fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Bf16(mat) => (mat.rows, mat.cols),
+            Self::F32(mat) => (mat.rows, mat.cols),
+        }
+    }
+}
+
+/// `c = start + a b` with operands in bf16: products and sums in f32.
 ///
 /// Where the CPU has no bf16 dot instruction, the operands are widened, which is exact, and the result is that of
 /// [`gemm_f32`].
-pub fn gemm_bf16(c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, start: Start<'_>) {
-    check_shapes("gemm_bf16", &c, &a, &b, start);
-    if a.cols == 0 {
+pub fn gemm_bf16(c: MatMut<'_, f32>, a: Operand<'_>, b: Operand<'_>, start: Start<'_>) {
+    check_shapes("gemm_bf16", &c, a.shape(), b.shape(), start);
+    if c.rows == 0 || c.cols == 0 {
+        return;
+    }
+    if a.shape().1 == 0 {
         return begin(c, start);
     }
-    if has_bf16_dot() {
-        return match gemv::suits_pairs(&c, &a, &b) {
-            true => gemv::gemv_pairs(c, a, b, start),
-            false => blocked::product::<Pairs>(isa(), c, a, b, start),
-        };
+    if !has_bf16_dot() {
+        return narrowed(a, |a| narrowed(b, |b| widened_product(c, a, b, start)));
     }
+    let isa = isa();
+    match (a, b) {
+        (Operand::Bf16(a), Operand::Bf16(b)) if gemv::suits_pairs(&c, &a, &b) => gemv::gemv_pairs(c, a, b, start),
+        (Operand::F32(x), Operand::Bf16(b)) if gemv::suits(&c, &x, &b) => {
+            narrowed(a, |a| gemm_bf16(c, Operand::Bf16(a), Operand::Bf16(b), start));
+        }
+        (Operand::Bf16(a), Operand::Bf16(b)) => blocked::product::<Pairs, Pairs>(isa, c, a, b, start),
+        (Operand::Bf16(a), Operand::F32(b)) => blocked::product::<Pairs, Rounded>(isa, c, a, b, start),
+        (Operand::F32(a), Operand::Bf16(b)) => blocked::product::<Rounded, Pairs>(isa, c, a, b, start),
+        (Operand::F32(a), Operand::F32(b)) => blocked::product::<Rounded, Rounded>(isa, c, a, b, start),
+    }
+}
+
+/// The product where no instruction takes bf16.
+fn widened_product(c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, start: Start<'_>) {
     if gemv::suits(&c, &a, &b) {
         return with_scratch(a.rows * a.cols, |wide| gemv::gemv(c, widened(a, wide), b, start));
     }
-    blocked::product::<Widened>(isa(), c, a, b, start);
+    blocked::product::<Widened, Widened>(isa(), c, a, b, start);
+}
+
+/// Hands an operand on as bf16, rounded where it is f32: with the same strides.
+fn narrowed<R>(operand: Operand<'_>, work: impl FnOnce(Mat<'_, bf16>) -> R) -> R {
+    match operand {
+        Operand::Bf16(mat) => work(mat),
+        Operand::F32(mat) => {
+            let used = (mat.rows - 1) * mat.row_stride + (mat.cols - 1) * mat.col_stride + 1;
+            with_scratch(used, |narrow: &mut [bf16]| {
+                crate::convert::f32_to_bf16(narrow, &mat.data[..used]);
+                let Mat { rows, cols, row_stride, col_stride, .. } = mat;
+                work(Mat { data: narrow, rows, cols, row_stride, col_stride })
+            })
+        }
+    }
 }
 
 /// Writes what the sums start from.
@@ -166,19 +214,19 @@ fn begin(c: MatMut<'_, f32>, start: Start<'_>) {
     }
 }
 
-fn check_shapes<T>(op: &str, c: &MatMut<'_, f32>, a: &Mat<'_, T>, b: &Mat<'_, T>, start: Start<'_>) {
+fn check_shapes(op: &str, c: &MatMut<'_, f32>, a: (usize, usize), b: (usize, usize), start: Start<'_>) {
     if let Start::Bias(bias) = start {
         assert_eq!(bias.len(), c.cols, "{op}: the bias has one value per column");
     }
     assert!(
-        a.rows == c.rows && b.cols == c.cols && a.cols == b.rows,
+        a.0 == c.rows && b.1 == c.cols && a.1 == b.0,
         "{op}: [{}, {}] = [{}, {}] * [{}, {}] does not fit",
         c.rows,
         c.cols,
-        a.rows,
-        a.cols,
-        b.rows,
-        b.cols
+        a.0,
+        a.1,
+        b.0,
+        b.1
     );
 }
 

@@ -1,8 +1,8 @@
 //! Matrix products against f64, and their contract: one chain per element, whatever surrounds it.
 
 use crate::gemm::blocked::{DEPTH, product};
-use crate::gemm::units::{Pairs, Plain};
-use crate::gemm::{Mat, MatMut, Start, gemm_bf16, gemm_f32};
+use crate::gemm::units::{Pairs, Plain, Rounded};
+use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
 use crate::gemv::gemv_on;
 use crate::isa::{has_bf16_dot, testable};
 use crate::parallel::with_threads;
@@ -20,6 +20,15 @@ fn normal(n: usize, purpose: &str) -> Vec<f32> {
 
 fn narrow(x: &[f32]) -> Vec<bf16> {
     x.iter().map(|&x| bf16::from_f32(x)).collect()
+}
+
+fn widen(x: &[bf16]) -> Vec<f32> {
+    x.iter().map(|x| x.to_f32()).collect()
+}
+
+/// The same matrix in another element type.
+fn with_data<'a>(mat: Mat<'_, bf16>, data: &'a [f32]) -> Mat<'a, f32> {
+    Mat { data, rows: mat.rows, cols: mat.cols, row_stride: mat.row_stride, col_stride: mat.col_stride }
 }
 
 /// The chain that the contract promises.
@@ -144,7 +153,7 @@ fn the_blocked_product_adds_in_its_stated_order_on_every_instruction_set_in_ever
             ] {
                 for start in [Start::Zero, Start::Sum, Start::Bias(&bias)] {
                     let mut c = before.clone();
-                    product::<Plain>(isa, MatMut::rows(&mut c, m, n), a, b, start);
+                    product::<Plain, Plain>(isa, MatMut::rows(&mut c, m, n), a, b, start);
                     for i in (0..m * n).step_by(if m * n > 5000 { 7 } else { 1 }) {
                         let first = match start {
                             Start::Zero => 0.0,
@@ -210,11 +219,11 @@ fn bf16_products_are_those_of_the_widened_operands() {
     for (m, k, n) in [(1, 100, 33), (8, 17, 100), (9, 33, 31), (100, 16, 17), (33, 100, 9)] {
         let (x, w) = (narrow(&normal(m * k, "x")), narrow(&normal(n * k, "w")));
         let exact = naive::gemm(m, k, n, |i, p| x[i * k + p].to_f64(), |p, j| w[j * k + p].to_f64());
-        let wide = |x: &[bf16]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
-        let (wide_x, wide_w) = (wide(&x), wide(&w));
+        let (wide_x, wide_w) = (widen(&x), widen(&w));
         for start in [Start::Zero, Start::Sum] {
             let (mut c, mut reference) = (vec![0.25; m * n], vec![0.25; m * n]);
-            gemm_bf16(MatMut::rows(&mut c, m, n), Mat::rows(&x, m, k), Mat::rows(&w, n, k).t(), start);
+            let (a, b) = (Mat::rows(&x, m, k), Mat::rows(&w, n, k).t());
+            gemm_bf16(MatMut::rows(&mut c, m, n), Operand::Bf16(a), Operand::Bf16(b), start);
             let (a, b) = (Mat::rows(&wide_x, m, k), Mat::rows(&wide_w, n, k).t());
             gemm_f32(MatMut::rows(&mut reference, m, n), a, b, start);
             for i in 0..m * n {
@@ -228,7 +237,7 @@ fn bf16_products_are_those_of_the_widened_operands() {
             }
             let mut transposed = vec![0.25; m * n];
             let (a, b) = (Mat::rows(&x, m, k), Mat::rows(&w, n, k).t());
-            gemm_bf16(MatMut::rows(&mut transposed, n, m).t(), a, b, start);
+            gemm_bf16(MatMut::rows(&mut transposed, n, m).t(), Operand::Bf16(a), Operand::Bf16(b), start);
             assert!((0..m * n).all(|i| transposed[i % n * m + i / n] == c[i]), "a transposed result is the same");
         }
     }
@@ -257,12 +266,39 @@ fn bf16_products_are_one_chain_of_pairs_on_every_instruction_set_in_every_layout
                 (Mat::rows(&xt, k, m).t(), Mat::rows(&w, n, k).t()),
             ] {
                 let mut c = vec![f32::NAN; m * n];
-                product::<Pairs>(isa, MatMut::rows(&mut c, m, n), a, b, Start::Zero);
+                product::<Pairs, Pairs>(isa, MatMut::rows(&mut c, m, n), a, b, Start::Zero);
                 close(&c, &exact, k, &format!("{isa:?} {m}x{k}x{n}"));
+                // The same numbers kept as f32 and rounded on the way.
+                let (wide_a, wide_b) = (widen(a.data), widen(b.data));
+                let (f32_a, f32_b) = (with_data(a, &wide_a), with_data(b, &wide_b));
+                let mut rounded = vec![f32::NAN; m * n];
+                product::<Rounded, Rounded>(isa, MatMut::rows(&mut rounded, m, n), f32_a, f32_b, Start::Zero);
+                assert_eq!(rounded, c, "{isa:?}: rounding on the way changed a sum");
+                product::<Rounded, Pairs>(isa, MatMut::rows(&mut rounded, m, n), f32_a, b, Start::Zero);
+                assert_eq!(rounded, c, "{isa:?}: rounding a on the way changed a sum");
                 if a.col_stride == 1 {
                     assert_eq!(*first.get_or_insert_with(|| c.clone()), c, "{isa:?}: the layout of b changed a sum");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn f32_operands_of_bf16_products_are_rounded_to_nearest_even() {
+    for (m, k, n) in [(1, 100, 33), (20, 33, 40), (100, 770, 17)] {
+        let (x, w) = (normal(m * k, "x"), normal(n * k, "w"));
+        let (x16, w16) = (narrow(&x), narrow(&w));
+        let (mut rounded, mut reference) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
+        let (a, b) = (Mat::rows(&x16, m, k), Mat::rows(&w16, n, k).t());
+        gemm_bf16(MatMut::rows(&mut reference, m, n), Operand::Bf16(a), Operand::Bf16(b), Start::Zero);
+        for (a, b) in [
+            (Operand::F32(Mat::rows(&x, m, k)), Operand::F32(Mat::rows(&w, n, k).t())),
+            (Operand::F32(Mat::rows(&x, m, k)), Operand::Bf16(b)),
+            (Operand::Bf16(a), Operand::F32(Mat::rows(&w, n, k).t())),
+        ] {
+            gemm_bf16(MatMut::rows(&mut rounded, m, n), a, b, Start::Zero);
+            assert_eq!(rounded, reference, "{m}x{k}x{n}");
         }
     }
 }
@@ -274,7 +310,7 @@ fn a_row_of_a_bf16_product_is_the_same_alone_as_among_others() {
         let product = |rows: usize| {
             let mut c = vec![f32::NAN; rows * n];
             let (a, b) = (Mat::rows(&all[..rows * k], rows, k), Mat::rows(&w, n, k).t());
-            gemm_bf16(MatMut::rows(&mut c, rows, n), a, b, Start::Zero);
+            gemm_bf16(MatMut::rows(&mut c, rows, n), Operand::Bf16(a), Operand::Bf16(b), Start::Zero);
             c
         };
         let whole = product(40);
@@ -291,7 +327,7 @@ fn bf16_operands_with_gaps_are_read_right() {
     let exact = naive::gemm(m, k, n, |i, p| x[i * 15 + p].to_f64(), |p, j| w[p * 30 + j].to_f64());
     let mut c = vec![f32::NAN; m * n];
     let (a, b) = (Mat::strided(&x, m, k, 15, 1), Mat::strided(&w, k, n, 30, 1));
-    gemm_bf16(MatMut::rows(&mut c, m, n), a, b, Start::Zero);
+    gemm_bf16(MatMut::rows(&mut c, m, n), Operand::Bf16(a), Operand::Bf16(b), Start::Zero);
     for (c, e) in c.iter().zip(&exact) {
         assert!((f64::from(*c) - e).abs() <= 1e-5);
     }
@@ -305,7 +341,8 @@ fn an_empty_contraction_gives_zero_or_what_was_there() {
     gemm_f32(MatMut::rows(&mut c, 2, 3), Mat::rows(&[], 2, 0), Mat::rows(&[], 0, 3), Start::Zero);
     assert_eq!(c, [0.0; 6]);
     gemm_f32(MatMut::rows(&mut [], 0, 3), Mat::rows(&[], 0, 2), Mat::rows(&[1.0; 6], 2, 3), Start::Zero);
-    gemm_bf16(MatMut::rows(&mut [], 0, 3), Mat::rows(&[], 0, 2), Mat::rows(&[bf16::ONE; 6], 2, 3), Start::Zero);
+    let (a, b) = (Operand::F32(Mat::rows(&[], 0, 2)), Operand::Bf16(Mat::rows(&[bf16::ONE; 6], 2, 3)));
+    gemm_bf16(MatMut::rows(&mut [], 0, 3), a, b, Start::Zero);
 }
 
 #[test]

@@ -48,7 +48,7 @@ pub(crate) trait Weight: Copy + Send + Sync + 'static {
 }
 
 /// Whether a product is one for this path: few rows, both operands contiguous along k, rows of `c` contiguous.
-pub(crate) fn suits<T>(c: &MatMut<'_, f32>, a: &Mat<'_, T>, b: &Mat<'_, T>) -> bool {
+pub(crate) fn suits<T, U>(c: &MatMut<'_, f32>, a: &Mat<'_, T>, b: &Mat<'_, U>) -> bool {
     let contiguous = (a.col_stride == 1 || a.cols == 1) && b.row_stride == 1 && c.col_stride == 1;
     (1..=MAX_ROWS).contains(&a.rows) && contiguous && b.col_stride >= b.rows && a.cols > 0
 }

@@ -61,7 +61,8 @@ mod simd_avx512;
 #[cfg(test)]
 mod simd_tests;
 pub mod softmax;
+mod unit;
 
-pub use gemm::{Mat, MatMut, Start, gemm_bf16, gemm_f32};
+pub use gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
 pub use half::bf16;
 pub use isa::{Isa, isa};

@@ -118,6 +118,37 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
         self.load(&pairs)
     }
+    /// Pairs of bf16: lane i is `low[i]` and `high[i]`, rounded to nearest, ties to even.
+    ///
+    /// # Safety
+    /// As [`Simd::dot_bf16`].
+    #[inline(always)]
+    unsafe fn pair_bf16(self, low: Self::V, high: Self::V) -> Self::V {
+        let (mut halves, mut pairs) = ([[bf16::ZERO; MAX_LANES]; 2], [0.0_f32; MAX_LANES]);
+        self.store_bf16(&mut halves[0], low);
+        self.store_bf16(&mut halves[1], high);
+        for (i, pair) in pairs.iter_mut().enumerate() {
+            *pair = f32::from_bits(u32::from(halves[0][i].to_bits()) | u32::from(halves[1][i].to_bits()) << 16);
+        }
+        self.load(&pairs)
+    }
+    /// [`Simd::transpose_8x8`] of pairs of bf16, which are made of neighbours in rows of sixteen f32.
+    ///
+    /// # Safety
+    /// As [`Simd::transpose_8x8`] for 128 places in `src`, and as [`Simd::dot_bf16`].
+    #[inline(always)]
+    unsafe fn transpose_8x8_to_bf16(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+        for c in 0..8 {
+            for r in 0..8 {
+                // SAFETY: the caller vouches for all places of the block.
+                unsafe {
+                    let at = src.add(r * src_stride + 2 * c);
+                    let (low, high) = (bf16::from_f32(*at).to_bits(), bf16::from_f32(*at.add(1)).to_bits());
+                    *dst.add(c * dst_stride + r) = f32::from_bits(u32::from(low) | u32::from(high) << 16);
+                }
+            }
+        }
+    }
     /// `c - a * b`, fused like [`Simd::fma`].
     #[inline(always)]
     fn neg_fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {

@@ -260,23 +260,61 @@ impl Simd for Avx2 {
     }
 }
 
+/// Four values of a row, made of what lies in memory.
+pub(crate) trait LoadFour: Copy {
+    /// How many f32 in memory they are made of.
+    const STEP: usize;
+    /// # Safety
+    /// That many must be readable, and the machine must have what the implementation uses.
+    unsafe fn load(self, src: *const f32) -> __m128;
+}
+
+#[derive(Clone, Copy)]
+struct AsTheyAre;
+
+impl LoadFour for AsTheyAre {
+    const STEP: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load(self, src: *const f32) -> __m128 {
+        // SAFETY: promised by the caller.
+        unsafe { _mm_loadu_ps(src) }
+    }
+}
+
 /// See [`Simd::transpose_8x8`]; shared with AVX-512, where wider shuffles would gain nothing over four such blocks.
 ///
 /// # Safety
 /// The machine must have AVX2 and all 64 places of both blocks must be valid.
 #[inline(always)]
-#[allow(clippy::needless_range_loop, reason = "loops with constant bounds unroll, iterators not always")]
 pub(crate) unsafe fn transpose_8x8(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+    // SAFETY: promised by the caller.
+    unsafe { transpose_8x8_by(AsTheyAre, src, src_stride, dst, dst_stride) }
+}
+
+/// The same with values that are made while they are loaded.
+///
+/// # Safety
+/// The machine must have AVX2 and what `four` needs, and all places of both blocks must be valid.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "loops with constant bounds unroll, iterators not always")]
+pub(crate) unsafe fn transpose_8x8_by<L: LoadFour>(
+    four: L,
+    src: *const f32,
+    src_stride: usize,
+    dst: *mut f32,
+    dst_stride: usize,
+) {
     // SAFETY: promised by the caller.
     unsafe {
         // No closure and no iterator here: what is not inlined would be compiled without AVX2.
         for side in 0..2 {
-            let src = src.wrapping_add(4 * side);
+            let src = src.wrapping_add(L::STEP * side);
             let mut x = [_mm256_setzero_ps(); 4];
             for r in 0..4 {
                 // Rows r and r + 4 share a register from the load on: no shuffle across halves is needed afterwards.
-                let low = _mm_loadu_ps(src.wrapping_add(r * src_stride));
-                let high = _mm_loadu_ps(src.wrapping_add((r + 4) * src_stride));
+                let low = four.load(src.wrapping_add(r * src_stride));
+                let high = four.load(src.wrapping_add((r + 4) * src_stride));
                 x[r] = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high);
             }
             let (a, b) = (_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));

@@ -36,6 +36,20 @@ fn mask(n: usize) -> __mmask16 {
     if n >= 16 { 0xffff } else { (1 << n) - 1 }
 }
 
+/// Eight f32 to four pairs of bf16.
+#[derive(Clone, Copy)]
+struct Narrow;
+
+impl crate::simd_avx2::LoadFour for Narrow {
+    const STEP: usize = 8;
+
+    #[inline(always)]
+    unsafe fn load(self, src: *const f32) -> __m128 {
+        // SAFETY: the caller vouches for AVX-512 BF16 and VL, and for eight values; eight bf16 are 128 bits.
+        unsafe { std::mem::transmute::<__m128bh, __m128>(_mm256_cvtneps_pbh(_mm256_loadu_ps(src))) }
+    }
+}
+
 impl Simd for Avx512 {
     const LANES: usize = 16;
     type V = __m512;
@@ -168,11 +182,27 @@ impl Simd for Avx512 {
         // SAFETY: AVX-512 is available; the caller vouches for sixteen values in each row.
         unsafe {
             let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.cast()));
-            let high = high.map_or(_mm512_setzero_si512(), |high| {
-                _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(high.cast())))
-            });
+            let high = match high {
+                Some(high) => _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(high.cast()))),
+                None => _mm512_setzero_si512(),
+            };
             _mm512_castsi512_ps(_mm512_or_si512(low, high))
         }
+    }
+    #[inline(always)]
+    unsafe fn pair_bf16(self, low: __m512, high: __m512) -> __m512 {
+        // SAFETY: the caller vouches for AVX-512 BF16; sixteen bf16 are 256 bits.
+        unsafe {
+            let low = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(low));
+            let high = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(high));
+            let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
+            _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low), high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose_8x8_to_bf16(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) {
+        // SAFETY: the caller vouches for AVX-512 BF16 and for the block.
+        unsafe { crate::simd_avx2::transpose_8x8_by(Narrow, src, src_stride, dst, dst_stride) }
     }
     #[inline(always)]
     fn neg(self, a: __m512) -> __m512 {

@@ -18,10 +18,18 @@ pub struct StepShape {
     pub at_once: bool,
 }
 
+impl StepShape {
+    /// Whether a gradient goes before the backward pass of its block is through. A block that is made once more runs its
+    /// own backward pass to the end.
+    fn frees_within_blocks(&self) -> bool {
+        self.at_once && !self.recompute
+    }
+}
+
 /// Bytes of a training step with AdamW, all weights being trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct StepMemory {
-    /// Weights in f32, and their copies in bf16.
+    /// Weights in f32.
     pub weights: usize,
     /// What the optimizer remembers: AdamW its two moments.
     pub optimizer: usize,
@@ -39,7 +47,7 @@ pub fn step_memory(spec: &Spec, step: &StepShape) -> StepMemory {
     let counts = footprint(spec);
     let (parameters, tokens, hidden) = (counts.parameters, step.tokens, spec.hidden_size);
     let half = step.precision == Precision::Bf16;
-    let weights = 4 * parameters + if half { 2 * counts.matmul_parameters } else { 0 };
+    let weights = 4 * parameters;
     let optimizer = 8 * parameters;
     let head = 4 * spec.vocab_size * hidden;
     let stream = 4 * tokens * hidden;
@@ -49,7 +57,7 @@ pub fn step_memory(spec: &Spec, step: &StepShape) -> StepMemory {
 
     // The head: the last norm's input and output, the gradients of the output and of the head, a chunk of logits.
     let chunk = head_chunk_rows(tokens, spec.vocab_size);
-    let logits = chunk * spec.vocab_size * if half { 6 } else { 4 };
+    let logits = chunk * spec.vocab_size * 4;
     let operands = stream + if half { stream / 2 } else { 0 };
     let mut peak = activations + operands + stream + 4 * chunk * hidden + head + logits;
 
@@ -61,7 +69,7 @@ pub fn step_memory(spec: &Spec, step: &StepShape) -> StepMemory {
         // Its input was kept.
         let again = if step.recompute { layer.kept - stream } else { 0 };
         peak = peak.max(held + again + gradients + layer.feed_forward_backward);
-        let early = if step.at_once { 0 } else { layer.feed_forward_gradients };
+        let early = if step.frees_within_blocks() { 0 } else { layer.feed_forward_gradients };
         peak = peak.max(held + again - layer.feed_forward_kept + gradients + early + layer.attention_backward);
         gradients += if step.at_once { 0 } else { layer.gradients };
         held -= kept(layer);
@@ -95,26 +103,21 @@ impl Layer {
         let (inner, kv) = (a.num_attention_heads * a.head_dim, a.num_key_value_heads * a.head_dim);
         let (wide, ways) = (f.intermediate_size, 1 + usize::from(f.gated));
         let half = step.precision == Precision::Bf16;
-        // Products keep their operand, as it is in f32, or a copy for each product in bf16.
-        let operand = |width: usize, products: usize, kept_anyway: bool| match (half, kept_anyway) {
-            (true, _) => 2 * width * products * tokens,
-            (false, true) => 0,
-            (false, false) => 4 * width * tokens,
-        };
-        let is_remade = is_worth_remaking(tokens * wide);
-        let activated = if is_remade { 0 } else { operand(wide, 1, false) };
-        let feed_forward_kept = 4 * tokens * (hidden + ways * wide) + operand(hidden, ways, false) + activated;
-        let attention_kept = 4 * tokens * (hidden + 2 * inner + 2 * kv + a.num_attention_heads)
-            + operand(hidden, 3, false)
-            + operand(inner, 1, true);
+        // Activations are kept in bf16 where products are. A norm's output is one operand of several products; it is made
+        // again where it is large, as is the output of the activation.
+        let size = if half { 2 } else { 4 };
+        let kept_or_remade = |width: usize| if is_worth_remaking(tokens * width) { 0 } else { size * width * tokens };
+        let (normed, activated) = (kept_or_remade(hidden), kept_or_remade(wide));
+        let feed_forward_kept = tokens * (4 * hidden + size * ways * wide) + normed + activated;
+        let attention_kept = tokens * (4 * (hidden + a.num_attention_heads) + size * (2 * inner + 2 * kv)) + normed;
         let stream = 4 * tokens * hidden;
         let one_wide = 4 * tokens * wide;
-        let products = if half { 2 * tokens * (wide + hidden) } else { 0 };
         let down = 4 * hidden * wide;
         // The last product's backward: its input made again, its weight's gradient. Then the activation's: its input was
         // freed, its own inputs' gradients come.
-        let last_product = if is_remade { one_wide } else { 0 } + down + products;
-        let activation = (ways * one_wide + if step.at_once { 0 } else { down }).saturating_sub(activated);
+        let last_product = if activated == 0 { size * tokens * wide } else { 0 } + down;
+        let activation =
+            (ways * one_wide + if step.frees_within_blocks() { 0 } else { down }).saturating_sub(activated);
         let feed_forward_gradients = 4 * hidden * wide * (1 + ways);
         let attention_gradients = 4 * hidden * (2 * inner + 2 * kv);
         Self {

@@ -99,6 +99,7 @@ impl Attention {
             q = q.rope(tables);
             k = k.rope(tables);
         }
+        (q, k, v) = (q.stored(), k.stored(), v.stored());
         if let Some(cache) = cache {
             (k, v) = cache.append(&k, &v);
         }
@@ -115,15 +116,19 @@ impl Attention {
         memory: &Memory,
         cache: Option<&mut LayerCache>,
     ) -> Tensor {
+        let stored = || {
+            let (k, v) = self.keys_and_values(&memory.hidden);
+            (k.stored(), v.stored())
+        };
         let (k, v) = match cache {
-            Some(cache) => cache.memory.get_or_insert_with(|| self.keys_and_values(&memory.hidden)).clone(),
-            None => self.keys_and_values(&memory.hidden),
+            Some(cache) => cache.memory.get_or_insert_with(stored).clone(),
+            None => stored(),
         };
         // Where the source has documents, one decoder row without any belongs to the first.
         let whole_row = || vec![0; x.size(0) * x.size(1)].into();
         let query_segments = memory.segments.as_ref().map(|_| context.segments.clone().unwrap_or_else(whole_row));
         let spec = AttentionSpec { segments: memory.segments.clone(), query_segments, ..self.spec() };
-        self.o_proj.forward(&self.queries(x).attention(&k, &v, &spec))
+        self.o_proj.forward(&self.queries(x).stored().attention(&k, &v, &spec))
     }
 
     fn queries(&self, x: &Tensor) -> Tensor {

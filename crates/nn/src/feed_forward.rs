@@ -45,9 +45,9 @@ impl FeedForward {
 
     /// `[.., hidden] -> [.., hidden]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let up = self.up_proj.forward(x);
+        let up = self.up_proj.forward(x).stored();
         let wide = match &self.gate_proj {
-            Some(gate_proj) => gate_proj.forward(x).gated(self.activation.0, &up),
+            Some(gate_proj) => gate_proj.forward(x).stored().gated(self.activation.0, &up),
             None => up.unary(self.activation.0),
         };
         self.down_proj.forward(&wide)

@@ -1,11 +1,11 @@
 //! Keys and values of the positions already seen.
 
-use loam_tensor::{DType, Device, Raw, Tensor};
+use loam_tensor::{Device, Raw, Tensor};
 
 /// Positions that a fresh or grown cache has room for, at least.
 const MIN_CAPACITY: usize = 64;
 
-/// The cache of one attention layer: `[batch, kv_heads, capacity, head_dim]`, of which the first positions are filled.
+/// The cache of one attention layer: `[batch, kv_heads, capacity, head_dim]` in the precision of activations, of which the first positions are filled.
 /// A head's keys lie one after the other, so that decoding streams them: side by side with those of other heads they
 /// come at a sixth of the speed.
 #[derive(Default)]
@@ -28,7 +28,7 @@ impl LayerCache {
     /// Rows `rows` of the batch, in that order, instead of all. The memory stays: it is the same for all rows.
     fn select(&mut self, rows: &[u32]) {
         for slot in [&mut self.keys, &mut self.values].into_iter().flatten() {
-            let mut picked = Raw::empty(DType::F32, slot.shape().with(0, rows.len()));
+            let mut picked = Raw::empty(slot.dtype(), slot.shape().with(0, rows.len()));
             for (place, &row) in rows.iter().enumerate() {
                 Device::Cpu.backend().write_region(&mut picked, 0, place, &slot.narrowed(0, row as usize, 1));
             }
@@ -46,7 +46,7 @@ fn store(slot: &mut Option<Raw>, new: &Tensor, start: usize) -> Tensor {
     let len = start + new.shape()[TIME];
     let capacity = slot.as_ref().map_or(0, |raw| raw.shape()[TIME]);
     if capacity < len {
-        let mut grown = Raw::empty(DType::F32, new.shape().with(TIME, (2 * capacity).max(len).max(MIN_CAPACITY)));
+        let mut grown = Raw::empty(new.dtype(), new.shape().with(TIME, (2 * capacity).max(len).max(MIN_CAPACITY)));
         if let Some(old) = slot.take() {
             backend.write_region(&mut grown, TIME, 0, &old.narrowed(TIME, 0, start));
         }

@@ -32,25 +32,50 @@ pub(crate) struct Node {
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
+/// What becomes of the operations of a thread.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// They are recorded.
+    Recording,
+    /// Backward will run them once more, and record them then.
+    Postponed,
+    /// No gradient will ever be asked of them.
+    Off,
+}
+
 thread_local! {
-    static RECORDING: Cell<bool> = const { Cell::new(true) };
+    static MODE: Cell<Mode> = const { Cell::new(Mode::Recording) };
+}
+
+fn within<R>(mode: Mode, work: impl FnOnce() -> R) -> R {
+    struct Restore(Mode);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            MODE.set(self.0);
+        }
+    }
+    let _restore = Restore(MODE.replace(mode));
+    work()
 }
 
 /// Runs `work` without recording, as inference and evaluation do.
 pub fn no_grad<R>(work: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            RECORDING.set(self.0);
-        }
-    }
-    let _restore = Restore(RECORDING.replace(false));
-    work()
+    within(Mode::Off, work)
+}
+
+/// Runs `work` without recording, since backward will run it again.
+pub(crate) fn postponed<R>(work: impl FnOnce() -> R) -> R {
+    within(Mode::Postponed, work)
 }
 
 /// Whether operations are being recorded on this thread.
 pub fn is_recording() -> bool {
-    RECORDING.get()
+    MODE.get() == Mode::Recording
+}
+
+/// Whether gradients will be asked of what is computed on this thread, now or once it is run again.
+pub(crate) fn is_training() -> bool {
+    MODE.get() != Mode::Off
 }
 
 impl Node {

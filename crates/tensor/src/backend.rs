@@ -11,6 +11,7 @@ use loam_kernels::rope::RopeStyle;
 
 use crate::cpu::Cpu;
 use crate::dims::Dims;
+use crate::precision::Precision;
 use crate::raw::{DType, Raw};
 
 /// Where tensors live.
@@ -100,12 +101,15 @@ pub struct Dropout {
 }
 
 /// Operations of a device. All tensors are dense f32 unless an entry says otherwise; results are freshly allocated.
+///
+/// What is kept for backward may be bf16 ([`crate::Tensor::stored`]): the inputs of activations and gates, whose result
+/// then is, too, and attention's queries, keys, values and output. Gradients are f32.
 pub trait Backend: Send + Sync {
     /// Dense copy of a strided f32 view.
     fn copy(&self, x: &Raw) -> Raw;
     /// `dst[.., start..start + n, ..] += src` along `axis`; `src` may be strided.
     fn add_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw);
-    /// `dst[.., start..start + n, ..] = src` along `axis`; `src` may be strided.
+    /// `dst[.., start..start + n, ..] = src` along `axis`, both f32 or both bf16; `src` may be strided.
     fn write_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw);
     /// The same numbers in another element type, which is not one of files.
     fn cast(&self, x: &Raw, dtype: DType) -> Raw;
@@ -138,9 +142,9 @@ pub trait Backend: Send + Sync {
     /// Sum over the last axis: `[.., width] -> [..]`.
     fn sum_last(&self, x: &Raw) -> Raw;
 
-    /// `dst = start + a b` for matrices or equal batches of matrices `[batch, m, k] x [batch, k, n]`, any strides, both
-    /// operands f32 or both bf16, result f32.
-    fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>);
+    /// `dst = start + a b` for matrices or equal batches of matrices `[batch, m, k] x [batch, k, n]`, any strides, result
+    /// f32. In bf16 an operand may be stored as f32, and is rounded while it is read.
+    fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>, precision: Precision);
 
     /// `x weight^T + bias` for `x` `[rows, in]` and a weight `[out, in]` made by [`Raw::quantised`]: `[rows, out]`. A
     /// row's result does not depend on the others.

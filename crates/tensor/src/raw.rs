@@ -192,6 +192,11 @@ impl Raw {
         self.elements_mut(DType::F32)
     }
 
+    /// Mutable bf16 data from the view's first element on; nothing else may share the buffer.
+    pub fn strided_bf16_mut(&mut self) -> &mut [bf16] {
+        self.elements_mut(DType::Bf16)
+    }
+
     /// The same dense elements under another shape of equal count.
     pub fn reshaped(&self, shape: impl Into<Dims>) -> Self {
         let shape = shape.into();

@@ -1,11 +1,12 @@
 //! [`Tensor`]: data plus the history its gradient flows back along.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::autograd::{self, Grads, Node, Origin};
 use crate::backend::{Backend, Device};
 use crate::dims::Dims;
 use crate::parameter::Parameter;
+use crate::precision::{Precision, precision};
 use crate::raw::{DType, Raw};
 
 /// An immutable f32 tensor. Cloning is cheap; operations record themselves unless inside [`crate::no_grad`].
@@ -17,13 +18,15 @@ pub struct Tensor {
     parameter: Option<Parameter>,
     /// Makes the data once more from what its operation keeps for backward anyway.
     again: Option<Again>,
+    /// The data in bf16, once a product asked for it: several products of one input share it.
+    narrow: Arc<OnceLock<Raw>>,
 }
 
 /// See [`Tensor::remade_by`].
 pub(crate) type Again = Arc<dyn Fn() -> Raw + Send + Sync>;
 
-/// Elements from which on a cheap result is made again in backward rather than kept: 4 MiB. Smaller ones stay in a cache.
-const WORTH_REMAKING: usize = 1 << 20;
+/// Elements from which on a cheap result is made again in backward rather than kept: 2 MiB. Smaller ones stay in a cache.
+const WORTH_REMAKING: usize = 1 << 19;
 
 /// Whether an activation of so many elements is made again in backward rather than kept.
 pub fn is_worth_remaking(count: usize) -> bool {
@@ -48,14 +51,14 @@ impl Tensor {
 
     /// A tensor without history.
     pub fn constant(raw: Raw) -> Self {
-        Self { raw, origin: None, parameter: None, again: None }
+        Self { raw, origin: None, parameter: None, again: None, narrow: Arc::default() }
     }
 
     /// The current value of a parameter, wanting a gradient if the parameter is trainable.
     pub fn parameter(parameter: &Parameter) -> Self {
         let wanted = parameter.is_trainable() && autograd::is_recording();
         let origin = wanted.then(|| Origin::Parameter(parameter.clone()));
-        Self { raw: parameter.value(), origin, parameter: Some(parameter.clone()), again: None }
+        Self { raw: parameter.value(), origin, parameter: Some(parameter.clone()), again: None, narrow: Arc::default() }
     }
 
     /// The result of an operation on `parents`.
@@ -66,7 +69,7 @@ impl Tensor {
     ) -> Self {
         let origins = parents.iter().map(|parent| parent.origin.clone()).collect();
         let origin = Node::record(raw.shape(), origins, backward);
-        Self { raw, origin, parameter: None, again: None }
+        Self { raw, origin, parameter: None, again: None, narrow: Arc::default() }
     }
 
     /// Notes that `make` gives the same data, to the bit, from what this tensor's operation has saved, and cheaply: what
@@ -86,16 +89,41 @@ impl Tensor {
         &self.raw
     }
 
-    /// The data, dense: itself, or a copy when this is a strided view.
+    /// The data in f32, dense: itself, or a copy when this is a strided view or kept in bf16.
     pub(crate) fn dense(&self) -> Raw {
-        if self.raw.is_dense() { self.raw.clone() } else { backend().copy(&self.raw) }
+        match self.raw.dtype() {
+            DType::Bf16 => backend().cast(&self.raw, DType::F32),
+            _ if self.raw.is_dense() => self.raw.clone(),
+            _ => backend().copy(&self.raw),
+        }
     }
 
-    /// The data in bf16: a parameter's cached copy, or a conversion.
-    pub(crate) fn to_bf16(&self) -> Raw {
-        match &self.parameter {
-            Some(parameter) => parameter.bf16(),
-            None => backend().cast(&self.dense(), DType::Bf16),
+    /// The data, dense, in the element type that it is kept in.
+    pub(crate) fn dense_as_kept(&self) -> Raw {
+        if self.raw.is_dense() { self.raw.clone() } else { self.dense() }
+    }
+
+    /// The data as an operand of products in `precision`, dense. In bf16 a parameter that is being trained stays f32, and
+    /// is rounded while it is read; a frozen one has a copy, and everything else is converted once.
+    pub(crate) fn operand(&self, precision: Precision) -> Raw {
+        match (precision, &self.parameter) {
+            (Precision::F32, _) => self.dense(),
+            (Precision::Bf16, Some(parameter)) if parameter.is_trainable() && autograd::is_training() => self.dense(),
+            (Precision::Bf16, Some(parameter)) => parameter.bf16(),
+            (Precision::Bf16, None) if self.raw.dtype() == DType::Bf16 && self.raw.is_dense() => self.raw.clone(),
+            (Precision::Bf16, None) => self.narrow.get_or_init(|| backend().cast(&self.dense(), DType::Bf16)).clone(),
+        }
+    }
+
+    /// This tensor as activations are kept in the precision in force: in bf16 it is rounded, and the operations that keep
+    /// it for backward keep half the bytes. Its gradient stays f32.
+    pub fn stored(&self) -> Self {
+        match precision() {
+            Precision::F32 => self.clone(),
+            Precision::Bf16 => {
+                let narrow = backend().cast(&self.dense(), DType::Bf16);
+                Self::from_op(narrow, &[self], |dy, grads| grads.add(0, dy.clone()))
+            }
         }
     }
 

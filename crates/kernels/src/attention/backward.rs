@@ -3,10 +3,13 @@
 //! With P the probabilities, dP = dO V^T and delta = sum(dO * O) per row, the gradient of the scores is
 //! dS = P * (dP - delta); then dV = P^T dO, dK = dS^T (scale Q), dQ = scale dS K.
 
-use super::tile::{BLOCK, KEYS, Product, Rows, Shared, add_scaled, clear, pack, with_scratch};
-use super::{AttentionDims, Grads, Heads, KeyTile, Masking, Pair, Problem, may_meet};
+use super::tile::{
+    BLOCK, KEYS, Operands, Product, Rows, Shared, StoredRows, add_scaled, as_pairs, clear, narrow, pack, pair_rows,
+    with_scratch,
+};
+use super::{AttentionDims, Grads, Heads, KeyTile, Masking, Pair, Problem, Stored, may_meet};
 use crate::math;
-use crate::simd::{Kernel, MAX_LANES, Simd, dispatch_on};
+use crate::simd::{Kernel, MAX_LANES, Simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -22,7 +25,7 @@ const QUERIES: usize = 16 * BLOCK;
 pub fn attention_backward(
     grads: Grads,
     dout: &[f32],
-    out: &[f32],
+    out: Stored,
     lse: &[f32],
     q: Heads,
     k: Heads,
@@ -70,7 +73,7 @@ pub(super) fn compute(problem: &Problem, grads: Grads, saved: Saved) {
 #[derive(Clone, Copy)]
 pub(super) struct Saved<'a> {
     pub dout: &'a [f32],
-    pub out: &'a [f32],
+    pub out: Stored<'a>,
     pub lse: &'a [f32],
 }
 
@@ -86,18 +89,25 @@ fn run_task(problem: &Problem, pair: Pair, saved: Saved, grads: Gradients) {
     let width = problem.dims.head_dim.next_multiple_of(MAX_LANES);
     let (by_key, by_query, scores) = (KEYS * width, QUERIES * width, QUERIES * KEYS);
     let lens = [by_key, by_key, by_key, by_key, by_key, by_query, by_query, scores, scores, BLOCK * width];
+    // Pairs: of rows of queries and output gradients, of rows of probabilities and score gradients, and along keys.
+    let lens_of_pairs = match problem.operands {
+        Operands::Plain => [0; 5],
+        Operands::Pairs => [by_query / 2, by_query / 2, scores / 2, scores / 2, BLOCK * KEYS / 2],
+    };
     let rows = problem.rows();
-    with_scratch([rows, rows, lens.iter().sum()], |[delta, lse, rest]| {
+    let total = lens.iter().chain(&lens_of_pairs).sum();
+    with_scratch([rows, rows, total], |[delta, lse, rest]| {
         let mut rest = rest;
-        let [kt, vt, k, dk, dv, q, dout, p, ds, dq] = lens.map(|len| {
+        let mut part = |len| {
             let (head, tail) = std::mem::take(&mut rest).split_at_mut(len);
             rest = tail;
             head
-        });
-        dispatch_on(
-            problem.isa,
-            Task { problem, pair, saved, grads, delta, lse, kt, vt, k, dk, dv, q, dout, p, ds, dq },
-        );
+        };
+        let [kt, vt, k, dk, dv, q, dout, p, ds, dq] = lens.map(&mut part);
+        let [q_pairs, dout_pairs, p_pairs, ds_pairs, ds_along] = lens_of_pairs.map(&mut part);
+        let pairs = Pairs { q: q_pairs, dout: dout_pairs, p: p_pairs, ds: ds_pairs, ds_along };
+        let task = Task { problem, pair, saved, grads, delta, lse, kt, vt, k, dk, dv, q, dout, p, ds, dq, pairs };
+        problem.operands.dispatch(problem.isa, task);
     });
 }
 
@@ -128,6 +138,19 @@ struct Task<'a> {
     ds: &'a mut [f32],
     /// Gradients of a block of queries, from one tile of keys.
     dq: &'a mut [f32],
+    pairs: Pairs<'a>,
+}
+
+/// Operands of products in bf16.
+struct Pairs<'a> {
+    /// Neighbouring rows of a tile of queries, and of the gradients of their outputs.
+    q: &'a mut [f32],
+    dout: &'a mut [f32],
+    /// Neighbouring rows of the probabilities of a tile, and of the gradients of its scores.
+    p: &'a mut [f32],
+    ds: &'a mut [f32],
+    /// Neighbouring keys in the rows of a block of gradients of scores.
+    ds_along: &'a mut [f32],
 }
 
 impl Kernel for Task<'_> {
@@ -142,11 +165,24 @@ impl Kernel for Task<'_> {
         let k_copy = std::mem::take(&mut self.k);
         for start in (0..kv_len).step_by(KEYS) {
             let tile = problem.tile(self.pair, start);
+            let (k, v) = (
+                problem.key_rows(&problem.k, self.pair, &tile.keys),
+                problem.key_rows(&problem.v, self.pair, &tile.keys),
+            );
+            let k = if problem.operands == Operands::Pairs {
+                k.transpose_pairs(s, self.kt);
+                v.transpose_pairs(s, self.vt);
+                k.interleave(s, k_copy);
+                Rows { data: &*k_copy, stride: width, count: k.count, width }
+            } else {
+                // Room for the widened values, before it holds their gradients.
+                v.as_f32(s, self.dv).transpose(s, self.vt);
+                let k = k.whole_vectors(s, k_copy);
+                k.transpose(s, self.kt);
+                k
+            };
             self.dk[..tile.keys.len() * width].fill(0.0);
             self.dv[..tile.keys.len() * width].fill(0.0);
-            problem.key_rows(&problem.k, self.pair, &tile.keys).transpose(s, self.kt);
-            problem.key_rows(&problem.v, self.pair, &tile.keys).transpose(s, self.vt);
-            let k = problem.key_rows(&problem.k, self.pair, &tile.keys).whole_vectors(s, k_copy);
             let rows = problem.seers(tile.keys.clone());
             for first in rows.clone().step_by(QUERIES) {
                 let queries = first..(first + QUERIES).min(rows.end);
@@ -158,7 +194,9 @@ impl Kernel for Task<'_> {
                 let at = ((self.pair.batch * kv_len + key) * problem.dims.kv_heads + self.pair.kv_head) * head_dim;
                 // SAFETY: the rows of a pair are written by one task, and the outputs are borrowed for the whole call.
                 unsafe {
-                    self.grads.dk.slice(at, head_dim).copy_from_slice(&self.dk[i * width..][..head_dim]);
+                    let dk = self.grads.dk.slice(at, head_dim);
+                    // Queries that are rounded were not scaled before.
+                    dk.iter_mut().zip(&self.dk[i * width..]).for_each(|(to, from)| *to = from * problem.score_scale());
                     self.grads.dv.slice(at, head_dim).copy_from_slice(&self.dv[i * width..][..head_dim]);
                 }
             }
@@ -176,9 +214,18 @@ impl Task<'_> {
             // SAFETY: see `run`.
             unsafe { self.grads.dq.slice(at, head_dim).fill(0.0) };
             let mut sum = s.zero();
-            let (dout, out) = (&self.saved.dout[at..][..head_dim], &self.saved.out[at..][..head_dim]);
-            for (a, b) in dout.chunks(S::LANES).zip(out.chunks(S::LANES)) {
-                sum = s.fma(s.load_partial(a), s.load_partial(b), sum);
+            let dout = self.saved.dout[at..][..head_dim].chunks(S::LANES);
+            match self.saved.out {
+                Stored::F32(out) => {
+                    for (a, b) in dout.zip(out[at..][..head_dim].chunks(S::LANES)) {
+                        sum = s.fma(s.load_partial(a), s.load_partial(b), sum);
+                    }
+                }
+                Stored::Bf16(out) => {
+                    for (a, b) in dout.zip(out[at..][..head_dim].chunks(S::LANES)) {
+                        sum = s.fma(s.load_partial(a), s.load_bf16_partial(b), sum);
+                    }
+                }
             }
             self.delta[row] = s.reduce_sum(sum);
             let lse = self.saved.lse[problem.lse_index(self.pair, row)];
@@ -192,9 +239,19 @@ impl Task<'_> {
         let problem = self.problem;
         let head_dim = problem.dims.head_dim;
         for (i, row) in queries.clone().enumerate() {
-            pack(s, &mut self.q[i * width..][..width], problem.query(self.pair, row), problem.dims.scale);
+            problem.pack_query(s, &mut self.q[i * width..][..width], self.pair, row);
             let dout = &self.saved.dout[problem.dense(self.pair, row)..][..head_dim];
-            pack(s, &mut self.dout[i * width..][..width], dout, 1.0);
+            let packed = &mut self.dout[i * width..][..width];
+            match problem.operands {
+                Operands::Plain => pack(s, packed, dout, 1.0),
+                Operands::Pairs => narrow(s, &mut as_pairs(packed)[..width], dout),
+            }
+        }
+        if problem.operands == Operands::Pairs {
+            for (to, from) in [(&mut *self.pairs.q, &mut *self.q), (&mut *self.pairs.dout, &mut *self.dout)] {
+                let data = Stored::Bf16(as_pairs(from));
+                StoredRows { data, stride: 2 * width, count: queries.len(), width }.interleave(s, to);
+            }
         }
         for first in (0..queries.len()).step_by(BLOCK) {
             let block = first..(first + BLOCK).min(queries.len());
@@ -237,11 +294,11 @@ impl Task<'_> {
                 b: &b[computed.start..],
                 b_stride: KEYS,
                 rows: block.len(),
-                steps: problem.dims.head_dim,
+                steps: problem.operands.steps(problem.dims.head_dim),
                 vectors: computed.len() / S::LANES,
                 add: false,
             }
-            .compute(s.isa());
+            .compute(s.isa(), problem.operands);
         }
         for ((row, p), ds) in rows.zip(p.chunks_exact_mut(KEYS)).zip(ds.chunks_exact_mut(KEYS)) {
             problem.adjust(s, self.pair, row, tile, p, computed.clone());
@@ -280,20 +337,28 @@ impl Task<'_> {
         width: usize,
     ) {
         let problem = self.problem;
+        let ds = &self.ds[block.start * KEYS..block.end * KEYS];
+        let (ds, a_row) = if problem.operands == Operands::Pairs {
+            narrow(s, &mut as_pairs(self.pairs.ds_along)[..ds.len()], ds);
+            (&*self.pairs.ds_along, KEYS / 2)
+        } else {
+            (ds, KEYS)
+        };
+        let steps = problem.operands.range(seen);
         Product {
             c: &mut *self.dq,
             c_stride: width,
-            a: &self.ds[block.start * KEYS + seen.start..],
-            a_row: KEYS,
+            a: &ds[steps.start..],
+            a_row,
             a_step: 1,
-            b: &k.data[seen.start * k.stride..],
+            b: &k.data[steps.start * k.stride..],
             b_stride: k.stride,
             rows: block.len(),
-            steps: seen.len(),
+            steps: steps.len(),
             vectors: width / S::LANES,
             add: false,
         }
-        .compute(s.isa());
+        .compute(s.isa(), problem.operands);
         for (row, sum) in rows.zip(self.dq.chunks_exact(width)) {
             // SAFETY: see `run`.
             let dq = unsafe { self.grads.dq.slice(problem.dense(self.pair, row), problem.dims.head_dim) };
@@ -304,30 +369,43 @@ impl Task<'_> {
     /// Adds `P^T dO` and `dS^T (scale Q)` to the gradients of the tile's values and keys.
     #[inline(always)]
     fn key_gradients<S: Simd>(&mut self, s: S, tile: &KeyTile, queries: Range<usize>, width: usize) {
+        let problem = self.problem;
+        let (p, dout, ds, q) = if problem.operands == Operands::Pairs {
+            for (to, from) in [(&mut *self.pairs.p, &*self.p), (&mut *self.pairs.ds, &*self.ds)] {
+                let from = &from[..queries.len() * KEYS];
+                for (to, rows) in to.chunks_exact_mut(KEYS).zip(from.chunks(2 * KEYS)) {
+                    let (low, high) = rows.split_at(KEYS);
+                    // SAFETY: the task was started by `Operands::dispatch`.
+                    unsafe { pair_rows(s, to, low, (!high.is_empty()).then_some(high)) };
+                }
+            }
+            (&*self.pairs.p, &*self.pairs.dout, &*self.pairs.ds, &*self.pairs.q)
+        } else {
+            (&*self.p, &*self.dout, &*self.ds, &*self.q)
+        };
         for first in (0..tile.keys.len()).step_by(BLOCK) {
             let end = (first + BLOCK).min(tile.keys.len());
-            let seers = self.problem.seers(tile.keys.start + first..tile.keys.start + end);
+            let seers = problem.seers(tile.keys.start + first..tile.keys.start + end);
             let seers = seers.start.max(queries.start)..seers.end.min(queries.end);
             if seers.is_empty() {
                 continue;
             }
-            let start = seers.start - queries.start;
-            let operands = [(&mut *self.dv, &*self.p, &*self.dout), (&mut *self.dk, &*self.ds, &*self.q)];
-            for (c, a, b) in operands {
+            let steps = problem.operands.range(seers.start - queries.start..seers.end - queries.start);
+            for (c, a, b) in [(&mut *self.dv, p, dout), (&mut *self.dk, ds, q)] {
                 Product {
                     c: &mut c[first * width..],
                     c_stride: width,
-                    a: &a[start * KEYS + first..],
+                    a: &a[steps.start * KEYS + first..],
                     a_row: 1,
                     a_step: KEYS,
-                    b: &b[start * width..],
+                    b: &b[steps.start * width..],
                     b_stride: width,
                     rows: end - first,
-                    steps: seers.len(),
+                    steps: steps.len(),
                     vectors: width / S::LANES,
                     add: true,
                 }
-                .compute(s.isa());
+                .compute(s.isa(), problem.operands);
             }
         }
     }

@@ -1,9 +1,9 @@
 //! The forward pass: online softmax over tiles of keys.
 
-use super::tile::{BLOCK, KEYS, Product, Shared, pack, with_scratch};
-use super::{AttentionDims, Heads, KeyTile, Masking, Pair, Problem, may_meet};
+use super::tile::{BLOCK, KEYS, Operands, Product, Shared, SharedOut, as_pairs, narrow, with_scratch};
+use super::{AttentionDims, Heads, KeyTile, Masking, Pair, Problem, StoredMut, may_meet};
 use crate::math;
-use crate::simd::{Kernel, MAX_LANES, Simd, dispatch_on};
+use crate::simd::{Kernel, MAX_LANES, Simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -18,7 +18,8 @@ const RUNS_PER_THREAD: usize = 4;
 ///
 /// `out` is `[batch, q_len, heads, head_dim]`, `lse` is `[batch, heads, q_len]`. A row that sees no key gets zeros and
 /// -infinity. A row's result depends on nothing but its own query, position and visible keys.
-pub fn attention(out: &mut [f32], lse: &mut [f32], q: Heads, k: Heads, v: Heads, dims: &AttentionDims, mask: &Masking) {
+#[allow(clippy::too_many_arguments, reason = "the tensors of one operation")]
+pub fn attention(out: StoredMut, lse: &mut [f32], q: Heads, k: Heads, v: Heads, dims: &AttentionDims, mask: &Masking) {
     compute(&Problem::new(q, k, v, dims, mask), out, lse);
 }
 
@@ -29,7 +30,7 @@ pub fn attention(out: &mut [f32], lse: &mut [f32], q: Heads, k: Heads, v: Heads,
 /// `borders[i + 1]`. `lse` holds one `[heads, length]` after another. What the [`Masking`] of segments gives is the same
 /// up to rounding, but its tiles of keys start where the row does, and hidden keys are computed, too.
 pub fn attention_in_runs(
-    out: &mut [f32],
+    out: StoredMut,
     lse: &mut [f32],
     [q, k, v]: [Heads; 3],
     dims: &AttentionDims,
@@ -43,8 +44,8 @@ pub fn attention_in_runs(
     let (per_query, heads) = (dims.heads * dims.head_dim, dims.heads);
     assert_eq!(out.len(), dims.q_len * per_query, "attention: size of out");
     assert_eq!(lse.len(), dims.q_len * heads, "attention: size of lse");
-    let (out, lse) = (Shared::new(out), Shared::new(lse));
-    let run = |index: usize, work: &dyn Fn(&Problem, Shared, Shared)| {
+    let (out, lse) = (SharedOut::new(out), Shared::new(lse));
+    let run = |index: usize, work: &dyn Fn(&Problem, SharedOut, Shared)| {
         let (start, end) = (borders[index], borders[index + 1]);
         let own = AttentionDims { q_len: end - start, kv_len: end - start, ..*dims };
         let problem = Problem::new(from(q, start), from(k, start), from(v, start), &own, &Masking::default());
@@ -53,9 +54,9 @@ pub fn attention_in_runs(
         }
         // SAFETY: runs do not overlap, and the outputs are borrowed for the whole call.
         let (out, lse) = unsafe {
-            (out.slice(start * per_query, (end - start) * per_query), lse.slice(start * heads, (end - start) * heads))
+            (out.part(start * per_query, (end - start) * per_query), lse.slice(start * heads, (end - start) * heads))
         };
-        work(&problem, Shared::new(out), Shared::new(lse));
+        work(&problem, out, Shared::new(lse));
     };
     let runs = borders.len() - 1;
     if runs >= RUNS_PER_THREAD * rayon::current_num_threads() {
@@ -77,19 +78,19 @@ pub fn attention_in_runs(
 
 /// A view without its first positions.
 fn from(x: Heads<'_>, position: usize) -> Heads<'_> {
-    Heads { data: &x.data[(position * x.time_stride).min(x.data.len())..], ..x }
+    Heads { data: x.data.from((position * x.time_stride).min(x.data.len())), ..x }
 }
 
-pub(super) fn compute(problem: &Problem, out: &mut [f32], lse: &mut [f32]) {
+pub(super) fn compute(problem: &Problem, out: StoredMut, lse: &mut [f32]) {
     let dims = &problem.dims;
     assert_eq!(out.len(), dims.batch * dims.q_len * dims.heads * dims.head_dim, "attention: size of out");
     assert_eq!(lse.len(), dims.batch * dims.q_len * dims.heads, "attention: size of lse");
     if !problem.is_empty() {
-        compute_in(problem, Shared::new(out), Shared::new(lse));
+        compute_in(problem, SharedOut::new(out), Shared::new(lse));
     }
 }
 
-fn compute_in(problem: &Problem, out: Shared, lse: Shared) {
+fn compute_in(problem: &Problem, out: SharedOut, lse: Shared) {
     let dims = &problem.dims;
     let pairs = dims.batch * dims.kv_heads;
     let per_task = rows_per_task(problem);
@@ -121,7 +122,7 @@ fn rows_per_task(problem: &Problem) -> usize {
     if per_task > BLOCK { per_task.next_multiple_of(BLOCK) } else { per_task }
 }
 
-fn run_task(problem: &Problem, pair: Pair, rows: Range<usize>, out: Shared, lse: Shared) {
+fn run_task(problem: &Problem, pair: Pair, rows: Range<usize>, out: SharedOut, lse: Shared) {
     let width = problem.dims.head_dim.next_multiple_of(MAX_LANES);
     let lanes_of_rows = rows.len().next_multiple_of(MAX_LANES);
     let lens = [
@@ -130,11 +131,13 @@ fn run_task(problem: &Problem, pair: Pair, rows: Range<usize>, out: Shared, lse:
         width * KEYS,
         width * KEYS,
         BLOCK * KEYS,
+        BLOCK * KEYS / 2,
         lanes_of_rows,
         lanes_of_rows,
     ];
-    with_scratch(lens, |[q, o, kt, v, scores, max, sum]| {
-        dispatch_on(problem.isa, Task { problem, pair, rows, q, o, kt, v, scores, max, sum, out, lse });
+    with_scratch(lens, |[q, o, kt, v, scores, pairs, max, sum]| {
+        let task = Task { problem, pair, rows, q, o, kt, v, scores, pairs, max, sum, out, lse };
+        problem.operands.dispatch(problem.isa, task);
     });
 }
 
@@ -149,15 +152,17 @@ struct Task<'a> {
     o: &'a mut [f32],
     /// Keys of a tile, transposed.
     kt: &'a mut [f32],
-    /// Values of a tile, where they need padding.
+    /// Keys, then values, of a tile, where they are widened or need padding.
     v: &'a mut [f32],
     /// Scores, then probabilities, of a block of rows.
     scores: &'a mut [f32],
+    /// Probabilities of a block of rows as pairs of bf16.
+    pairs: &'a mut [f32],
     /// Running maximum of each row's scores.
     max: &'a mut [f32],
     /// Running sum of each row's probabilities, relative to the maximum.
     sum: &'a mut [f32],
-    out: Shared,
+    out: SharedOut,
     lse: Shared,
 }
 
@@ -168,7 +173,7 @@ impl Kernel for Task<'_> {
         let p = self.problem;
         let width = p.dims.head_dim.next_multiple_of(S::LANES);
         for (row, dst) in self.rows.clone().zip(self.q.chunks_exact_mut(width)) {
-            pack(s, dst, p.query(self.pair, row), p.dims.scale);
+            p.pack_query(s, dst, self.pair, row);
         }
         self.o.fill(0.0);
         self.max.fill(f32::NEG_INFINITY);
@@ -189,8 +194,17 @@ impl Task<'_> {
     #[inline(always)]
     fn tile<S: Simd>(&mut self, s: S, tile: &KeyTile, width: usize) {
         let p = self.problem;
-        p.key_rows(&p.k, self.pair, &tile.keys).transpose(s, self.kt);
-        let v = p.key_rows(&p.v, self.pair, &tile.keys).whole_vectors(s, self.v);
+        let operands = p.operands;
+        let (k, v) = (p.key_rows(&p.k, self.pair, &tile.keys), p.key_rows(&p.v, self.pair, &tile.keys));
+        let (v, v_stride) = if operands == Operands::Pairs {
+            k.transpose_pairs(s, self.kt);
+            v.interleave(s, self.v);
+            (&*self.v, width)
+        } else {
+            k.as_f32(s, self.v).transpose(s, self.kt);
+            let v = v.whole_vectors(s, self.v);
+            (v.data, v.stride)
+        };
         for first in (0..self.rows.len()).step_by(BLOCK) {
             let block = first..(first + BLOCK).min(self.rows.len());
             let rows = self.rows.start + block.start..self.rows.start + block.end;
@@ -208,35 +222,45 @@ impl Task<'_> {
                 b: &self.kt[computed.start..],
                 b_stride: KEYS,
                 rows: block.len(),
-                steps: p.dims.head_dim,
+                steps: operands.steps(p.dims.head_dim),
                 vectors: computed.len() / S::LANES,
                 add: false,
             }
-            .compute(s.isa());
+            .compute(s.isa(), operands);
             for (row, scores) in rows.zip(self.scores.chunks_exact_mut(KEYS)) {
                 p.adjust(s, self.pair, row, tile, scores, computed.clone());
             }
             softmax_block(
                 s,
                 &mut *self.scores,
-                computed,
+                computed.clone(),
                 (&mut self.max[block.clone()], &mut self.sum[block.clone()]),
                 self.o[block.start * width..].chunks_exact_mut(width),
             );
+            let (probabilities, a_row) = if operands == Operands::Pairs {
+                // No closure: one that is not inlined would be compiled without the instruction set.
+                for (i, to) in as_pairs(self.pairs).chunks_exact_mut(KEYS).take(block.len()).enumerate() {
+                    narrow(s, &mut to[computed.clone()], &self.scores[i * KEYS..][computed.clone()]);
+                }
+                (&*self.pairs, KEYS / 2)
+            } else {
+                (&*self.scores, KEYS)
+            };
+            let steps = operands.range(seen);
             Product {
                 c: &mut self.o[block.start * width..],
                 c_stride: width,
-                a: &self.scores[seen.start..],
-                a_row: KEYS,
+                a: &probabilities[steps.start..],
+                a_row,
                 a_step: 1,
-                b: &v.data[seen.start * v.stride..],
-                b_stride: v.stride,
+                b: &v[steps.start * v_stride..],
+                b_stride: v_stride,
                 rows: block.len(),
-                steps: seen.len(),
+                steps: steps.len(),
                 vectors: width / S::LANES,
                 add: true,
             }
-            .compute(s.isa());
+            .compute(s.isa(), operands);
         }
     }
 
@@ -245,16 +269,11 @@ impl Task<'_> {
         let p = self.problem;
         for (i, row) in self.rows.clone().enumerate() {
             let sum = self.sum[i];
-            let inverse = s.splat(if sum == 0.0 { 0.0 } else { 1.0 / sum });
+            let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
             // SAFETY: every row belongs to one task, and the outputs are borrowed for the whole call.
-            let out = unsafe { self.out.slice(p.dense(self.pair, row), p.dims.head_dim) };
-            let o = &self.o[i * width..][..width];
-            for (dst, src) in out.chunks_mut(S::LANES).zip(o.chunks_exact(S::LANES)) {
-                // Adding zero makes -0 and 0 one: hidden keys may turn one into the other on the way.
-                let x = s.add(s.mul(s.load(src), inverse), s.zero());
-                // Masked stores are slow on some machines even where the mask is full.
-                if dst.len() == S::LANES { s.store(dst, x) } else { s.store_partial(dst, x) }
-            }
+            unsafe {
+                self.out.store(s, p.dense(self.pair, row), p.dims.head_dim, &self.o[i * width..][..width], inverse)
+            };
         }
         for (sums, maxima) in self.sum.chunks_exact_mut(S::LANES).zip(self.max.chunks_exact(S::LANES)) {
             let lse = s.add(math::log(s, s.load(sums)), s.load(maxima));

@@ -1,6 +1,6 @@
 //! Attention as its definition says, in f64, with whole matrices of scores: the twin that the tests compare with.
 
-use super::{AttentionDims, Heads, Masking};
+use super::{AttentionDims, Heads, Masking, Stored};
 
 /// What forward and backward give, in f64.
 pub(super) struct Exact {
@@ -19,7 +19,8 @@ pub(super) fn dense(x: &Heads, [batch, time, heads, width]: [usize; 4]) -> Vec<f
         for t in 0..time {
             for h in 0..heads {
                 let start = b * x.batch_stride + t * x.time_stride + h * x.head_stride;
-                out.extend(x.data[start..][..width].iter().map(|&x| f64::from(x)));
+                let Stored::F32(data) = x.data else { panic!("the twin takes f32") };
+                out.extend(data[start..][..width].iter().map(|&x| f64::from(x)));
             }
         }
     }

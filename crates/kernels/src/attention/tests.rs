@@ -118,13 +118,13 @@ impl Case {
     fn views(&self) -> [Heads<'_>; 3] {
         let (d, row) = (&self.dims, self.dims.head_dim + self.gap);
         let q = Heads {
-            data: &self.q,
+            data: Stored::F32(&self.q),
             batch_stride: d.q_len * d.heads * row,
             time_stride: d.heads * row,
             head_stride: row,
         };
         let kv = |skip: usize| Heads {
-            data: &self.kv[skip.min(self.kv.len())..],
+            data: Stored::F32(&self.kv[skip.min(self.kv.len())..]),
             batch_stride: d.kv_len * 2 * d.kv_heads * row,
             time_stride: 2 * d.kv_heads * row,
             head_stride: row,
@@ -142,7 +142,7 @@ impl Case {
         let d = &self.dims;
         let mut out = vec![f32::NAN; d.batch * d.q_len * d.heads * d.head_dim];
         let mut lse = vec![f32::NAN; d.batch * d.q_len * d.heads];
-        super::forward::compute(&self.problem(isa), &mut out, &mut lse);
+        super::forward::compute(&self.problem(isa), StoredMut::F32(&mut out), &mut lse);
         (out, lse)
     }
 
@@ -155,7 +155,7 @@ impl Case {
         backward::compute(
             &self.problem(isa),
             Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: dbias.as_deref_mut() },
-            Saved { dout: &self.dout, out: &out, lse: &lse },
+            Saved { dout: &self.dout, out: Stored::F32(&out), lse: &lse },
         );
         Result { out, lse, dq, dk, dv, dbias }
     }
@@ -276,7 +276,9 @@ fn sequences_end_to_end_have_the_bits_that_they_have_alone() {
             let n = dims.heads * dims.head_dim;
             let together = |threads| {
                 let (mut out, mut lse) = (vec![f32::NAN; time * n], vec![f32::NAN; time * dims.heads]);
-                with_threads(threads, || attention_in_runs(&mut out, &mut lse, case.views(), &dims, &borders));
+                with_threads(threads, || {
+                    attention_in_runs(StoredMut::F32(&mut out), &mut lse, case.views(), &dims, &borders)
+                });
                 (out, lse)
             };
             let (out, lse) = together(2);
@@ -459,6 +461,106 @@ fn golden(file: &[u8], name: &str) -> Vec<f32> {
 }
 
 #[test]
+fn what_is_kept_in_bf16_gives_what_its_widened_values_give() {
+    let narrow = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
+    let wide = |x: &[bf16]| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+    // A head of 16 is whole vectors on every instruction set, one of 5 on none; 300 keys are several tiles.
+    for dims in [
+        AttentionDims { batch: 2, q_len: 7, kv_len: 7, heads: 4, kv_heads: 2, head_dim: 5, ..BASE },
+        AttentionDims { q_len: 300, kv_len: 300, heads: 2, kv_heads: 2, head_dim: 16, ..BASE },
+    ] {
+        let mut case = Case::new(dims, 3);
+        let (q, kv) = (narrow(&case.q), narrow(&case.kv));
+        (case.q, case.kv) = (wide(&q), wide(&kv));
+        for &isa in instruction_sets() {
+            let want = case.run(isa);
+            let mut problem = case.problem(isa);
+            problem.q.data = Stored::Bf16(&q);
+            problem.k.data = Stored::Bf16(&kv);
+            problem.v.data = Stored::Bf16(&kv[case.dims.kv_heads * (case.dims.head_dim + case.gap)..]);
+            let (mut out, mut lse) = (vec![bf16::ZERO; want.out.len()], vec![f32::NAN; want.lse.len()]);
+            super::forward::compute(&problem, StoredMut::Bf16(&mut out), &mut lse);
+            assert_eq!(out, narrow(&want.out), "{isa:?} {dims:?}");
+            assert_eq!(bits(&lse), bits(&want.lse));
+            // The outputs that backward is given are the rounded ones, in either form.
+            let run = |problem: &Problem, out: Stored| {
+                let (mut dq, mut dk, mut dv) = (want.dq.clone(), want.dk.clone(), want.dv.clone());
+                let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: None };
+                backward::compute(problem, grads, Saved { dout: &case.dout, out, lse: &lse });
+                [bits(&dq), bits(&dk), bits(&dv)]
+            };
+            assert_eq!(run(&problem, Stored::Bf16(&out)), run(&case.problem(isa), Stored::F32(&wide(&out))));
+        }
+    }
+}
+
+/// A case whose operands are bf16, multiplied as they are.
+fn check_pairs(dims: AttentionDims) {
+    let mut case = Case::new(dims, 17);
+    let narrow = |x: &[f32]| x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
+    let (q, kv, dout) = (narrow(&case.q), narrow(&case.kv), narrow(&case.dout));
+    let wide = |x: &[bf16]| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+    (case.q, case.kv, case.dout) = (wide(&q), wide(&kv), wide(&dout));
+    let want = case.exact();
+    let [q_view, k_view, v_view] = case.views();
+    let skip = dims.kv_heads * (dims.head_dim + case.gap);
+    let (q_view, k_view) = (Heads { data: Stored::Bf16(&q), ..q_view }, Heads { data: Stored::Bf16(&kv), ..k_view });
+    let v_view = Heads { data: Stored::Bf16(&kv[skip..]), ..v_view };
+    let problem = Problem::new(q_view, k_view, v_view, &dims, &case.mask());
+    assert!(problem.operands == Operands::Pairs);
+    let mut lse = vec![f32::NAN; want.lse.len()];
+    let mut out = vec![f32::NAN; want.out.len()];
+    super::forward::compute(&problem, StoredMut::F32(&mut out), &mut lse);
+    let (mut dq, mut dk) = (vec![f32::NAN; want.dq.len()], vec![f32::NAN; want.dk.len()]);
+    let mut dv = dk.clone();
+    let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: None };
+    backward::compute(&problem, grads, Saved { dout: &case.dout, out: Stored::F32(&out), lse: &lse });
+    // Scores are exact up to f32; probabilities and their gradients are rounded to 8 bits: 2^-9 of each term, and the
+    // terms of a sum are at most as large as the largest value here, or a few times that in backward.
+    let close = |name: &str, got: &[f32], want: &[f64], tolerance: f64| {
+        let top = want.iter().fold(0.0_f64, |top, x| top.max(x.abs()));
+        for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+            let error = (f64::from(got) - want).abs();
+            assert!(error <= tolerance * top, "{name}[{i}]: {got} for {want}, largest {top}, {dims:?}");
+        }
+    };
+    close("lse", &lse, &want.lse, 2e-6);
+    close("out", &out, &want.out, 4e-3);
+    close("dq", &dq, &want.dq, 1e-2);
+    close("dk", &dk, &want.dk, 1e-2);
+    close("dv", &dv, &want.dv, 1e-2);
+    // The last query alone, as in decoding, has the bits that it has among all.
+    let last = AttentionDims { q_len: 1, ..dims };
+    let start = (dims.q_len - 1) * q_view.time_stride;
+    for b in 0..dims.batch {
+        let alone = AttentionDims { batch: 1, ..last };
+        let q_last = Heads { data: q_view.data.from(b * q_view.batch_stride + start), ..q_view };
+        let (k, v) = (
+            Heads { data: k_view.data.from(b * k_view.batch_stride), ..k_view },
+            Heads { data: v_view.data.from(b * v_view.batch_stride), ..v_view },
+        );
+        let (mut row, mut row_lse) = (vec![f32::NAN; dims.heads * dims.head_dim], vec![f32::NAN; dims.heads]);
+        attention(StoredMut::F32(&mut row), &mut row_lse, q_last, k, v, &alone, &Masking::default());
+        let whole = &out[((b + 1) * dims.q_len - 1) * row.len()..][..row.len()];
+        assert_eq!(bits(&row), bits(whole), "sequence {b} of {dims:?}");
+    }
+}
+
+#[test]
+fn bf16_is_multiplied_as_it_is_where_the_processor_does_so() {
+    if !crate::isa::has_bf16_dot() {
+        println!("SKIPPED: this machine has no bf16 dot instruction");
+        return;
+    }
+    let base = AttentionDims { head_dim: 16, scale: 0.3, ..BASE };
+    check_pairs(AttentionDims { batch: 2, q_len: 7, kv_len: 7, heads: 4, kv_heads: 2, ..base });
+    check_pairs(AttentionDims { batch: 2, q_len: 1, kv_len: 6, heads: 2, kv_heads: 2, ..base });
+    check_pairs(AttentionDims { q_len: 301, kv_len: 301, heads: 2, kv_heads: 2, head_dim: 64, scale: 0.125, ..base });
+    check_pairs(AttentionDims { q_len: 150, kv_len: 150, heads: 2, kv_heads: 1, window: Some(9), ..base });
+    check_pairs(AttentionDims { q_len: 5, kv_len: 131, heads: 2, kv_heads: 2, causal: false, ..base });
+}
+
+#[test]
 fn torch_gets_the_same_numbers() {
     let file: &[u8] = include_bytes!("../../../testkit/goldens/ops.safetensors");
     let gqa = AttentionDims { batch: 2, q_len: 7, kv_len: 7, heads: 4, kv_heads: 2, head_dim: 5, ..BASE };
@@ -468,7 +570,7 @@ fn torch_gets_the_same_numbers() {
         let array = |part: &str| golden(file, &format!("{name}.{part}"));
         let (q, k, v, dout) = (array("q"), array("k"), array("v"), array("weight"));
         let view = |data, time, heads| Heads {
-            data,
+            data: Stored::F32(data),
             batch_stride: time * heads * dims.head_dim,
             time_stride: heads * dims.head_dim,
             head_stride: dims.head_dim,
@@ -476,10 +578,10 @@ fn torch_gets_the_same_numbers() {
         let q_view = view(&q, dims.q_len, dims.heads);
         let (k_view, v_view) = (view(&k, dims.kv_len, dims.kv_heads), view(&v, dims.kv_len, dims.kv_heads));
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; dims.batch * dims.heads * dims.q_len]);
-        attention(&mut out, &mut lse, q_view, k_view, v_view, &dims, &Masking::default());
+        attention(StoredMut::F32(&mut out), &mut lse, q_view, k_view, v_view, &dims, &Masking::default());
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()]);
         let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: None };
-        attention_backward(grads, &dout, &out, &lse, q_view, k_view, v_view, &dims, &Masking::default());
+        attention_backward(grads, &dout, Stored::F32(&out), &lse, q_view, k_view, v_view, &dims, &Masking::default());
         close("out", &out, &widen(&array("output")), name);
         close("dq", &dq, &widen(&array("gradient.q")), name);
         close("dk", &dk, &widen(&array("gradient.k")), name);
@@ -492,6 +594,6 @@ fn torch_gets_the_same_numbers() {
 fn a_view_that_leaves_its_memory_is_refused() {
     let case = Case::new(AttentionDims { q_len: 2, kv_len: 2, ..BASE }, 0);
     let [q, k, v] = case.views();
-    let short = Heads { data: &k.data[..15], ..k };
-    attention(&mut [0.0; 16], &mut [0.0; 2], q, Heads { time_stride: 8, ..short }, v, &case.dims, &case.mask());
+    let short = Heads { data: Stored::F32(&[0.0; 15]), time_stride: 8, ..k };
+    attention(StoredMut::F32(&mut [0.0; 16]), &mut [0.0; 2], q, short, v, &case.dims, &case.mask());
 }

@@ -1,9 +1,13 @@
 //! What forward and backward share below the level of attention: register-blocked products of small matrices, packing,
 //! scratch memory.
 
+use super::{Stored, StoredMut};
 use crate::isa::Isa;
-use crate::simd::{Kernel, Simd, dispatch_on};
+use crate::simd::{Kernel, Simd, dispatch_on, dispatch_pairs};
+use crate::unit::{One, Two, Unit};
+use half::bf16;
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Keys per tile. Tiles start at multiples of it, counted from key 0, whatever the queries of a call.
@@ -14,13 +18,13 @@ pub(super) const BLOCK: usize = 6;
 
 /// `C = A B`, or `C += A B`, for one tile.
 ///
-/// Every element of C is one chain of FMAs in ascending order of the inner index, so it does not depend on the shape
+/// Every element of C is one chain in ascending order of the inner index, of FMAs or of pairs of bf16 ([`Operands`]), so it does not depend on the shape
 /// around it. Columns come in whole vectors; a row or column of A may be contiguous.
 pub(super) struct Product<'a> {
     /// The result, `rows` rows of `vectors` vectors, `c_stride` apart.
     pub c: &'a mut [f32],
     pub c_stride: usize,
-    /// Element (row, step) lies at `row * a_row + step * a_step`.
+    /// Unit (row, step) lies at `row * a_row + step * a_step`.
     pub a: &'a [f32],
     pub a_row: usize,
     pub a_step: usize,
@@ -34,11 +38,52 @@ pub(super) struct Product<'a> {
     pub add: bool,
 }
 
+/// What the operands of a product hold along its inner axis.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operands {
+    /// f32.
+    Plain,
+    /// Pairs of neighbouring bf16.
+    Pairs,
+}
+
+impl Operands {
+    /// Steps of a product over `count` numbers.
+    #[inline(always)]
+    pub(super) fn steps(self, count: usize) -> usize {
+        match self {
+            Self::Plain => count,
+            Self::Pairs => count.div_ceil(2),
+        }
+    }
+
+    /// The steps that hold some of these numbers.
+    #[inline(always)]
+    pub(super) fn range(self, numbers: Range<usize>) -> Range<usize> {
+        match self {
+            Self::Plain => numbers,
+            Self::Pairs => numbers.start / 2..numbers.end.div_ceil(2),
+        }
+    }
+
+    /// Runs a kernel that makes and multiplies such operands.
+    #[inline(always)]
+    pub(super) fn dispatch<K: Kernel>(self, isa: Isa, kernel: K) -> K::Output {
+        match self {
+            Self::Plain => dispatch_on(isa, kernel),
+            Self::Pairs => dispatch_pairs(isa, kernel),
+        }
+    }
+}
+
 impl Product<'_> {
     /// Computes it. A call, not generic: the blocks of all instruction sets are compiled once, not once per use.
     #[inline(never)]
-    pub(super) fn compute(self, isa: Isa) {
-        dispatch_on(isa, self);
+    pub(super) fn compute(self, isa: Isa, operands: Operands) {
+        match operands {
+            Operands::Plain => One::dispatch(isa, Of::<One>(self, PhantomData)),
+            Operands::Pairs => Two::dispatch(isa, Of::<Two>(self, PhantomData)),
+        }
     }
 
     #[inline(always)]
@@ -57,28 +102,33 @@ impl Product<'_> {
     /// `ROWS` rows from `row` on, all columns; returns their number.
     ///
     /// # Safety
-    /// `check` passed and the rows exist.
+    /// `check` passed, the rows exist, and the kernel was started by [`Unit::dispatch`].
     #[inline(always)]
-    unsafe fn strip<S: Simd, const ROWS: usize>(&mut self, s: S, row: usize) -> usize {
+    unsafe fn strip<S: Simd, U: Unit, const ROWS: usize>(&mut self, s: S, row: usize) -> usize {
         let mut vector = 0;
         // SAFETY: rows and columns stay below the checked sizes.
         unsafe {
             while vector + 2 <= self.vectors {
-                self.block::<S, ROWS, 2>(s, row, vector * S::LANES);
+                self.block::<S, U, ROWS, 2>(s, row, vector * S::LANES);
                 vector += 2;
             }
             if vector < self.vectors {
-                self.block::<S, ROWS, 1>(s, row, vector * S::LANES);
+                self.block::<S, U, ROWS, 1>(s, row, vector * S::LANES);
             }
         }
         ROWS
     }
 
     /// # Safety
-    /// `check` passed and the block lies inside.
+    /// As [`Product::strip`]; the block lies inside.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "constant bounds unroll into registers, iterators not always")]
-    unsafe fn block<S: Simd, const ROWS: usize, const VECTORS: usize>(&mut self, s: S, row: usize, column: usize) {
+    unsafe fn block<S: Simd, U: Unit, const ROWS: usize, const VECTORS: usize>(
+        &mut self,
+        s: S,
+        row: usize,
+        column: usize,
+    ) {
         let at = |i: usize, v: usize| i.wrapping_mul(self.c_stride).wrapping_add(v * S::LANES);
         let c = self.c.as_mut_ptr().wrapping_add(row * self.c_stride + column);
         let mut a = self.a.as_ptr().wrapping_add(row * self.a_row);
@@ -101,7 +151,7 @@ impl Product<'_> {
                 for i in 0..ROWS {
                     let x = s.splat(*a.wrapping_add(i.wrapping_mul(self.a_row)));
                     for v in 0..VECTORS {
-                        sums[i][v] = s.fma(x, bs[v], sums[i][v]);
+                        sums[i][v] = U::add_product(s, x, bs[v], sums[i][v]);
                     }
                 }
                 // Wrapping, since the last step may leave the slice; and everywhere here, since the checks that a debug
@@ -118,25 +168,127 @@ impl Product<'_> {
     }
 }
 
-impl Kernel for Product<'_> {
+/// A product of units of one kind.
+struct Of<'a, U>(Product<'a>, PhantomData<U>);
+
+impl<U: Unit> Kernel for Of<'_, U> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        if self.rows == 0 || self.vectors == 0 {
+    fn run<S: Simd>(self, s: S) {
+        let mut product = self.0;
+        if product.rows == 0 || product.vectors == 0 {
             return;
         }
-        self.check(S::LANES);
+        product.check(S::LANES);
         let mut row = 0;
-        while row < self.rows {
-            // SAFETY: sizes were checked above and each strip ends at or before the last row.
+        while row < product.rows {
+            // SAFETY: sizes were checked above and each strip ends at or before the last row; started by `dispatch`.
             row += unsafe {
-                match self.rows - row {
-                    1 => self.strip::<S, 1>(s, row),
-                    2 | 3 => self.strip::<S, 2>(s, row),
-                    4 | 5 => self.strip::<S, 4>(s, row),
-                    _ => self.strip::<S, BLOCK>(s, row),
+                match product.rows - row {
+                    1 => product.strip::<S, U, 1>(s, row),
+                    2 | 3 => product.strip::<S, U, 2>(s, row),
+                    4 | 5 => product.strip::<S, U, 4>(s, row),
+                    _ => product.strip::<S, U, BLOCK>(s, row),
                 }
             };
+        }
+    }
+}
+
+/// Rows of equal width somewhere in memory, as they are kept.
+#[derive(Clone, Copy)]
+pub(super) struct StoredRows<'a> {
+    pub data: Stored<'a>,
+    pub stride: usize,
+    pub count: usize,
+    pub width: usize,
+}
+
+impl<'a> StoredRows<'a> {
+    /// As f32: where they lie, or widened into `copy`, which has room for rows of whole vectors.
+    #[inline(always)]
+    pub(super) fn as_f32<'b, S: Simd>(self, s: S, copy: &'b mut [f32]) -> Rows<'b>
+    where
+        'a: 'b,
+    {
+        let Self { data, stride, count, width } = self;
+        let data = match data {
+            Stored::F32(data) => return Rows { data, stride, count, width },
+            Stored::Bf16(data) => data,
+        };
+        let wide = width.next_multiple_of(S::LANES);
+        for (i, dst) in copy.chunks_exact_mut(wide).take(count).enumerate() {
+            pack_bf16(s, dst, &data[i * stride..][..width], 1.0);
+        }
+        Rows { data: copy, stride: wide, count, width: wide }
+    }
+
+    /// Their pairs along the width, transposed: `dst[p * KEYS + r]` is numbers 2p and 2p + 1 of row r, zero up to the next
+    /// whole vector. Needs bf16 with an even stride and a width of a multiple of sixteen.
+    #[inline(always)]
+    pub(super) fn transpose_pairs<S: Simd>(self, s: S, dst: &mut [f32]) {
+        let (data, pairs) = (self.bf16(), self.width / 2);
+        assert!(data.len() >= (self.count - 1) * self.stride + self.width && self.stride.is_multiple_of(2));
+        let dst = &mut dst[..pairs * KEYS];
+        let whole = self.count / 8 * 8;
+        for r in (0..whole).step_by(8) {
+            for p in (0..pairs).step_by(8) {
+                // SAFETY: eight rows and eight pairs are inside of both, whose sizes were checked; loads need no alignment.
+                unsafe {
+                    let src = data.as_ptr().add(r * self.stride + 2 * p).cast();
+                    s.transpose_8x8(src, self.stride / 2, dst.as_mut_ptr().add(p * KEYS + r), KEYS);
+                }
+            }
+        }
+        for r in whole..self.count.next_multiple_of(S::LANES) {
+            for p in 0..pairs {
+                let at = |i: usize| u32::from(data[r * self.stride + 2 * p + i].to_bits());
+                dst[p * KEYS + r] = if r < self.count { f32::from_bits(at(0) | at(1) << 16) } else { 0.0 };
+            }
+        }
+    }
+
+    /// Pairs of neighbouring rows: `dst[i * width + c]` is number c of rows 2i and 2i + 1, the latter zero where there is
+    /// none. Needs what [`StoredRows::transpose_pairs`] does.
+    #[inline(always)]
+    pub(super) fn interleave<S: Simd>(self, s: S, dst: &mut [f32]) {
+        let data = self.bf16();
+        for (i, dst) in dst.chunks_exact_mut(self.width).take(self.count.div_ceil(2)).enumerate() {
+            let low = &data[2 * i * self.stride..][..self.width];
+            let high = (2 * i + 1 < self.count).then(|| &data[(2 * i + 1) * self.stride..][..self.width]);
+            for (c, dst) in dst.chunks_exact_mut(S::LANES).enumerate() {
+                let at = c * S::LANES;
+                // SAFETY: the width is a multiple of the lanes, and both rows were checked to be as wide.
+                unsafe {
+                    let high = match high {
+                        Some(high) => Some(high.as_ptr().add(at)),
+                        None => None,
+                    };
+                    s.store(dst, s.interleave_bf16(low.as_ptr().add(at), high));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn bf16(self) -> &'a [bf16] {
+        match self.data {
+            Stored::Bf16(data) => data,
+            Stored::F32(_) => unreachable!("pairs are made of bf16"),
+        }
+    }
+
+    /// As f32 in whole vectors: where they lie, or in `copy`.
+    #[inline(always)]
+    pub(super) fn whole_vectors<'b, S: Simd>(self, s: S, copy: &'b mut [f32]) -> Rows<'b>
+    where
+        'a: 'b,
+    {
+        match self.data {
+            Stored::F32(data) => {
+                Rows { data, stride: self.stride, count: self.count, width: self.width }.whole_vectors(s, copy)
+            }
+            Stored::Bf16(_) => self.as_f32(s, copy),
         }
     }
 }
@@ -183,7 +335,7 @@ impl<'a> Rows<'a> {
 
     /// These rows with a width of whole vectors: as they lie where the width is one already, else a padded copy.
     #[inline(always)]
-    pub(super) fn whole_vectors<'b, S: Simd>(self, s: S, copy: &'b mut [f32]) -> Rows<'b>
+    fn whole_vectors<'b, S: Simd>(self, s: S, copy: &'b mut [f32]) -> Rows<'b>
     where
         'a: 'b,
     {
@@ -205,6 +357,48 @@ pub(super) fn pack<S: Simd>(s: S, dst: &mut [f32], src: &[f32], factor: f32) {
     for (dst, src) in dst.chunks_exact_mut(S::LANES).zip(src.chunks(S::LANES)) {
         let x = if src.len() == S::LANES { s.load(src) } else { s.load_partial(src) };
         s.store(dst, s.mul(x, factor));
+    }
+}
+
+/// The same of bf16.
+#[inline(always)]
+pub(super) fn pack_bf16<S: Simd>(s: S, dst: &mut [f32], src: &[bf16], factor: f32) {
+    let factor = s.splat(factor);
+    for (dst, src) in dst.chunks_exact_mut(S::LANES).zip(src.chunks(S::LANES)) {
+        let x = if src.len() == S::LANES { s.load_bf16(src) } else { s.load_bf16_partial(src) };
+        s.store(dst, s.mul(x, factor));
+    }
+}
+
+/// Room for f32 as room for pairs of bf16, in memory order.
+#[inline(always)]
+pub(super) fn as_pairs(x: &mut [f32]) -> &mut [bf16] {
+    bytemuck::cast_slice_mut(x)
+}
+
+/// Rounds whole vectors to bf16.
+#[inline(always)]
+pub(super) fn narrow<S: Simd>(s: S, dst: &mut [bf16], src: &[f32]) {
+    for (dst, src) in dst.chunks_exact_mut(S::LANES).zip(src.chunks_exact(S::LANES)) {
+        s.store_bf16(dst, s.load(src));
+    }
+}
+
+/// Pairs of neighbouring rows of whole vectors, rounded to bf16: lane c of `dst` is `low[c]` and `high[c]`, which is zero
+/// where there is none.
+///
+/// # Safety
+/// The kernel was started by [`Operands::dispatch`].
+#[inline(always)]
+pub(super) unsafe fn pair_rows<S: Simd>(s: S, dst: &mut [f32], low: &[f32], high: Option<&[f32]>) {
+    for (c, dst) in dst.chunks_exact_mut(S::LANES).enumerate() {
+        let at = c * S::LANES;
+        let high = match high {
+            Some(high) => s.load(&high[at..]),
+            None => s.zero(),
+        };
+        // SAFETY: passed on from the caller.
+        s.store(dst, unsafe { s.pair_bf16(s.load(&low[at..]), high) });
     }
 }
 
@@ -250,19 +444,25 @@ pub(super) fn add_scaled<S: Simd>(s: S, dst: &mut [f32], src: &[f32], factor: f3
 }
 
 /// Memory that tasks on different threads write disjoint parts of.
-#[derive(Clone, Copy)]
-pub(super) struct Shared {
-    start: *mut f32,
+pub(super) struct Shared<T = f32> {
+    start: *mut T,
     len: usize,
 }
 
-// SAFETY: access goes through `slice`, whose callers promise that parts in use at the same time do not overlap.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Shared<T> {}
 
-impl Shared {
-    pub(super) fn new(data: &mut [f32]) -> Self {
+// SAFETY: access goes through `slice`, whose callers promise that parts in use at the same time do not overlap.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(super) fn new(data: &mut [T]) -> Self {
         Shared { start: data.as_mut_ptr(), len: data.len() }
     }
 
@@ -271,11 +471,75 @@ impl Shared {
     /// # Safety
     /// The borrow that `self` was made of is still exclusive, and no other slice in use overlaps this one.
     #[inline(always)]
-    pub(super) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
+    pub(super) unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start <= self.len && len <= self.len - start, "attention: output is too short");
         // SAFETY: inside the borrowed slice; the caller vouches for exclusiveness.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
+}
+
+/// Results that are kept in either element type.
+#[derive(Clone, Copy)]
+pub(super) enum SharedOut {
+    F32(Shared),
+    Bf16(Shared<bf16>),
+}
+
+impl SharedOut {
+    pub(super) fn new(data: StoredMut) -> Self {
+        match data {
+            StoredMut::F32(data) => Self::F32(Shared::new(data)),
+            StoredMut::Bf16(data) => Self::Bf16(Shared::new(data)),
+        }
+    }
+
+    /// A part of it.
+    ///
+    /// # Safety
+    /// As [`Shared::slice`], also of the parts of what this returns.
+    #[inline(always)]
+    pub(super) unsafe fn part(self, start: usize, len: usize) -> Self {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            match self {
+                Self::F32(data) => Self::F32(Shared::new(data.slice(start, len))),
+                Self::Bf16(data) => Self::Bf16(Shared::new(data.slice(start, len))),
+            }
+        }
+    }
+
+    /// Stores `factor * src` from `start` on; `src` may be longer than the `len` values that are stored.
+    ///
+    /// # Safety
+    /// As [`Shared::slice`].
+    #[inline(always)]
+    pub(super) unsafe fn store<S: Simd>(self, s: S, start: usize, len: usize, src: &[f32], factor: f32) {
+        let factor = s.splat(factor);
+        // SAFETY: passed on from the caller.
+        unsafe {
+            match self {
+                Self::F32(out) => {
+                    for (dst, src) in out.slice(start, len).chunks_mut(S::LANES).zip(src.chunks_exact(S::LANES)) {
+                        let x = scaled(s, src, factor);
+                        // Masked stores are slow on some machines even where the mask is full.
+                        if dst.len() == S::LANES { s.store(dst, x) } else { s.store_partial(dst, x) }
+                    }
+                }
+                Self::Bf16(out) => {
+                    for (dst, src) in out.slice(start, len).chunks_mut(S::LANES).zip(src.chunks_exact(S::LANES)) {
+                        let x = scaled(s, src, factor);
+                        if dst.len() == S::LANES { s.store_bf16(dst, x) } else { s.store_bf16_partial(dst, x) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `factor * src`. Adding zero makes -0 and 0 one: hidden keys may turn one into the other on the way.
+#[inline(always)]
+fn scaled<S: Simd>(s: S, src: &[f32], factor: S::V) -> S::V {
+    s.add(s.mul(s.load(src), factor), s.zero())
 }
 
 /// One cache line: scratch starts on one, so that no vector load crosses two.

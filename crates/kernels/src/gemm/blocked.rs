@@ -8,17 +8,21 @@
 //! than a long one.
 
 use super::registers::{Corner, STRIP, registers};
-use super::units::{Units, pack, strip_len};
+use super::units::{Source, pack, strip_len};
 use super::{Mat, MatMut, Start};
 use crate::Isa;
 use crate::parallel::for_ranges;
 use crate::scratch::with_scratch;
 use crate::simd::{Kernel, Simd};
+use crate::unit::Unit;
 
 /// Longest panel of k, in units.
 pub(crate) const DEPTH: usize = 384;
-/// Units of `b` that a task packs at a time: 288 KiB, a part of the second-level cache of every current core.
-const PANEL: usize = 72 * 1024;
+/// Units of `b` that a task packs at a time: a part of the second-level cache. 288 KiB fit into that of every current
+/// core; cores with AVX-512 have 1 MiB or more.
+const fn panel_len(lanes: usize) -> usize {
+    if lanes == 16 { 192 * 1024 } else { 72 * 1024 }
+}
 /// Fewest rows of `c` in a task where `b` would be packed once more for them.
 const ROWS: usize = 384;
 /// Strips of rows of `a` that are packed together, so that whole cache lines are used where `a` is transposed.
@@ -29,11 +33,11 @@ const LINE: usize = 16;
 const MAX_ROWS: usize = 12;
 
 /// `c = a b`, continuing from `start`.
-pub(crate) fn product<U: Units>(
+pub(crate) fn product<A: Source, B: Source<Unit = A::Unit>>(
     isa: Isa,
     c: MatMut<'_, f32>,
-    a: Mat<'_, U::Element>,
-    b: Mat<'_, U::Element>,
+    a: Mat<'_, A::Element>,
+    b: Mat<'_, B::Element>,
     start: Start<'_>,
 ) {
     if c.rows == 0 || c.cols == 0 || a.cols == 0 {
@@ -42,37 +46,38 @@ pub(crate) fn product<U: Units>(
     let apart = a.row_stride == 1 && a.col_stride > 1;
     if c.row_stride < c.col_stride {
         assert!(!matches!(start, Start::Bias(_)), "a bias needs a row-major result");
-        return tasks::<U>(isa, c.t(), b.t(), a.t(), start, apart);
+        return tasks::<B, A>(isa, c.t(), b.t(), a.t(), start, apart);
     }
-    tasks::<U>(isa, c, a, b, start, apart);
+    tasks::<A, B>(isa, c, a, b, start, apart);
 }
 
 /// A product whose result is row-major; `apart` sums every panel of k by itself.
-fn tasks<U: Units>(
+fn tasks<A: Source, B: Source<Unit = A::Unit>>(
     isa: Isa,
     c: MatMut<'_, f32>,
-    a: Mat<'_, U::Element>,
-    b: Mat<'_, U::Element>,
+    a: Mat<'_, A::Element>,
+    b: Mat<'_, B::Element>,
     start: Start<'_>,
     apart: bool,
 ) {
     assert!(c.col_stride == 1 || c.cols == 1, "the columns or the rows of a result lie side by side");
-    let (width, units) = (STRIP * isa.lanes(), U::count(a.cols));
+    let (width, units) = (STRIP * isa.lanes(), A::Unit::count(a.cols));
     let depth = units.div_ceil(units.div_ceil(DEPTH));
-    let Grid { rows, columns } = grid(c.rows, c.cols, depth, width);
+    let Grid { rows, columns } = grid(c.rows, c.cols, depth, isa.lanes());
     let (down, across) = (c.rows.div_ceil(rows), c.cols.div_ceil(columns));
     let place = Place { data: c.data.as_mut_ptr(), stride: c.row_stride };
-    let panel_len = columns / width * strip_len(width, depth);
+    let panel = columns / width * strip_len(width, depth);
     for_ranges(across * down, 1, |tasks| {
         for task in tasks {
             let (row, column) = (task % down * rows, task / down * columns);
             let tile = Tile { row, rows: rows.min(c.rows - row), column, columns: columns.min(c.cols - column) };
-            with_scratch(LINE + panel_len + PACKED_STRIPS * strip_len(MAX_ROWS, depth), |scratch: &mut [f32]| {
+            with_scratch(LINE + panel + PACKED_STRIPS * strip_len(MAX_ROWS, depth), |scratch: &mut [f32]| {
                 // No vector of `b` crosses two cache lines.
                 let aligned = scratch.as_ptr().align_offset(size_of::<f32>() * LINE).min(LINE);
-                let (panel, strips) = scratch[aligned..].split_at_mut(panel_len);
+                let (panel, strips) = scratch[aligned..].split_at_mut(panel);
                 let place = &place;
-                U::dispatch(isa, Task::<U> { place, a, b, start, apart, tile, depth, panel, strips });
+                let task = Task::<A, B> { place, a, b, start, apart, tile, depth, panel, strips };
+                A::Unit::dispatch(isa, task)
             });
         }
     });
@@ -85,13 +90,13 @@ struct Grid {
 }
 
 /// Cuts `c` into equal tasks, as many as keep all threads busy to the end.
-fn grid(rows: usize, cols: usize, depth: usize, width: usize) -> Grid {
-    let threads = rayon::current_num_threads();
+fn grid(rows: usize, cols: usize, depth: usize, lanes: usize) -> Grid {
+    let (threads, width) = (rayon::current_num_threads(), STRIP * lanes);
     let strips = cols.div_ceil(width);
-    let most = (PANEL / depth / width).clamp(1, strips);
-    // A few tasks per thread even out what the machine does besides; each packs its part of `b` anew, so it should have
-    // rows enough to make up for it.
-    let down = (4 * threads).div_ceil(strips.div_ceil(most)).min(rows.div_ceil(ROWS));
+    let most = (panel_len(lanes) / depth / width).clamp(1, strips);
+    // A task per thread at least. Each packs its part of `b` anew, so it should have rows enough to make up for it, and no
+    // more tasks than that.
+    let down = threads.div_ceil(strips.div_ceil(most)).min(rows.div_ceil(ROWS));
     // Columns are cut further until the tasks divide among the threads: with one panel of rows there is no other cut.
     let across = (strips.div_ceil(most)..=strips).find(|across| (across * down).is_multiple_of(threads));
     let across = across.unwrap_or(strips.div_ceil(most));
@@ -117,10 +122,10 @@ struct Tile {
     columns: usize,
 }
 
-struct Task<'a, U: Units> {
+struct Task<'a, A: Source, B: Source<Unit = A::Unit>> {
     place: &'a Place,
-    a: Mat<'a, U::Element>,
-    b: Mat<'a, U::Element>,
+    a: Mat<'a, A::Element>,
+    b: Mat<'a, B::Element>,
     start: Start<'a>,
     apart: bool,
     tile: Tile,
@@ -130,7 +135,7 @@ struct Task<'a, U: Units> {
     strips: &'a mut [f32],
 }
 
-impl<U: Units> Kernel for Task<'_, U> {
+impl<A: Source, B: Source<Unit = A::Unit>> Kernel for Task<'_, A, B> {
     type Output = ();
 
     #[inline(always)]
@@ -143,14 +148,14 @@ impl<U: Units> Kernel for Task<'_, U> {
     }
 }
 
-impl<U: Units> Task<'_, U> {
+impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
     #[inline(always)]
     fn tile<S: Simd, const MR: usize>(mut self, s: S) {
-        let (k, most) = (self.a.cols, self.depth * U::SIZE);
+        let (k, most) = (self.a.cols, self.depth * A::Unit::SIZE);
         for first in (0..k).step_by(most) {
             let length = most.min(k - first);
             let b = self.b.part(first, length, self.tile.column, self.tile.columns);
-            pack::<S, U>(s, self.panel, b.t(), STRIP * S::LANES);
+            pack::<S, B>(s, self.panel, b.t(), STRIP * S::LANES);
             self.rows::<S, MR>(s, first, length);
         }
     }
@@ -159,10 +164,10 @@ impl<U: Units> Task<'_, U> {
     #[inline(always)]
     fn rows<S: Simd, const MR: usize>(&mut self, s: S, first: usize, length: usize) {
         let (tile, start) = (self.tile, if first == 0 { self.start } else { Start::Sum });
-        let depth = U::count(length);
+        let depth = A::Unit::count(length);
         for row in (0..tile.rows).step_by(PACKED_STRIPS * MR) {
             let rows = (PACKED_STRIPS * MR).min(tile.rows - row);
-            pack::<S, U>(s, self.strips, self.a.part(tile.row + row, rows, first, length), MR);
+            pack::<S, A>(s, self.strips, self.a.part(tile.row + row, rows, first, length), MR);
             for strip in 0..rows.div_ceil(MR) {
                 let left = self.strips[strip * strip_len(MR, depth)..].as_ptr();
                 let below = row + strip * MR;
@@ -204,9 +209,9 @@ impl<U: Units> Task<'_, U> {
             // SAFETY: `left` and `right` hold `depth` steps of `MR` rows and `width` columns; the corner is this task's.
             unsafe {
                 if rows == MR && columns == width {
-                    registers::<S, U, MR, true>(s, depth, left, right, corner, bias);
+                    registers::<S, A::Unit, MR, true>(s, depth, left, right, corner, bias);
                 } else {
-                    registers::<S, U, MR, false>(s, depth, left, right, corner, bias);
+                    registers::<S, A::Unit, MR, false>(s, depth, left, right, corner, bias);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The innermost loop of the blocked product: a block of `c` as large as the registers.
 
-use super::units::Units;
 use crate::simd::Simd;
+use crate::unit::Unit;
 
 /// Vectors per strip of `b`.
 pub(super) const STRIP: usize = 2;
@@ -21,13 +21,14 @@ pub(super) struct Corner {
     pub apart: bool,
 }
 
-/// `MR` rows by [`STRIP`] vectors: one chain per element over ascending k.
+/// `MR` rows by [`STRIP`] vectors: one chain per element over ascending k, of units.
 ///
 /// # Safety
+/// The kernel was started by [`Unit::dispatch`].
 /// `left` must hold `depth` steps of `MR` rows, `right` `depth` steps of a strip, and the corner's elements must be
 /// writable by this thread alone.
 #[inline(always)]
-pub(super) unsafe fn registers<S: Simd, U: Units, const MR: usize, const WHOLE: bool>(
+pub(super) unsafe fn registers<S: Simd, U: Unit, const MR: usize, const WHOLE: bool>(
     s: S,
     depth: usize,
     left: *const f32,
@@ -79,7 +80,7 @@ pub(super) unsafe fn registers<S: Simd, U: Units, const MR: usize, const WHOLE: 
 /// # Safety
 /// As [`registers`].
 #[inline(always)]
-unsafe fn add_step<S: Simd, U: Units, const MR: usize>(
+unsafe fn add_step<S: Simd, U: Unit, const MR: usize>(
     s: S,
     left: *const f32,
     right: *const f32,

@@ -1,82 +1,59 @@
 //! What the blocked product multiplies: units of 32 bits along k, and how they are copied into strips.
 //!
-//! A unit is one f32, or two neighbouring bf16 where the CPU adds two products at a time ([`Pairs`]). Packing, blocking
-//! and the innermost loop move units and do not look into them; only [`Units::add_product`] does.
+//! A unit is one f32, or two neighbouring bf16 where the CPU adds two products at a time. Packing, blocking and the
+//! innermost loop move units and do not look into them; only [`Simd::fma`] and [`Simd::dot_bf16`] do.
 
 use super::Mat;
-use crate::Isa;
-use crate::simd::{Kernel, Simd, dispatch_on, dispatch_pairs};
+use crate::simd::Simd;
+use crate::unit::{One, Two, Unit};
 use half::bf16;
 
-/// A way to multiply operands of one element type.
-pub(crate) trait Units: Copy + Send + Sync + 'static {
-    /// What the operands are stored as.
+/// How an operand is stored, and what its units are made of.
+pub(crate) trait Source: Copy + Send + Sync + 'static {
+    /// What it is stored as.
     type Element: Copy + Send + Sync + 'static;
-    /// Elements of k in a unit.
-    const SIZE: usize;
-    /// Units of `k` elements; what the last one lacks is zero.
-    fn count(k: usize) -> usize {
-        k.div_ceil(Self::SIZE)
-    }
+    /// What it is multiplied as.
+    type Unit: Unit;
     /// Unit `p` of line `i` of a matrix whose k runs along its columns.
     fn unit(lines: &Mat<'_, Self::Element>, i: usize, p: usize) -> f32;
-    /// Where the units of such a matrix lie in memory as they are, k side by side, and how far apart its lines are.
-    fn along<'a>(lines: &Mat<'a, Self::Element>) -> Option<Along<'a>>;
+    /// Whether [`Source::transpose`] can read these lines.
+    fn is_along(lines: &Mat<'_, Self::Element>) -> bool {
+        lines.col_stride == 1
+    }
+    /// Writes eight units of eight lines: unit p of line i to `dst[p * dst_stride + i]`, in ascending order of p.
+    ///
+    /// # Safety
+    /// As [`Simd::transpose_8x8`]; the lines, `stride` elements apart, must be [`Source::is_along`].
+    unsafe fn transpose<S: Simd>(s: S, src: *const Self::Element, stride: usize, dst: *mut f32, dst_stride: usize);
     /// Unit `p` of as many lines as there are lanes, from line `i` on, where lines lie side by side.
     ///
     /// # Safety
-    /// All of these elements must be readable.
+    /// All of these elements must be readable. The kernel was started by [`crate::simd::dispatch_pairs`] where a unit
+    /// is a pair.
     unsafe fn across<S: Simd>(s: S, lines: &Mat<'_, Self::Element>, i: usize, p: usize) -> S::V;
-    /// `sum` and the products of the elements of a unit.
-    ///
-    /// # Safety
-    /// The kernel was started by [`Units::dispatch`].
-    unsafe fn add_product<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V;
-    /// Runs a kernel that multiplies units.
-    fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-        dispatch_on(isa, kernel)
-    }
-}
-
-/// Whole units in memory, not necessarily aligned.
-pub(crate) struct Along<'a> {
-    first: *const f32,
-    /// Distance between lines, in units.
-    stride: usize,
-    /// Readable units from the first on.
-    len: usize,
-    memory: std::marker::PhantomData<&'a [f32]>,
 }
 
 /// f32, one per unit.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain;
 
-impl Units for Plain {
+impl Source for Plain {
     type Element = f32;
-    const SIZE: usize = 1;
+    type Unit = One;
 
     #[inline(always)]
     fn unit(lines: &Mat<'_, f32>, i: usize, p: usize) -> f32 {
         lines.data[i * lines.row_stride + p * lines.col_stride]
     }
     #[inline(always)]
-    fn along<'a>(lines: &Mat<'a, f32>) -> Option<Along<'a>> {
-        (lines.col_stride == 1).then(|| Along {
-            first: lines.data.as_ptr(),
-            stride: lines.row_stride,
-            len: lines.data.len(),
-            memory: std::marker::PhantomData,
-        })
+    unsafe fn transpose<S: Simd>(s: S, src: *const f32, stride: usize, dst: *mut f32, dst_stride: usize) {
+        // SAFETY: passed on from the caller.
+        unsafe { s.transpose_8x8(src, stride, dst, dst_stride) }
     }
     #[inline(always)]
     unsafe fn across<S: Simd>(s: S, lines: &Mat<'_, f32>, i: usize, p: usize) -> S::V {
         // SAFETY: passed on from the caller.
         unsafe { s.load_ptr(lines.data.as_ptr().add(p * lines.col_stride + i)) }
-    }
-    #[inline(always)]
-    unsafe fn add_product<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
-        s.fma(a, b, sum)
     }
 }
 
@@ -84,9 +61,9 @@ impl Units for Plain {
 #[derive(Clone, Copy)]
 pub(crate) struct Widened;
 
-impl Units for Widened {
+impl Source for Widened {
     type Element = bf16;
-    const SIZE: usize = 1;
+    type Unit = One;
 
     #[inline(always)]
     fn unit(lines: &Mat<'_, bf16>, i: usize, p: usize) -> f32 {
@@ -94,62 +71,90 @@ impl Units for Widened {
         f32::from_bits(u32::from(lines.data[i * lines.row_stride + p * lines.col_stride].to_bits()) << 16)
     }
     #[inline(always)]
-    fn along<'a>(_: &Mat<'a, bf16>) -> Option<Along<'a>> {
-        None
+    unsafe fn transpose<S: Simd>(_: S, src: *const bf16, stride: usize, dst: *mut f32, dst_stride: usize) {
+        for p in 0..8 {
+            for i in 0..8 {
+                // SAFETY: the caller vouches for all places.
+                let bits = unsafe { (*src.add(i * stride + p)).to_bits() };
+                // SAFETY: as above.
+                unsafe { *dst.add(p * dst_stride + i) = f32::from_bits(u32::from(bits) << 16) };
+            }
+        }
     }
     #[inline(always)]
     unsafe fn across<S: Simd>(s: S, lines: &Mat<'_, bf16>, i: usize, p: usize) -> S::V {
         s.load_bf16(&lines.data[p * lines.col_stride + i..])
     }
-    #[inline(always)]
-    unsafe fn add_product<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
-        s.fma(a, b, sum)
-    }
 }
 
-/// bf16, two per unit, for [`Simd::dot_bf16`].
+/// bf16, two per unit.
 #[derive(Clone, Copy)]
 pub(crate) struct Pairs;
 
-impl Units for Pairs {
+impl Source for Pairs {
     type Element = bf16;
-    const SIZE: usize = 2;
+    type Unit = Two;
 
     #[inline(always)]
     fn unit(lines: &Mat<'_, bf16>, i: usize, p: usize) -> f32 {
-        let at = |k: usize| match k < lines.cols {
-            true => u32::from(lines.data[i * lines.row_stride + k * lines.col_stride].to_bits()),
-            false => 0,
-        };
-        f32::from_bits(at(2 * p) | at(2 * p + 1) << 16)
+        pair(lines, i, p, |x| x)
     }
     #[inline(always)]
-    fn along<'a>(lines: &Mat<'a, bf16>) -> Option<Along<'a>> {
-        let is_whole = lines.col_stride == 1 && lines.cols.is_multiple_of(2) && lines.row_stride.is_multiple_of(2);
-        is_whole.then(|| Along {
-            first: lines.data.as_ptr().cast(),
-            stride: lines.row_stride / 2,
-            len: lines.data.len() / 2,
-            memory: std::marker::PhantomData,
-        })
+    fn is_along(lines: &Mat<'_, bf16>) -> bool {
+        lines.col_stride == 1 && lines.row_stride.is_multiple_of(2)
+    }
+    #[inline(always)]
+    unsafe fn transpose<S: Simd>(s: S, src: *const bf16, stride: usize, dst: *mut f32, dst_stride: usize) {
+        // SAFETY: passed on from the caller; two bf16 are as long as an f32, and loads need no alignment.
+        unsafe { s.transpose_8x8(src.cast(), stride / 2, dst, dst_stride) }
     }
     #[inline(always)]
     unsafe fn across<S: Simd>(s: S, lines: &Mat<'_, bf16>, i: usize, p: usize) -> S::V {
         // SAFETY: passed on from the caller; behind the last k stands nothing, which is read as zero.
         unsafe {
             let low = lines.data.as_ptr().add(2 * p * lines.col_stride + i);
-            let high = (2 * p + 1 < lines.cols).then(|| low.add(lines.col_stride));
+            let high = if 2 * p + 1 < lines.cols { Some(low.add(lines.col_stride)) } else { None };
             s.interleave_bf16(low, high)
         }
     }
+}
+
+/// f32, rounded to bf16 on the way, two per unit: saves a pass and a copy.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounded;
+
+impl Source for Rounded {
+    type Element = f32;
+    type Unit = Two;
+
     #[inline(always)]
-    unsafe fn add_product<S: Simd>(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+    fn unit(lines: &Mat<'_, f32>, i: usize, p: usize) -> f32 {
+        pair(lines, i, p, bf16::from_f32)
+    }
+    #[inline(always)]
+    unsafe fn transpose<S: Simd>(s: S, src: *const f32, stride: usize, dst: *mut f32, dst_stride: usize) {
         // SAFETY: passed on from the caller.
-        unsafe { s.dot_bf16(a, b, sum) }
+        unsafe { s.transpose_8x8_to_bf16(src, stride, dst, dst_stride) }
     }
-    fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-        dispatch_pairs(isa, kernel)
+    #[inline(always)]
+    unsafe fn across<S: Simd>(s: S, lines: &Mat<'_, f32>, i: usize, p: usize) -> S::V {
+        // SAFETY: passed on from the caller; behind the last k stands nothing, which is read as zero.
+        unsafe {
+            let low = lines.data.as_ptr().add(2 * p * lines.col_stride + i);
+            let high = if 2 * p + 1 < lines.cols { s.load_ptr(low.add(lines.col_stride)) } else { s.zero() };
+            s.pair_bf16(s.load_ptr(low), high)
+        }
     }
+}
+
+/// Elements 2p and 2p + 1 of a line; what lies behind the last is zero.
+#[inline(always)]
+fn pair<E: Copy>(lines: &Mat<'_, E>, i: usize, p: usize, narrow: impl Fn(E) -> bf16) -> f32 {
+    let at = |k: usize| match k < lines.cols {
+        true => u32::from(narrow(lines.data[i * lines.row_stride + k * lines.col_stride]).to_bits()),
+        false => 0,
+    };
+    f32::from_bits(at(2 * p) | at(2 * p + 1) << 16)
 }
 
 /// Units of a packed strip of `width` lines, with room for a vector that sticks out at its end.
@@ -161,19 +166,19 @@ pub(crate) fn strip_len(width: usize, depth: usize) -> usize {
 /// Copies lines into strips of `width`, [`strip_len`] apart: step p of a strip is unit p of its lines. What the last
 /// strip lacks is zero.
 #[inline(always)]
-pub(crate) fn pack<S: Simd, U: Units>(s: S, strips: &mut [f32], lines: Mat<'_, U::Element>, width: usize) {
-    let (depth, size) = (U::count(lines.cols), strip_len(width, U::count(lines.cols)));
+pub(crate) fn pack<S: Simd, X: Source>(s: S, strips: &mut [f32], lines: Mat<'_, X::Element>, width: usize) {
+    let (depth, size) = (X::Unit::count(lines.cols), strip_len(width, X::Unit::count(lines.cols)));
     assert!(strips.len() >= lines.rows.div_ceil(width) * size, "too few strips");
-    let packed = match U::along(&lines) {
-        Some(along) => pack_along(s, strips, along, lines.rows, depth, width),
-        None if lines.row_stride == 1 => pack_across::<S, U>(s, strips, lines, width),
-        None => 0,
+    let packed = match () {
+        () if X::is_along(&lines) => pack_along::<S, X>(s, strips, &lines, width),
+        () if lines.row_stride == 1 => pack_across::<S, X>(s, strips, &lines, width),
+        () => 0,
     };
     for (strip, line) in (0..lines.rows).step_by(width).enumerate().skip(packed) {
         let count = width.min(lines.rows - line);
         for (p, step) in strips[strip * size..][..width * depth].chunks_exact_mut(width).enumerate() {
             for (i, x) in step.iter_mut().enumerate() {
-                *x = if i < count { U::unit(&lines, line + i, p) } else { 0.0 };
+                *x = if i < count { X::unit(&lines, line + i, p) } else { 0.0 };
             }
         }
     }
@@ -184,29 +189,31 @@ pub(crate) fn pack<S: Simd, U: Units>(s: S, strips: &mut [f32], lines: Mat<'_, U
 /// A block may be wider than what is left of a strip: what it reads must be there, and what it writes too much belongs
 /// to the next step, which is written later.
 #[inline(always)]
-fn pack_along<S: Simd>(s: S, strips: &mut [f32], lines: Along<'_>, count: usize, depth: usize, width: usize) -> usize {
+fn pack_along<S: Simd, X: Source>(s: S, strips: &mut [f32], lines: &Mat<'_, X::Element>, width: usize) -> usize {
+    let depth = X::Unit::count(lines.cols);
     let (size, wide) = (strip_len(width, depth), width.next_multiple_of(8));
-    // The last line that a strip reads must have its units.
-    let is_readable = |strip: usize| (strip * width + wide - 1) * lines.stride + depth <= lines.len;
-    let mut whole = count / width;
+    // The last line that a strip reads must have its elements.
+    let is_readable = |strip: usize| (strip * width + wide - 1) * lines.row_stride + lines.cols <= lines.data.len();
+    let mut whole = lines.rows / width;
     while whole > 0 && !is_readable(whole - 1) {
         whole -= 1;
     }
-    let blocks = depth / 8 * 8;
+    let blocks = lines.cols / (8 * X::Unit::SIZE) * 8;
     for strip in 0..whole {
         // SAFETY: lines and units are readable, as was computed, and the strip has room behind it for a vector.
         unsafe {
-            let from = lines.first.add(strip * width * lines.stride);
+            let from = lines.data.as_ptr().add(strip * width * lines.row_stride);
             let to = strips.as_mut_ptr().add(strip * size);
             for p in (0..blocks).step_by(8) {
                 // From the right to the left, so that what sticks out to the right is overwritten.
                 for i in (0..wide).step_by(8).rev() {
-                    s.transpose_8x8(from.add(i * lines.stride + p), lines.stride, to.add(p * width + i), width);
+                    let block = from.add(i * lines.row_stride + p * X::Unit::SIZE);
+                    X::transpose(s, block, lines.row_stride, to.add(p * width + i), width);
                 }
             }
             for p in blocks..depth {
                 for i in 0..width {
-                    *to.add(p * width + i) = from.add(i * lines.stride + p).read_unaligned();
+                    *to.add(p * width + i) = X::unit(lines, strip * width + i, p);
                 }
             }
         }
@@ -217,9 +224,9 @@ fn pack_along<S: Simd>(s: S, strips: &mut [f32], lines: Along<'_>, count: usize,
 /// Lines side by side: all strips of a step at once, so that each cache line is touched once. Returns how many strips
 /// are done.
 #[inline(always)]
-fn pack_across<S: Simd, U: Units>(s: S, strips: &mut [f32], lines: Mat<'_, U::Element>, width: usize) -> usize {
-    let (depth, size) = (U::count(lines.cols), strip_len(width, U::count(lines.cols)));
-    let wide = width.next_multiple_of(S::LANES);
+fn pack_across<S: Simd, X: Source>(s: S, strips: &mut [f32], lines: &Mat<'_, X::Element>, width: usize) -> usize {
+    let depth = X::Unit::count(lines.cols);
+    let (size, wide) = (strip_len(width, depth), width.next_multiple_of(S::LANES));
     let last_line = lines.data.len().saturating_sub((lines.cols - 1) * lines.col_stride);
     let readable = if last_line < wide { 0 } else { (last_line - wide) / width + 1 };
     let whole = (lines.rows / width).min(readable);
@@ -230,7 +237,7 @@ fn pack_across<S: Simd, U: Units>(s: S, strips: &mut [f32], lines: Mat<'_, U::El
             unsafe {
                 let to = strips.as_mut_ptr().add(strip * size + p * width);
                 for i in (0..wide).step_by(S::LANES) {
-                    s.store_ptr(to.add(i), U::across(s, &lines, strip * width + i, p));
+                    s.store_ptr(to.add(i), X::across(s, lines, strip * width + i, p));
                 }
             }
         }

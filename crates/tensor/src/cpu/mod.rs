@@ -2,14 +2,15 @@
 
 mod strided;
 
-use loam_kernels::attention::{self, AttentionDims, Heads, Masking};
+use loam_kernels::attention::{self, AttentionDims, Heads, Masking, Stored, StoredMut};
 use loam_kernels::elementwise::{self, Binary, Unary};
-use loam_kernels::gemm::{self, Mat, MatMut, gemm_bf16, gemm_f32};
+use loam_kernels::gemm::{self, Mat, MatMut, Operand, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
 use loam_kernels::quant::{Quantised, dequantise, dequantise_rows, matmul_quantised};
 use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
 
 use crate::backend::{AttentionGrads, AttentionMask, Backend, Dropout, NormKind, RopeTables, Start};
+use crate::precision::Precision;
 use crate::profile;
 use crate::raw::{DType, Raw};
 
@@ -36,7 +37,11 @@ fn runs_flop(dims: &AttentionDims, borders: &[usize]) -> f64 {
 fn heads(x: &Raw) -> Heads<'_> {
     let strides = x.strides();
     assert!(x.shape().len() == 4 && (strides[3] == 1 || x.shape()[3] == 1), "features of a head lie side by side");
-    Heads { data: x.strided_f32(), batch_stride: strides[0], time_stride: strides[1], head_stride: strides[2] }
+    let data = match x.dtype() {
+        DType::Bf16 => Stored::Bf16(x.strided_bf16()),
+        _ => Stored::F32(x.strided_f32()),
+    };
+    Heads { data, batch_stride: strides[0], time_stride: strides[1], head_stride: strides[2] }
 }
 
 fn masking(mask: &AttentionMask) -> Masking<'_> {
@@ -60,6 +65,14 @@ fn matrix<'a, T>(data: &'a [T], x: &Raw, index: usize) -> Mat<'a, T> {
     }
 }
 
+/// The same of either element type, for a product in bf16.
+fn operand(x: &Raw, index: usize) -> Operand<'_> {
+    match x.dtype() {
+        DType::F32 => Operand::F32(matrix(x.strided_f32(), x, index)),
+        _ => Operand::Bf16(matrix(x.strided_bf16(), x, index)),
+    }
+}
+
 /// The weights of a tensor that must be quantised.
 fn quantised(x: &Raw) -> Quantised<'_> {
     x.as_quantised().unwrap_or_else(|| panic!("quantised weights asked of a {:?} tensor", x.dtype()))
@@ -75,12 +88,12 @@ impl Backend for Cpu {
 
     fn add_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw) {
         let _op = profile::op("add_region", &[src, src, src]);
-        strided::into_region(dst, axis, start, src, |d, s| *d += s);
+        strided::add_region(dst, axis, start, src);
     }
 
     fn write_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw) {
         let _op = profile::op("write_region", &[src, src]);
-        strided::into_region(dst, axis, start, src, |d, s| *d = s);
+        strided::write_region(dst, axis, start, src);
     }
 
     fn cast(&self, x: &Raw, dtype: DType) -> Raw {
@@ -88,6 +101,7 @@ impl Backend for Cpu {
         let mut out = Raw::empty(dtype, x.shape());
         match (x.dtype(), dtype) {
             (DType::F32, DType::Bf16) => convert::f32_to_bf16(out.bf16_mut(), x.f32()),
+            (DType::Bf16, DType::F32) if !x.is_dense() => strided::widen(out.f32_mut(), x),
             (DType::Bf16, DType::F32) => convert::bf16_to_f32(out.f32_mut(), x.bf16()),
             (DType::Ggml(ty), DType::F32) => dequantise_rows(ty, quantised(x).bytes, out.f32_mut()),
             (DType::Ggml(_), DType::Bf16) => return self.cast(&self.cast(x, DType::F32), dtype),
@@ -101,15 +115,21 @@ impl Backend for Cpu {
 
     fn unary(&self, op: Unary, x: &Raw) -> Raw {
         let _op = profile::op("unary", &[x, x]);
-        let mut out = like(x);
-        elementwise::unary(op, out.f32_mut(), x.f32());
+        let mut out = Raw::empty(x.dtype(), x.shape());
+        match x.dtype() {
+            DType::Bf16 => elementwise::unary_bf16(op, out.bf16_mut(), x.bf16()),
+            _ => elementwise::unary(op, out.f32_mut(), x.f32()),
+        }
         out
     }
 
     fn unary_backward(&self, op: Unary, x: &Raw, dy: &Raw) -> Raw {
         let _op = profile::op("unary_backward", &[x, dy, x]);
         let mut dx = like(x);
-        elementwise::unary_backward(op, dx.f32_mut(), x.f32(), dy.f32());
+        match x.dtype() {
+            DType::Bf16 => elementwise::unary_backward_bf16(op, dx.f32_mut(), x.bf16(), dy.f32()),
+            _ => elementwise::unary_backward(op, dx.f32_mut(), x.f32(), dy.f32()),
+        }
         dx
     }
 
@@ -134,15 +154,22 @@ impl Backend for Cpu {
 
     fn gated(&self, act: Unary, gate: &Raw, up: &Raw) -> Raw {
         let _op = profile::op("gated", &[gate, up, gate]);
-        let mut out = like(gate);
-        elementwise::gated(act, out.f32_mut(), gate.f32(), up.f32());
+        let mut out = Raw::empty(gate.dtype(), gate.shape());
+        match gate.dtype() {
+            DType::Bf16 => elementwise::gated_bf16(act, out.bf16_mut(), gate.bf16(), up.bf16()),
+            _ => elementwise::gated(act, out.f32_mut(), gate.f32(), up.f32()),
+        }
         out
     }
 
     fn gated_backward(&self, act: Unary, gate: &Raw, up: &Raw, dy: &Raw) -> (Raw, Raw) {
         let _op = profile::op("gated_backward", &[gate, up, dy, gate, up]);
         let (mut dgate, mut dup) = (like(gate), like(up));
-        elementwise::gated_backward(act, dgate.f32_mut(), dup.f32_mut(), gate.f32(), up.f32(), dy.f32());
+        let (to_gate, to_up) = (dgate.f32_mut(), dup.f32_mut());
+        match gate.dtype() {
+            DType::Bf16 => elementwise::gated_backward_bf16(act, to_gate, to_up, gate.bf16(), up.bf16(), dy.f32()),
+            _ => elementwise::gated_backward(act, to_gate, to_up, gate.f32(), up.f32(), dy.f32()),
+        }
         (dgate, dup)
     }
 
@@ -184,7 +211,7 @@ impl Backend for Cpu {
         out
     }
 
-    fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>) {
+    fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>, precision: Precision) {
         let start = match start {
             Start::Zero => gemm::Start::Zero,
             Start::Sum => gemm::Start::Sum,
@@ -200,14 +227,11 @@ impl Backend for Cpu {
         assert_eq!(dst.count(), batch * rows * cols, "matmul: {:?} x {:?} into {shape:?}", a.shape(), b.shape());
         for (index, out) in dst.f32_mut().chunks_exact_mut((rows * cols).max(1)).enumerate() {
             let c = MatMut { data: out, rows, cols, row_stride: cols, col_stride: 1 };
-            match (a.dtype(), b.dtype()) {
-                (DType::F32, DType::F32) => {
+            match precision {
+                Precision::F32 => {
                     gemm_f32(c, matrix(a.strided_f32(), a, index), matrix(b.strided_f32(), b, index), start);
                 }
-                (DType::Bf16, DType::Bf16) => {
-                    gemm_bf16(c, matrix(a.strided_bf16(), a, index), matrix(b.strided_bf16(), b, index), start);
-                }
-                (x, y) => panic!("matmul of {x:?} and {y:?}: operands have one element type"),
+                Precision::Bf16 => gemm_bf16(c, operand(a, index), operand(b, index), start),
             }
         }
     }
@@ -345,15 +369,19 @@ impl Backend for Cpu {
     fn attention(&self, q: &Raw, k: &Raw, v: &Raw, dims: &AttentionDims, mask: &AttentionMask) -> (Raw, Raw) {
         let flop = mask.runs.as_deref().map_or(product_flop(dims), |runs| runs_flop(dims, runs));
         let _op = profile::op("attention", &[q, k, v, q]).with_flop(flop * 2.0);
-        let mut out = Raw::empty(DType::F32, [dims.batch, dims.q_len, dims.heads, dims.head_dim]);
+        let mut out = Raw::empty(q.dtype(), [dims.batch, dims.q_len, dims.heads, dims.head_dim]);
         let mut lse = Raw::empty(DType::F32, [dims.batch, dims.heads, dims.q_len]);
         let (q, k, v) = (heads(q), heads(k), heads(v));
+        let to_out = match out.dtype() {
+            DType::Bf16 => StoredMut::Bf16(out.bf16_mut()),
+            _ => StoredMut::F32(out.f32_mut()),
+        };
         match &mask.runs {
             Some(runs) => {
                 assert!(mask.segments.is_none() && mask.bias.is_none(), "attention: runs beside segments or a bias");
-                attention::attention_in_runs(out.f32_mut(), lse.f32_mut(), [q, k, v], dims, runs);
+                attention::attention_in_runs(to_out, lse.f32_mut(), [q, k, v], dims, runs);
             }
-            None => attention::attention(out.f32_mut(), lse.f32_mut(), q, k, v, dims, &masking(mask)),
+            None => attention::attention(to_out, lse.f32_mut(), q, k, v, dims, &masking(mask)),
         }
         (out, lse)
     }
@@ -383,7 +411,10 @@ impl Backend for Cpu {
                 dbias: dbias.as_mut().map(Raw::f32_mut),
             },
             dout.f32(),
-            out.f32(),
+            match out.dtype() {
+                DType::Bf16 => Stored::Bf16(out.bf16()),
+                _ => Stored::F32(out.f32()),
+            },
             lse.f32(),
             heads(q),
             heads(k),

@@ -1,6 +1,7 @@
 //! Copies between strided views: the innermost axis goes as a slice wherever it is contiguous.
 
-use crate::raw::Raw;
+use crate::dims::Dims;
+use crate::raw::{DType, Raw};
 
 /// Calls `row(dst_start, src_start)` for every row of the last axis, in order.
 fn for_each_row(
@@ -21,13 +22,12 @@ fn for_each_row(
     }
 }
 
-/// Combines every element of `src` with the matching one of `dst`, both strided with the shape of `src`.
-fn combine(dst: &mut [f32], dst_strides: &[usize], src: &Raw, apply: impl Fn(&mut f32, f32)) {
+/// Combines every element of `src`, whose numbers from the view's first on are `data`, with the matching one of `dst`, both strided with the shape of `src`.
+fn combine<D, T: Copy>(dst: &mut [D], dst_strides: &[usize], src: &Raw, data: &[T], apply: impl Fn(&mut D, T)) {
     let (shape, src_strides) = (src.shape(), src.strides());
     if src.count() == 0 {
         return;
     }
-    let data = src.strided_f32();
     let last = shape.len().wrapping_sub(1);
     let width = shape.width();
     let dst_step = dst_strides.get(last).copied().unwrap_or(1);
@@ -48,15 +48,36 @@ pub(super) fn copy(dst: &mut [f32], src: &Raw) {
     if src.is_dense() {
         dst.copy_from_slice(src.f32());
     } else {
-        combine(dst, &src.shape().dense_strides(), src, |d, s| *d = s);
+        combine(dst, &src.shape().dense_strides(), src, src.strided_f32(), |d, s| *d = s);
     }
 }
 
-/// Applies `src` to the part of dense `dst` that starts at `start` on `axis`.
-pub(super) fn into_region(dst: &mut Raw, axis: usize, start: usize, src: &Raw, apply: impl Fn(&mut f32, f32)) {
+/// Dense f32 copy of a strided bf16 view.
+pub(super) fn widen(dst: &mut [f32], src: &Raw) {
+    combine(dst, &src.shape().dense_strides(), src, src.strided_bf16(), |d, s| *d = s.to_f32());
+}
+
+/// Adds `src` to the part of dense `dst` that starts at `start` on `axis`.
+pub(super) fn add_region(dst: &mut Raw, axis: usize, start: usize, src: &Raw) {
+    let (strides, offset) = region(dst, axis, start, src);
+    combine(&mut dst.strided_f32_mut()[offset..], &strides, src, src.strided_f32(), |d, s| *d += s);
+}
+
+/// Copies `src`, of the same element type, there.
+pub(super) fn write_region(dst: &mut Raw, axis: usize, start: usize, src: &Raw) {
+    let (strides, offset) = region(dst, axis, start, src);
+    match src.dtype() {
+        DType::Bf16 => {
+            combine(&mut dst.strided_bf16_mut()[offset..], &strides, src, src.strided_bf16(), |d, s| *d = s);
+        }
+        _ => combine(&mut dst.strided_f32_mut()[offset..], &strides, src, src.strided_f32(), |d, s| *d = s),
+    }
+}
+
+/// Strides of `dst`, and where the region begins.
+fn region(dst: &Raw, axis: usize, start: usize, src: &Raw) -> (Dims, usize) {
     let (shape, strides) = (dst.shape(), dst.strides());
     let fits = shape.with(axis, src.shape()[axis]) == src.shape() && start + src.shape()[axis] <= shape[axis];
     assert!(fits, "region of {:?} from {start} on axis {axis} of {shape:?}", src.shape());
-    let offset = start * strides[axis];
-    combine(&mut dst.strided_f32_mut()[offset..], &strides, src, apply);
+    (strides, start * strides[axis])
 }

@@ -3,12 +3,13 @@
 use loam_kernels::elementwise::Unary;
 
 use crate::backend::Dropout;
+use crate::raw::DType;
 use crate::tensor::{Tensor, backend};
 
 impl Tensor {
     /// `op(self)`, element by element.
     pub fn unary(&self, op: Unary) -> Self {
-        let x = self.dense();
+        let x = self.dense_as_kept();
         let again = x.clone();
         Self::from_op(backend().unary(op, &x), &[self], move |dy, grads| {
             grads.add(0, backend().unary_backward(op, &x, dy));
@@ -19,7 +20,9 @@ impl Tensor {
     /// `act(self) * up`: the gated feed-forward of Shazeer (2020), eq. 5.
     pub fn gated(&self, act: Unary, up: &Self) -> Self {
         assert_eq!(self.shape(), up.shape(), "gated: gate and up have one shape");
-        let (gate, up_raw) = (self.dense(), up.dense());
+        let is_narrow = self.raw().dtype() == DType::Bf16 && up.raw().dtype() == DType::Bf16;
+        let (gate, up_raw) =
+            if is_narrow { (self.dense_as_kept(), up.dense_as_kept()) } else { (self.dense(), up.dense()) };
         let again = (gate.clone(), up_raw.clone());
         Self::from_op(backend().gated(act, &gate, &up_raw), &[self, up], move |dy, grads| {
             let (dgate, dup) = backend().gated_backward(act, &gate, &up_raw, dy);

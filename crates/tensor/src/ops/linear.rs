@@ -1,7 +1,6 @@
 //! Matrix products.
 
 use crate::backend::Start;
-use crate::dims::Dims;
 use crate::precision::{Precision, precision};
 use crate::raw::{DType, Raw};
 use crate::tensor::{Again, Tensor, backend};
@@ -11,44 +10,23 @@ pub(crate) fn as_matrix(x: &Raw) -> Raw {
     x.reshaped([x.rows(), x.shape().width()])
 }
 
-/// An operand in the element type of `precision`.
-fn operand(x: &Tensor, precision: Precision) -> Raw {
-    match precision {
-        Precision::F32 => x.dense(),
-        Precision::Bf16 => x.to_bf16(),
-    }
-}
-
 /// What backward needs of an input: the data, or how to make it again.
 enum Saved {
     Kept(Raw),
-    Again(Again, Precision),
+    Again(Again),
 }
 
 impl Saved {
-    fn of(x: &Tensor, operand: &Raw, precision: Precision) -> Self {
-        x.again().map_or_else(|| Self::Kept(operand.clone()), |again| Self::Again(again, precision))
+    fn of(x: &Tensor, operand: &Raw) -> Self {
+        x.again().map_or_else(|| Self::Kept(operand.clone()), Self::Again)
     }
 
     fn matrix(&self) -> Raw {
         match self {
             Self::Kept(x) => x.clone(),
-            Self::Again(again, precision) => as_matrix(&lowered(&again(), *precision)),
+            Self::Again(again) => as_matrix(&again()),
         }
     }
-}
-
-fn lowered(x: &Raw, precision: Precision) -> Raw {
-    match precision {
-        Precision::F32 => x.clone(),
-        Precision::Bf16 => backend().cast(x, DType::Bf16),
-    }
-}
-
-fn product(a: &Raw, b: &Raw, shape: impl Into<Dims>) -> Raw {
-    let mut out = Raw::empty(DType::F32, shape);
-    backend().matmul(&mut out, a, b, Start::Zero);
-    out
 }
 
 impl Tensor {
@@ -61,32 +39,30 @@ impl Tensor {
         if weight.raw().as_quantised().is_some() {
             return self.linear_quantised(weight, bias);
         }
-        let x = as_matrix(&operand(self, precision));
-        let w = operand(weight, precision);
+        let (x, w) = (as_matrix(&self.operand(precision)), weight.operand(precision));
         let mut y = Raw::empty(DType::F32, [x.rows(), out_features]);
         let bias_values = bias.map(Tensor::dense);
         if let Some(bias) = bias {
             assert_eq!(bias.count(), out_features, "linear: bias {:?} for {out_features} outputs", bias.shape());
         }
         let start = bias_values.as_ref().map_or(Start::Zero, Start::Bias);
-        backend().matmul(&mut y, &x, &w.transposed(0, 1), start);
+        backend().matmul(&mut y, &x, &w.transposed(0, 1), start, precision);
         let y = y.reshaped(shape.with(shape.len() - 1, out_features));
         let mut parents = vec![self, weight];
         parents.extend(bias);
         let (rows, has_bias) = (x.rows(), bias.is_some());
         // A frozen weight, as under an adapter, needs nothing of the input.
-        let saved = weight.wants_grad().then(|| Saved::of(self, &x, precision));
+        let saved = weight.wants_grad().then(|| Saved::of(self, &x));
         Self::from_op(y, &parents, move |dy, grads| {
             let dy = as_matrix(dy);
             if has_bias && grads.wants(2) {
                 grads.add_into(2, |slot| backend().add_column_sums(slot, &dy));
             }
-            let dy = lowered(&dy, precision);
             if grads.wants(0) {
-                grads.accumulate(0, |slot, start| matmul_into(slot, [rows, in_features], &dy, &w, start));
+                grads.accumulate(0, |slot, start| matmul_into(slot, [rows, in_features], &dy, &w, start, precision));
             }
             if let Some(x) = saved.as_ref().map(Saved::matrix) {
-                grads.accumulate(1, |slot, start| backend().matmul(slot, &dy.transposed(0, 1), &x, start));
+                grads.accumulate(1, |slot, start| backend().matmul(slot, &dy.transposed(0, 1), &x, start, precision));
             }
         })
     }
@@ -105,7 +81,7 @@ impl Tensor {
             }
             if grads.wants(0) {
                 let w = backend().cast(&w, DType::F32);
-                grads.accumulate(0, |slot, start| matmul_into(slot, [rows, inputs], &dy, &w, start));
+                grads.accumulate(0, |slot, start| matmul_into(slot, [rows, inputs], &dy, &w, start, Precision::F32));
             }
         })
     }
@@ -119,21 +95,22 @@ impl Tensor {
             (rank == 2 || rank == 3) && b.len() == rank && a[rank - 1] == b[rank - 2] && a[..rank - 2] == b[..rank - 2],
             "matmul: {a:?} x {b:?}"
         );
-        let (x, w) = (operand(self, precision), operand(other, precision));
-        let y = product(&x, &w, a.with(rank - 1, b[rank - 1]));
+        let (x, w) = (self.operand(precision), other.operand(precision));
+        let mut y = Raw::empty(DType::F32, a.with(rank - 1, b[rank - 1]));
+        backend().matmul(&mut y, &x, &w, Start::Zero, precision);
         Self::from_op(y, &[self, other], move |dy, grads| {
-            let dy = lowered(dy, precision);
             let (last, before) = (rank - 1, rank - 2);
-            grads.accumulate(0, |slot, start| backend().matmul(slot, &dy, &w.transposed(last, before), start));
-            grads.accumulate(1, |slot, start| backend().matmul(slot, &x.transposed(last, before), &dy, start));
+            let (x, w) = (x.transposed(last, before), w.transposed(last, before));
+            grads.accumulate(0, |slot, start| backend().matmul(slot, dy, &w, start, precision));
+            grads.accumulate(1, |slot, start| backend().matmul(slot, &x, dy, start, precision));
         })
     }
 }
 
 /// A matrix product into a slot of another shape with as many elements.
-fn matmul_into(slot: &mut Raw, matrix: [usize; 2], a: &Raw, b: &Raw, start: Start<'_>) {
+fn matmul_into(slot: &mut Raw, matrix: [usize; 2], a: &Raw, b: &Raw, start: Start<'_>, precision: Precision) {
     let shape = slot.shape();
     slot.reshape_in_place(matrix);
-    backend().matmul(slot, a, b, start);
+    backend().matmul(slot, a, b, start, precision);
     slot.reshape_in_place(shape);
 }

@@ -73,7 +73,7 @@ impl Tensor {
             _ if is_quantised && !wants_grad => (hidden, weight.raw().clone()),
             Precision::F32 if is_quantised => (hidden, backend().cast(weight.raw(), DType::F32)),
             Precision::F32 => (hidden, weight.dense()),
-            Precision::Bf16 => (backend().cast(&hidden, DType::Bf16), weight.to_bf16()),
+            Precision::Bf16 => (as_matrix(&self.operand(precision)), weight.operand(precision)),
         };
         let bias_values = bias.map(Tensor::dense);
         if let Some(bias) = &bias_values {
@@ -92,7 +92,7 @@ impl Tensor {
                 None => {
                     let mut logits = Raw::empty(DType::F32, [len, vocab]);
                     let from = bias_values.as_ref().map_or(Start::Zero, Start::Bias);
-                    backend().matmul(&mut logits, &h_chunk, &w.transposed(0, 1), from);
+                    backend().matmul(&mut logits, &h_chunk, &w.transposed(0, 1), from, precision);
                     logits
                 }
             };
@@ -154,19 +154,11 @@ impl HeadGrads {
         if let Some(bias) = &mut self.bias {
             backend().add_column_sums(bias, dlogits);
         }
-        let lowered;
-        let dlogits = match precision {
-            Precision::F32 => dlogits,
-            Precision::Bf16 => {
-                lowered = backend().cast(dlogits, DType::Bf16);
-                &lowered
-            }
-        };
         let mut dh = Raw::empty(DType::F32, [h.rows(), w.shape().width()]);
-        backend().matmul(&mut dh, dlogits, w, Start::Zero);
+        backend().matmul(&mut dh, dlogits, w, Start::Zero, precision);
         backend().write_region(&mut self.hidden, 0, start, &dh);
         let sum = if start == 0 { Start::Zero } else { Start::Sum };
-        backend().matmul(&mut self.weight, &dlogits.transposed(0, 1), h, sum);
+        backend().matmul(&mut self.weight, &dlogits.transposed(0, 1), h, sum, precision);
     }
 }
 

@@ -18,7 +18,9 @@ impl Tensor {
     fn norm(&self, kind: NormKind, weight: &Self, bias: Option<&Self>, eps: f32) -> Self {
         assert_eq!(self.shape().width(), weight.count(), "{kind:?} norm of {:?}", self.shape());
         let (x, w) = (self.dense(), weight.dense());
-        let (y, stats) = backend().norm(kind, &x, &w, bias.map(Tensor::dense).as_ref(), eps);
+        let b = bias.map(Tensor::dense);
+        let (y, stats) = backend().norm(kind, &x, &w, b.as_ref(), eps);
+        let (again_x, again_w) = (x.clone(), w.clone());
         let mut parents = vec![self, weight];
         parents.extend(bias);
         let has_bias = bias.is_some();
@@ -33,5 +35,6 @@ impl Tensor {
                 grads.add(2, dbias);
             }
         })
+        .remade_by(move || backend().norm(kind, &again_x, &again_w, b.as_ref(), eps).0)
     }
 }

@@ -1,6 +1,6 @@
 //! Recomputing instead of keeping: activations of a part of the network are thrown away and made again in backward.
 
-use crate::autograd::{is_recording, no_grad};
+use crate::autograd::{is_recording, postponed};
 use crate::parameter::Parameter;
 use crate::tensor::Tensor;
 
@@ -18,7 +18,7 @@ impl Tensor {
         if !is_recording() || !owned.iter().chain(&used).any(Self::wants_grad) {
             return work(&owned);
         }
-        let output = no_grad(|| work(&owned));
+        let output = postponed(|| work(&owned));
         let leaves: Vec<Parameter> = owned
             .iter()
             .map(|input| {

@@ -1,7 +1,7 @@
 //! Muon.
 
 use loam_kernels::optim::{muon_momentum, scaled_sum};
-use loam_tensor::{DType, Device, Dims, Raw, Start};
+use loam_tensor::{DType, Device, Dims, Precision, Raw, Start};
 
 use super::{Rule, State, Step, foreign_state};
 
@@ -70,12 +70,12 @@ fn orthogonalized(mut x: Raw) -> Raw {
     for _ in 0..ITERATIONS {
         // The smaller of the two products; the polynomial of a symmetric matrix is symmetric.
         let (left, right) = if is_tall { (x.transposed(0, 1), x.clone()) } else { (x.clone(), x.transposed(0, 1)) };
-        backend.matmul(&mut gram, &left, &right, Start::Zero);
+        backend.matmul(&mut gram, &left, &right, Start::Zero, Precision::F32);
         drop((left, right));
-        backend.matmul(&mut polynomial, &gram, &gram, Start::Zero);
+        backend.matmul(&mut polynomial, &gram, &gram, Start::Zero, Precision::F32);
         scaled_sum(polynomial.f32_mut(), c, gram.f32(), b);
         let (left, right) = if is_tall { (&x, &polynomial) } else { (&polynomial, &x) };
-        backend.matmul(&mut next, left, right, Start::Zero);
+        backend.matmul(&mut next, left, right, Start::Zero, Precision::F32);
         scaled_sum(next.f32_mut(), 1.0, x.f32(), a);
         std::mem::swap(&mut x, &mut next);
     }

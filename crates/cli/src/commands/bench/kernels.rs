@@ -5,12 +5,12 @@ use crate::failure::Failure;
 use crate::output;
 use crate::table::Table;
 
-use loam_kernels::attention::{AttentionDims, Grads, Heads, Masking, attention, attention_backward};
+use loam_kernels::attention::{AttentionDims, Grads, Heads, Masking, Stored, StoredMut, attention, attention_backward};
 use loam_kernels::elementwise::{self, Binary, Unary};
 use loam_kernels::optim::{AdamW, adamw_step};
 use loam_kernels::quant::{GgmlType, Quantised, matmul_quantised, quantise_rows};
 use loam_kernels::rng::Rng;
-use loam_kernels::{Mat, MatMut, Start, bf16, convert, cross_entropy, gemm_bf16, gemm_f32, norm, softmax};
+use loam_kernels::{Mat, MatMut, Operand, Start, bf16, convert, cross_entropy, gemm_bf16, gemm_f32, norm, softmax};
 use loam_tensor::Precision;
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -163,10 +163,17 @@ fn products(sheet: &mut Sheet) {
         sheet.measure(name("  gradient of w"), flop, bytes, || {
             gemm_f32(MatMut::rows(&mut dw, outputs, inputs), mdy.t(), mx, Start::Zero);
         });
+        let wide_w = mw;
         let (x, w) = (narrow(&x), narrow(&w));
         let (mx, mw) = (Mat::rows(&x, tokens, inputs), Mat::rows(&w, outputs, inputs));
         sheet.measure(name("  bf16"), flop, bytes / 2.0, || {
-            gemm_bf16(MatMut::rows(&mut y, tokens, outputs), mx, mw.t(), Start::Zero);
+            gemm_bf16(MatMut::rows(&mut y, tokens, outputs), Operand::Bf16(mx), Operand::Bf16(mw.t()), Start::Zero);
+        });
+        sheet.measure(name("  bf16 gradient of x"), flop, bytes, || {
+            gemm_bf16(MatMut::rows(&mut dx, tokens, inputs), Operand::F32(mdy), Operand::F32(wide_w), Start::Zero);
+        });
+        sheet.measure(name("  bf16 gradient of w"), flop, bytes, || {
+            gemm_bf16(MatMut::rows(&mut dw, outputs, inputs), Operand::F32(mdy.t()), Operand::Bf16(mx), Start::Zero);
         });
     }
 }
@@ -188,7 +195,7 @@ fn thin(sheet: &mut Sheet) {
             });
             let (mx, mw) = (Mat::rows(&x16, rows, inputs), Mat::rows(&w16, outputs, inputs).t());
             sheet.measure(name("decode bf16 "), flop, bytes / 2.0, || {
-                gemm_bf16(MatMut::rows(&mut y, rows, outputs), mx, mw, Start::Zero);
+                gemm_bf16(MatMut::rows(&mut y, rows, outputs), Operand::Bf16(mx), Operand::Bf16(mw), Start::Zero);
             });
         }
     }
@@ -249,12 +256,14 @@ fn attentions(sheet: &mut Sheet) {
         );
         let none = Masking::default();
         let bytes = 4.0 * (2 * queries + 2 * keys) as f64;
-        sheet.measure(name, 2.0 * product, bytes, || attention(&mut out, &mut lse, q, k, v, &dims, &none));
+        sheet.measure(name, 2.0 * product, bytes, || {
+            attention(StoredMut::F32(&mut out), &mut lse, q, k, v, &dims, &none)
+        });
         if dims.q_len > 1 {
             let (mut dq, mut dk, mut dv) = (vec![0.0; queries], vec![0.0; keys], vec![0.0; keys]);
             sheet.measure("  backward".into(), 5.0 * product, 2.0 * bytes, || {
                 let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: None };
-                attention_backward(grads, &dout, &out, &lse, q, k, v, &dims, &none);
+                attention_backward(grads, &dout, Stored::F32(&out), &lse, q, k, v, &dims, &none);
             });
         }
     }
@@ -262,7 +271,7 @@ fn attentions(sheet: &mut Sheet) {
 
 fn dense(data: &[f32], time: usize, heads: usize, head_dim: usize) -> Heads<'_> {
     let time_stride = heads * head_dim;
-    Heads { data, batch_stride: time * time_stride, time_stride, head_stride: head_dim }
+    Heads { data: Stored::F32(data), batch_stride: time * time_stride, time_stride, head_stride: head_dim }
 }
 
 /// What reads and writes everything once.

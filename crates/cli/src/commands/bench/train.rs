@@ -9,7 +9,7 @@ use crate::table::Table;
 use crate::{output, table};
 use loam_models::{Forward, Input, StepShape, step_memory};
 use loam_tensor::profile::{self, OpCost};
-use loam_tensor::with_precision;
+use loam_tensor::{pool_stats, with_precision};
 use loam_train::{Optimizer, OptimizerSettings, peak_rss_mib, predicted_rss_mib};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -69,7 +69,7 @@ pub fn run(
     let mut report = json!({
         "config": shape.name, "precision": precision.to_string(),
         "step_s": round(step_s, 4), "tokens_per_s": tokens_per_s.round(), "gflop_per_s": round(gflop_per_s, 1),
-        "peak_rss_mib": peak_rss_mib, "predicted_rss_mib": predicted_rss_mib, "loss": round(f64::from(last_loss), 4),
+        "peak_rss_mib": peak_rss_mib, "buffers_mib": pool_stats().peak_bytes >> 20, "predicted_rss_mib": predicted_rss_mib, "loss": round(f64::from(last_loss), 4),
     });
     if !json {
         output::line(&format!(
