@@ -100,6 +100,9 @@ impl Attention {
             k = k.rope(tables);
         }
         if let Some(cache) = cache {
+            if let (true, Some(runs)) = (cache.is_joined(), &context.runs) {
+                return self.o_proj.forward(&cache.attend([&q, &k, &v], runs, &self.spec()));
+            }
             (k, v) = cache.append(&k, &v);
         }
         let (segments, runs) = (context.segments.clone(), context.runs.clone());
