@@ -126,6 +126,11 @@ impl<'a> TextStream<'a> {
         shown
     }
 
+    /// The stop text that appeared.
+    pub(crate) fn found(&self) -> Option<&str> {
+        self.stop.found()
+    }
+
     /// Whether a stop text appeared.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.is_stopped()

@@ -130,6 +130,8 @@ pub(crate) struct News {
     pub token: Option<Token>,
     pub prompt: Option<Vec<Token>>,
     pub ending: Option<Ending>,
+    /// The stop text that ended it.
+    pub stop: Option<String>,
 }
 
 /// An answer while it is written. Dropping it ends the writing.
@@ -157,7 +159,7 @@ impl Writer {
                     let pieces = self.read(&text, false);
                     return Ok(News { pieces, token: Some(token), ..News::default() });
                 }
-                Event::Done { text, finish_reason, .. } => {
+                Event::Done { text, finish_reason, stop, .. } => {
                     let pieces = self.read(&text, true);
                     let has_calls = self.calls.as_ref().is_some_and(CallReader::has_calls);
                     let ending = match finish_reason {
@@ -165,7 +167,7 @@ impl Writer {
                         FinishReason::Stop if has_calls => Ending::Calls,
                         FinishReason::Stop => Ending::Stop,
                     };
-                    return Ok(News { pieces, ending: Some(ending), ..News::default() });
+                    return Ok(News { pieces, ending: Some(ending), stop, ..News::default() });
                 }
                 Event::Failed(error) => {
                     return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()));
@@ -207,7 +209,7 @@ impl Writer {
                 }
             }
             if let Some(ending) = news.ending {
-                return Ok(Whole { ending: Some(ending), usage: self.usage, ..whole });
+                return Ok(Whole { ending: Some(ending), stop: news.stop, usage: self.usage, ..whole });
             }
         }
     }
@@ -223,6 +225,8 @@ pub(crate) struct Whole {
     pub tokens: Vec<Token>,
     pub prompt: Option<Vec<Token>>,
     pub ending: Option<Ending>,
+    /// The stop text that ended it.
+    pub stop: Option<String>,
     pub usage: Usage,
 }
 

@@ -13,6 +13,7 @@
 //! be kept is an error.
 
 mod answer;
+mod anthropic;
 mod app;
 mod body;
 mod engine;
@@ -21,7 +22,9 @@ mod extra;
 mod keys;
 mod metrics;
 mod model;
+mod ollama;
 mod openai;
+mod page;
 mod params;
 mod server;
 mod stream;

@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::error::{ApiError, Error};
 use crate::keys::{Keys, Scope};
 use crate::model::ServedModel;
-use crate::{extra, openai};
+use crate::{anthropic, extra, ollama, openai, page};
 
 /// Threads of the part that waits: it computes next to nothing.
 const WAITING_THREADS: usize = 2;
@@ -225,6 +225,17 @@ fn routes(app: Arc<App>) -> Router {
         .route("/v1/models/{*id}", get(openai::models::one))
         .route("/v1/rerank", post(openai::embeddings::rerank))
         .route("/rerank", post(openai::embeddings::rerank))
+        .route("/v1/responses", post(openai::responses::handle))
+        .route("/v1/messages", post(anthropic::handle))
+        .route("/v1/messages/count_tokens", post(anthropic::count))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(ollama::embed))
+        .route("/api/show", post(ollama::show))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::tags))
+        .route("/api/version", get(ollama::version))
+        .route("/", get(page::page))
         .route("/tokenize", post(extra::tokenize))
         .route("/detokenize", post(extra::detokenize))
         .route("/apply-template", post(extra::apply_template))

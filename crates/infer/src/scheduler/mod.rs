@@ -344,7 +344,8 @@ impl<'a> Scheduler<'a> {
                     // The last bytes may complete a stop text after the limit was reached.
                     let finish_reason = if one.text.is_stopped() { FinishReason::Stop } else { finish_reason };
                     let times = one.clock.times();
-                    one.listener.hear(Event::Done { text, finish_reason, times });
+                    let stop = one.text.found().map(str::to_owned);
+                    one.listener.hear(Event::Done { text, finish_reason, stop, times });
                 }
                 Some(End::Failed(error)) => one.listener.hear(Event::Failed(error)),
                 Some(End::Cancelled) | None => {}

@@ -77,6 +77,8 @@ pub enum Event {
         text: String,
         /// Why it ended.
         finish_reason: FinishReason,
+        /// The stop text that appeared, where one did.
+        stop: Option<String>,
         /// How long it took.
         times: Times,
     },
