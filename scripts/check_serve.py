@@ -5,6 +5,7 @@
     loam serve MODEL --port 8080 &
     python scripts/check_serve.py http://127.0.0.1:8080
 
+The model needs a chat template and a context of 1024 tokens or more: descriptions of tools take their place.
 Every check prints a line; the exit status is 1 where one fails. Clients that are not installed are skipped, by name.
 """
 
@@ -235,12 +236,14 @@ def anthropic_checks():
     print(f"anthropic {anthropic.__version__}")
     client = anthropic.Anthropic(base_url=BASE, api_key="none", max_retries=0)
     ask = [{"role": "user", "content": "Where is the fox?"}]
+    # The package's own argument went away.
+    cold = {"temperature": 0}
 
     @check("messages, whole and streamed")
     def _():
-        made = client.messages.create(model=MODEL, max_tokens=16, system="You are kind.", messages=ask, temperature=0)
+        made = client.messages.create(model=MODEL, max_tokens=16, system="You are kind.", messages=ask, extra_body=cold)
         with client.messages.stream(
-            model=MODEL, max_tokens=16, system="You are kind.", messages=ask, temperature=0
+            model=MODEL, max_tokens=16, system="You are kind.", messages=ask, extra_body=cold
         ) as stream:
             text = "".join(stream.text_stream)
         final = stream.get_final_message()
