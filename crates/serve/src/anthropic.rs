@@ -106,7 +106,8 @@ async fn answer(app: Arc<App>, body: Body) -> Result<Response, ApiError> {
         return Err(ApiError::bad("thinking", "`thinking` is not supported"));
     }
     let (messages, tools) = conversation(&mut fields, text)?;
-    fields.need::<usize>("max_tokens").map(|most| fields.put("max_tokens", most.into()))?;
+    let most: usize = fields.need("max_tokens")?;
+    fields.put("max_tokens", most.into());
     let sampling = sampling(&mut fields, text.open.recommended.as_ref(), app.default_max_tokens)?;
     let prompt = text.encode(&text.render(messages, tools.as_ref())?)?;
     let order = Order { tools, ..Order::new(prompt, sampling) };

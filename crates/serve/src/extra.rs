@@ -8,7 +8,6 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use loam_chat::Message;
-use loam_infer::scheduler::SchedulerStats;
 use loam_tokenizer::Special;
 use serde_json::{Value, json};
 
@@ -86,14 +85,12 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// Measurements for Prometheus.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let page = |text: &'_ crate::model::Text| -> (SchedulerStats, usize) {
-        (text.engine.stats(), text.engine.settings.kv_tokens)
-    };
     let writing = app.models.iter().filter_map(|model| Some((model, model.writes()?)));
     let pages: Vec<Page<'_>> = writing
         .map(|(model, text)| {
-            let (stats, kv_tokens) = page(text);
-            Page { model: &model.name, stats, kv_tokens, metrics: &text.engine.metrics }
+            let engine = &text.engine;
+            let (stats, kv_tokens) = (engine.stats(), engine.settings.kv_tokens);
+            Page { model: &model.name, stats, kv_tokens, metrics: &engine.metrics }
         })
         .collect();
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];

@@ -32,15 +32,13 @@ impl<T> OneOrMany<T> {
 }
 
 /// Sets what a field says.
-fn set<T: for<'de> Deserialize<'de>>(fields: &mut Fields, names: &[&str], slot: &mut T) -> Result<bool, ApiError> {
-    let mut is_set = false;
+fn set<T: for<'de> Deserialize<'de>>(fields: &mut Fields, names: &[&str], slot: &mut T) -> Result<(), ApiError> {
     for name in names {
         if let Some(value) = fields.take(name)? {
             *slot = value;
-            is_set = true;
         }
     }
-    Ok(is_set)
+    Ok(())
 }
 
 /// The settings of a request over those that the model recommends. Without `max_tokens`, `most` is the limit; without a
