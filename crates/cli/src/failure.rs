@@ -70,6 +70,12 @@ impl Hinted for loam_data::Error {
     }
 }
 
+impl Hinted for loam_serve::Error {
+    fn way_out(&self) -> Option<String> {
+        self.hint()
+    }
+}
+
 impl Hinted for loam_models::Error {
     fn way_out(&self) -> Option<String> {
         self.hint()

@@ -36,7 +36,12 @@ fn main() -> ExitCode {
     let result = setup::Environment::read().and_then(|environment| {
         setup::choose_instruction_set(&environment)?;
         let threads = setup::thread_count(cli.threads, &environment)?;
-        setup::in_thread_pool(threads, || commands::run(cli.verb, threads, &environment))?
+        setup::start_threads(threads)?;
+        match cli.verb {
+            // A server waits for ever: it must not hold one of the threads that compute, perhaps the only one.
+            verb @ args::Verb::Serve(_) => commands::run(verb, threads, &environment),
+            verb => setup::in_thread_pool(|| commands::run(verb, threads, &environment))?,
+        }
     });
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -54,13 +54,17 @@ const MOST_THREADS: usize = 1024;
 /// Deep call chains of the backward pass and of JSON need more than a thread's usual 2 MiB.
 const STACK_BYTES: usize = 16 << 20;
 
-/// Runs a command inside the thread pool that all kernels use: entering it once is cheaper than at every operation.
-pub fn in_thread_pool<R: Send>(threads: Option<usize>, work: impl FnOnce() -> R + Send) -> Result<R, Failure> {
+/// Starts the thread pool that all kernels use.
+pub fn start_threads(threads: Option<usize>) -> Result<(), Failure> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads.unwrap_or(0))
         .stack_size(STACK_BYTES)
         .build_global()
-        .map_err(|e| Failure::new(format!("cannot start the threads: {e}")))?;
+        .map_err(|e| Failure::new(format!("cannot start the threads: {e}")))
+}
+
+/// Runs a command inside the thread pool: entering it once is cheaper than at every operation.
+pub fn in_thread_pool<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R, Failure> {
     let mut result = None;
     rayon::scope(|_| result = Some(work()));
     result.ok_or_else(|| Failure::new("the command ended without a result"))

@@ -53,6 +53,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A text that could never be written, however long it waited.
+    #[error("the text may come to {needed} tokens, more than the {budget} whose keys and values are held")]
+    BudgetTooSmall {
+        /// Tokens that it may come to.
+        needed: usize,
+        /// The budget.
+        budget: usize,
+    },
     /// Messages, but no way to put them into text.
     #[error("the model has no chat template")]
     NoChatTemplate,
@@ -95,6 +103,7 @@ impl Error {
                 Some("grammars are JSON schemas, regular expressions without look-around, Lark, or GBNF".into())
             }
             Self::Schema { .. } => Some("leave the keyword out, or say the same with others".into()),
+            Self::BudgetTooSmall { .. } => Some("ask for fewer tokens, or hold more (`--kv-tokens`)".into()),
             Self::NoChatTemplate => {
                 Some("continue a plain text instead (`loam generate`), or train the model on chats first".into())
             }

@@ -10,8 +10,8 @@ use loam_tokenizer::{ChatTemplate, Special, Tokenizer};
 use rayon::prelude::*;
 
 use crate::constrain::Constraint;
-use crate::sampler::{Choice, Sampler, top_logprobs};
-use crate::stop::StopMatcher;
+use crate::sampler::Sampler;
+use crate::sequence::{Sequence, Step, TextStream};
 use crate::{Error, Timings};
 
 /// Writes text with a model.
@@ -160,41 +160,37 @@ impl<'a> Generator<'a> {
         &self,
         prompt: &[u32],
         sampling: &Sampling,
-        mut sampler: Sampler,
+        sampler: Sampler,
         on_token: &mut dyn FnMut(u32) -> bool,
     ) -> Result<Generated, Error> {
         let mut cache = self.model.new_cache();
         let (mut tokens, mut logprobs, mut alternatives) = (Vec::new(), Vec::new(), Vec::new());
-        let start = Instant::now();
-        let Prefix { start: mut seen, memory } = self.prefix(prompt)?;
-        let limit = sampling.max_tokens.min(self.context() - seen.len());
-        let mut logits = self.next_logits(&seen, memory.as_ref(), &mut cache)?;
-        let prompt_time = start.elapsed();
-        let start = Instant::now();
+        let begin = Instant::now();
+        let Prefix { start, memory } = self.prefix(prompt)?;
+        let mut logits = self.next_logits(&start, memory.as_ref(), &mut cache)?;
+        let mut sequence = Sequence::new(sampler, sampling, &self.stop_ids, start, self.context());
+        let prompt_time = begin.elapsed();
+        let begin = Instant::now();
         let finish_reason = loop {
-            let Choice { token, logprob } = sampler.choose(&logits, &seen, tokens.len() as u64)?;
-            if self.stop_ids.contains(&token) {
-                break FinishReason::Stop;
-            }
-            tokens.push(token);
-            logprobs.push(logprob);
-            alternatives.push(top_logprobs(&logits, sampling.top_logprobs));
-            seen.push(token);
+            let Step::Token(token, end) = sequence.advance(&logits)? else { break FinishReason::Stop };
+            tokens.push(token.id);
+            logprobs.push(token.logprob);
+            alternatives.push(token.top_logprobs);
             let is_interrupted = self.interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed));
-            if !on_token(token) || is_interrupted || sampler.is_finished() {
+            if !on_token(token.id) || is_interrupted {
                 break FinishReason::Stop;
             }
-            if tokens.len() == limit {
-                break FinishReason::Length;
+            if let Some(end) = end {
+                break end;
             }
-            logits = self.next_logits(&[token], memory.as_ref(), &mut cache)?;
+            logits = self.next_logits(&[token.id], memory.as_ref(), &mut cache)?;
         };
         let timings = Timings {
             prompt_tokens: prompt.len(),
             prompt: prompt_time,
             // The first token comes out of the pass over the prompt, the others out of a pass of their own.
             steps: tokens.len().saturating_sub(usize::from(finish_reason == FinishReason::Length)),
-            decode: start.elapsed(),
+            decode: begin.elapsed(),
         };
         Ok(Generated { tokens, logprobs, top_logprobs: alternatives, finish_reason, timings })
     }
@@ -244,8 +240,7 @@ impl<'a> Generator<'a> {
     /// with them; the pieces together are the completion's text. The completion's tokens are all that were drawn, those
     /// of a stop text included.
     pub fn write(&self, prompt: &[u32], sampling: &Sampling, on_text: &mut dyn FnMut(&str)) -> Result<Written, Error> {
-        let mut stream = self.tokenizer.decode_stream(true);
-        let mut stop = StopMatcher::new(&sampling.stop);
+        let mut stream = TextStream::new(self.tokenizer, sampling);
         let mut text = String::new();
         let mut show = |piece: &str| {
             if !piece.is_empty() {
@@ -254,16 +249,12 @@ impl<'a> Generator<'a> {
             }
         };
         let generated = self.tokens(prompt, sampling, &mut |token| {
-            if let Some(new) = stream.step(token) {
-                show(&stop.push(&new));
-            }
-            !stop.is_stopped()
+            show(&stream.push(token));
+            !stream.is_stopped()
         })?;
-        let rest = stream.finish().unwrap_or_default();
-        show(&stop.push(&rest));
-        show(&stop.finish());
+        show(&stream.finish());
         // The last bytes may complete a stop text after the limit was reached.
-        let finish_reason = if stop.is_stopped() { FinishReason::Stop } else { generated.finish_reason };
+        let finish_reason = if stream.is_stopped() { FinishReason::Stop } else { generated.finish_reason };
         let logprobs = self.keep_logprobs.then_some(generated.logprobs);
         let completion = Completion { text, tokens: generated.tokens, finish_reason, logprobs };
         Ok(Written { completion, top_logprobs: generated.top_logprobs, timings: generated.timings })

@@ -1,6 +1,7 @@
 //! A model directory opened for talking: weights, tokenizer, chat template, sampling defaults.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use loam_chat::Sampling;
 use loam_formats::HfDir;
@@ -14,9 +15,9 @@ use crate::{Error, Generator};
 #[derive(Debug)]
 pub struct OpenModel {
     /// The weights.
-    pub model: LanguageModel,
+    pub model: Arc<LanguageModel>,
     /// The tokenizer; its end tokens include those of `generation_config.json`.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// The chat template, if the directory has one.
     pub template: Option<ChatTemplate>,
     /// The settings that `generation_config.json` recommends, if it does.
@@ -37,7 +38,7 @@ impl OpenModel {
         let compile = |source| ChatTemplate::new(source, special.bos.as_deref(), special.eos.as_deref());
         let template = dir.chat_template()?.map(compile).transpose()?;
         let recommended = dir.generation_config()?.as_ref().and_then(recommended);
-        Ok(Self { model, tokenizer, template, recommended })
+        Ok(Self { model: Arc::new(model), tokenizer: Arc::new(tokenizer), template, recommended })
     }
 
     /// A generator over it.

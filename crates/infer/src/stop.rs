@@ -6,23 +6,24 @@ pub struct StopMatcher {
     stops: Vec<String>,
     /// Text that may be the beginning of a stop text.
     held: String,
-    stopped: bool,
+    found: Option<String>,
 }
 
 impl StopMatcher {
     /// Stops at the first of `stops` that appears; with none it passes everything on at once.
     pub fn new(stops: &[String]) -> Self {
-        Self { stops: stops.to_vec(), held: String::new(), stopped: false }
+        Self { stops: stops.to_vec(), held: String::new(), found: None }
     }
 
     /// Takes new text; returns what can be shown of all text so far. After a stop nothing is shown any more.
     pub fn push(&mut self, text: &str) -> String {
-        if self.stopped {
+        if self.is_stopped() {
             return String::new();
         }
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.stopped = true;
+        let place = |stop: &String| self.held.find(stop.as_str()).map(|at| (at, stop.clone()));
+        if let Some((at, stop)) = self.stops.iter().filter_map(place).min_by_key(|(at, _)| *at) {
+            self.found = Some(stop);
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }
@@ -33,7 +34,12 @@ impl StopMatcher {
 
     /// Whether a stop text appeared.
     pub fn is_stopped(&self) -> bool {
-        self.stopped
+        self.found.is_some()
+    }
+
+    /// The stop text that appeared.
+    pub fn found(&self) -> Option<&str> {
+        self.found.as_deref()
     }
 
     /// What is still held back, once no more text comes.

@@ -36,7 +36,7 @@ pub use error::Error;
 pub use family::{FAMILIES, Family, by_name as family_by_name};
 pub use footprint::{Footprint, footprint};
 pub use head::pool;
-pub use loam_nn::{DropoutKey, Fan, Init, KvCache, Memory};
+pub use loam_nn::{DropoutKey, Fan, Init, KvBlock, KvCache, Memory};
 pub use memory::{StepMemory, StepShape, step_memory};
 pub use model::{LanguageModel, NewHead, set_labels};
 pub use quantise::{Importance, Mix, Plan};

@@ -311,6 +311,12 @@ impl LanguageModel {
         self.tokens(&hidden.narrow(1, input.time - 1, 1).reshape([input.batch, self.spec.hidden_size]))
     }
 
+    /// Logits at some positions, counted through all rows, of what [`LanguageModel::hidden`] gave: `[places, vocab]`.
+    pub fn logits_at(&self, hidden: &Tensor, places: &[u32]) -> Result<Tensor, Error> {
+        let rows = hidden.reshape([hidden.size(0) * hidden.size(1), self.spec.hidden_size]);
+        self.tokens(&rows.embedding(places, [places.len()]))
+    }
+
     /// Scores of the head's classes: `[documents, labels]`, or `[positions, labels]` of a head that reads every position.
     /// Documents are ranges of the input's positions, counted through all rows.
     pub fn scores(&self, input: &Input<'_>, documents: &[Range<usize>], forward: Forward<'_>) -> Result<Tensor, Error> {
@@ -335,10 +341,10 @@ impl LanguageModel {
 
     /// The most likely token at some positions, counted through all rows.
     pub fn predictions(&self, input: &Input<'_>, places: &[u32], forward: Forward<'_>) -> Result<Vec<u32>, Error> {
-        let hidden = self.hidden(input, forward)?.reshape([input.batch * input.time, self.spec.hidden_size]);
+        let hidden = self.hidden(input, forward)?;
         let mut found = Vec::with_capacity(places.len());
         for places in places.chunks(PREDICTED_AT_ONCE) {
-            let logits = self.tokens(&hidden.embedding(places, [places.len()]))?.to_vec();
+            let logits = self.logits_at(&hidden, places)?.to_vec();
             found.extend(logits.chunks_exact(self.spec.vocab_size).map(|row| {
                 let best = (0u32..)
                     .zip(row)

@@ -101,6 +101,9 @@ impl Attention {
         }
         (q, k, v) = (q.stored(), k.stored(), v.stored());
         if let Some(cache) = cache {
+            if let (true, Some(runs)) = (cache.is_joined(), &context.runs) {
+                return self.o_proj.forward(&cache.attend([&q, &k, &v], runs, &self.spec()));
+            }
             (k, v) = cache.append(&k, &v);
         }
         let (segments, runs) = (context.segments.clone(), context.runs.clone());

@@ -36,7 +36,7 @@ pub use context::{DropoutKey, LayerContext, Memory};
 pub use experts::{Experts, ExpertsConfig};
 pub use feed_forward::{FeedForward, FeedForwardConfig};
 pub use init::{Fan, Init, gain};
-pub use kv_cache::{KvCache, LayerCache};
+pub use kv_cache::{KvBlock, KvCache, LayerCache};
 pub use linear::{Embedding, Linear};
 pub use module::{Module, join};
 pub use norm::{Norm, NormConfig};

@@ -105,7 +105,7 @@ pub struct Dropout {
 /// What is kept for backward may be bf16 ([`crate::Tensor::stored`]): the inputs of activations and gates, whose result
 /// then is, too, and attention's queries, keys, values and output. Gradients are f32.
 pub trait Backend: Send + Sync {
-    /// Dense copy of a strided f32 view.
+    /// Dense copy of a strided view of f32 or bf16.
     fn copy(&self, x: &Raw) -> Raw;
     /// `dst[.., start..start + n, ..] += src` along `axis`; `src` may be strided.
     fn add_region(&self, dst: &mut Raw, axis: usize, start: usize, src: &Raw);

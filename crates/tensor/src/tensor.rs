@@ -100,7 +100,7 @@ impl Tensor {
 
     /// The data, dense, in the element type that it is kept in.
     pub(crate) fn dense_as_kept(&self) -> Raw {
-        if self.raw.is_dense() { self.raw.clone() } else { self.dense() }
+        if self.raw.is_dense() { self.raw.clone() } else { backend().copy(&self.raw) }
     }
 
     /// The data as an operand of products in `precision`, dense. In bf16 a parameter that is being trained stays f32, and
@@ -110,7 +110,7 @@ impl Tensor {
             (Precision::F32, _) => self.dense(),
             (Precision::Bf16, Some(parameter)) if parameter.is_trainable() && autograd::is_training() => self.dense(),
             (Precision::Bf16, Some(parameter)) => parameter.bf16(),
-            (Precision::Bf16, None) if self.raw.dtype() == DType::Bf16 && self.raw.is_dense() => self.raw.clone(),
+            (Precision::Bf16, None) if self.raw.dtype() == DType::Bf16 => self.dense_as_kept(),
             (Precision::Bf16, None) => self.narrow.get_or_init(|| backend().cast(&self.dense(), DType::Bf16)).clone(),
         }
     }

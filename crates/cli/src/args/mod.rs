@@ -5,6 +5,7 @@ mod data;
 mod embed;
 mod model;
 mod sampling;
+mod serve;
 mod tokenizer;
 mod train;
 
@@ -16,6 +17,7 @@ pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg}
 pub use embed::{EmbedArgs, PoolingArg};
 pub use model::{ChatArgs, ConvertArgs, EvalArgs, FileDtype, GenerateArgs, LogitsArgs, ModelVerb, ShowArgs};
 pub use sampling::{GrammarArgs, SamplingArgs};
+pub use serve::{LogFormat, LogLevel, ServeArgs};
 pub use tokenizer::{AlgorithmArg, DecodeArgs, EncodeArgs, TokenizerShowArgs, TokenizerTrainArgs, TokenizerVerb};
 pub use train::{ConfigVerb, RunsVerb, TrainArgs};
 
@@ -58,6 +60,8 @@ pub enum Verb {
     Eval(EvalArgs),
     /// Turn texts into vectors
     Embed(EmbedArgs),
+    /// Serve models over HTTP: the APIs of OpenAI, Anthropic and Ollama, and a page to chat in
+    Serve(ServeArgs),
     /// Look into a model
     #[command(subcommand)]
     Model(ModelVerb),

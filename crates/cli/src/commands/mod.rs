@@ -15,6 +15,7 @@ mod prepare;
 mod quickstart;
 mod runs;
 mod sampling;
+mod serve;
 mod tokenizer;
 mod train;
 
@@ -36,6 +37,7 @@ pub fn run(verb: Verb, threads: Option<usize>, environment: &Environment) -> Res
         Verb::Chat(args) => chat::run(&args, environment),
         Verb::Eval(args) => eval::run(&args, environment),
         Verb::Embed(args) => embed::run(&args, environment),
+        Verb::Serve(args) => serve::run(&args, threads, environment),
         Verb::Model(verb) => model::run(verb, environment),
         Verb::Runs(verb) => runs::run(verb),
         Verb::Bench(verb) => bench::run(verb),

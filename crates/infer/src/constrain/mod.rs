@@ -36,6 +36,9 @@ pub enum Grammar {
     Lark(String),
     /// A context-free grammar as llama.cpp writes it, from its rule `root`.
     Gbnf(String),
+    /// A Lark grammar some of whose rules stand for JSON of a schema: their names and schemas. What is wrong with a schema
+    /// is an error at its own place.
+    LarkWithJson(String, Vec<(String, Value)>),
 }
 
 /// Compiles grammars for one vocabulary.
@@ -70,6 +73,14 @@ impl ConstraintCompiler {
             Grammar::JsonObject => self.compile(&Grammar::JsonSchema(json!({"type": "object"}))),
             Grammar::Regex(regex) => self.build(TopLevelGrammar::from_regex(regex)),
             Grammar::Lark(lark) => self.build(TopLevelGrammar::from_lark(lark.clone())),
+            Grammar::LarkWithJson(lark, schemas) => {
+                let mut whole = lark.clone();
+                for (name, schema) in schemas {
+                    self.compile(&Grammar::JsonSchema(schema.clone()))?;
+                    whole.push_str(&format!("\n{name}: %json {}\n", schema::prepared(schema)));
+                }
+                self.build(TopLevelGrammar::from_lark(whole))
+            }
             Grammar::Gbnf(gbnf) => self.build(TopLevelGrammar::from_lark(gbnf::to_lark(gbnf)?)),
         }
     }

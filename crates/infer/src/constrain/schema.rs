@@ -53,8 +53,17 @@ fn reason(error: &Error) -> String {
     }
 }
 
+/// A schema as the library is given it.
+pub(super) fn prepared(schema: &Value) -> Value {
+    with_settings(schema, schema)
+}
+
 /// Builds a part of a schema together with the definitions of the whole.
 fn attempt(root: &Value, part: &Value, build: &Build<'_>) -> Result<Constraint, Error> {
+    build(with_settings(root, part))
+}
+
+fn with_settings(root: &Value, part: &Value) -> Value {
     let mut map = match part {
         Value::Object(map) => map.clone(),
         Value::Bool(false) => Map::from_iter([("not".to_owned(), json!({}))]),
@@ -68,7 +77,7 @@ fn attempt(root: &Value, part: &Value, build: &Build<'_>) -> Result<Constraint, 
     let mut schema = Value::Object(map);
     drop_annotations(&mut schema);
     schema[SETTINGS] = json!({"whitespace_pattern": WHITE_SPACE});
-    build(schema)
+    schema
 }
 
 /// Goes into the first part that is refused by itself, as long as there is one.

@@ -37,8 +37,8 @@ pub struct EmbedSettings {
 /// A model that turns texts into vectors.
 #[derive(Debug)]
 pub struct Embedder {
-    model: LanguageModel,
-    tokenizer: Tokenizer,
+    model: Arc<LanguageModel>,
+    tokenizer: Arc<Tokenizer>,
     dense: Vec<Dense>,
     settings: EmbedSettings,
     is_described: bool,
@@ -63,8 +63,25 @@ impl Embedder {
         let path = path.as_ref();
         let described = Description::read(path)?;
         let dir = HfDir::open(described.as_ref().map_or(path, |d| &d.model))?;
-        let tokenizer = Tokenizer::open(dir.path())?;
-        let model = LanguageModel::open(dir.path())?;
+        let tokenizer = Arc::new(Tokenizer::open(dir.path())?);
+        let model = Arc::new(LanguageModel::open(dir.path())?);
+        Self::over(&dir, described, model, tokenizer)
+    }
+
+    /// The same with weights that are in memory already: those of the directory.
+    pub fn share(path: impl AsRef<Path>, model: Arc<LanguageModel>, tokenizer: Arc<Tokenizer>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let described = Description::read(path)?;
+        let dir = HfDir::open(described.as_ref().map_or(path, |d| &d.model))?;
+        Self::over(&dir, described, model, tokenizer)
+    }
+
+    fn over(
+        dir: &HfDir,
+        described: Option<Description>,
+        model: Arc<LanguageModel>,
+        tokenizer: Arc<Tokenizer>,
+    ) -> Result<Self, Error> {
         let spec = model.spec();
         if tokenizer.vocab_size() > spec.vocab_size {
             let token = tokenizer.vocab_size() as u32 - 1;
@@ -103,6 +120,11 @@ impl Embedder {
     /// The model.
     pub fn model(&self) -> &LanguageModel {
         &self.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// Number of features of an embedding.
@@ -171,13 +193,17 @@ impl Embedder {
         texts: &[S],
         watch: &mut dyn FnMut(usize),
     ) -> Result<Vec<Vec<f32>>, Error> {
-        let tokens = self.tokens(texts)?;
+        self.embed_tokens(&self.tokens(texts)?, watch)
+    }
+
+    /// The same of texts whose tokens are given, as [`tokens`](Self::tokens) makes them.
+    pub fn embed_tokens(&self, tokens: &[Vec<u32>], watch: &mut dyn FnMut(usize)) -> Result<Vec<Vec<f32>>, Error> {
         let mut order: Vec<usize> = (0..tokens.len()).collect();
         // The longest first, so that progress errs on the side of haste.
         order.sort_by_key(|&text| std::cmp::Reverse(tokens[text].len()));
         let mut vectors = vec![Vec::new(); tokens.len()];
         let mut done = 0;
-        for pass in self.passes(&tokens, &order) {
+        for pass in self.passes(tokens, &order) {
             for (&text, vector) in pass.texts.iter().zip(self.vectors(&pass)?) {
                 vectors[text] = vector;
             }

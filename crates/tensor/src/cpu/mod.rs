@@ -81,8 +81,11 @@ fn quantised(x: &Raw) -> Quantised<'_> {
 impl Backend for Cpu {
     fn copy(&self, x: &Raw) -> Raw {
         let _op = profile::op("copy", &[x, x]);
-        let mut out = like(x);
-        strided::copy(out.f32_mut(), x);
+        let mut out = Raw::empty(x.dtype(), x.shape());
+        match x.dtype() {
+            DType::Bf16 => strided::copy_bf16(out.bf16_mut(), x),
+            _ => strided::copy(out.f32_mut(), x),
+        }
         out
     }
 

@@ -1,5 +1,7 @@
 //! Copies between strided views: the innermost axis goes as a slice wherever it is contiguous.
 
+use half::bf16;
+
 use crate::dims::Dims;
 use crate::raw::{DType, Raw};
 
@@ -50,6 +52,11 @@ pub(super) fn copy(dst: &mut [f32], src: &Raw) {
     } else {
         combine(dst, &src.shape().dense_strides(), src, src.strided_f32(), |d, s| *d = s);
     }
+}
+
+/// Dense copy of a strided bf16 view.
+pub(super) fn copy_bf16(dst: &mut [bf16], src: &Raw) {
+    combine(dst, &src.shape().dense_strides(), src, src.strided_bf16(), |d, s| *d = s);
 }
 
 /// Dense f32 copy of a strided bf16 view.

@@ -8,7 +8,7 @@ impl Tensor {
     /// The same elements in row-major order under another shape of equal count.
     pub fn reshape(&self, shape: impl Into<Dims>) -> Self {
         // Backward hands gradients over in the shape of the node, so nothing is to be done but pass it on.
-        Self::from_op(self.dense().reshaped(shape), &[self], |dy, grads| grads.add(0, dy.clone()))
+        Self::from_op(self.dense_as_kept().reshaped(shape), &[self], |dy, grads| grads.add(0, dy.clone()))
     }
 
     /// A view with the last axis split into heads: `[.., heads * head_dim] -> [.., heads, head_dim]`, no copy.
@@ -34,13 +34,16 @@ impl Tensor {
     pub fn concat(parts: &[&Self], axis: usize) -> Self {
         let total: usize = parts.iter().map(|part| part.size(axis)).sum();
         let shape = parts[0].shape().with(axis, total);
-        let mut joined = Raw::empty(DType::F32, shape);
+        // In bf16 only where all parts are.
+        let is_narrow = parts.iter().all(|part| part.raw().dtype() == DType::Bf16);
+        let mut joined = Raw::empty(if is_narrow { DType::Bf16 } else { DType::F32 }, shape);
         let mut starts = Vec::with_capacity(parts.len());
         let mut start = 0;
         for part in parts {
             let len = part.size(axis);
             assert_eq!(part.shape().with(axis, total), shape, "concat on axis {axis}: {:?}", part.shape());
-            backend().write_region(&mut joined, axis, start, part.raw());
+            let part = if is_narrow { part.raw().clone() } else { part.dense() };
+            backend().write_region(&mut joined, axis, start, &part);
             starts.push((start, len));
             start += len;
         }

@@ -1,0 +1,90 @@
+//! `loam serve`: models for other programs.
+
+use crate::Outcome;
+use crate::args::{LogFormat, LogLevel, ServeArgs};
+use crate::commands::quantise;
+use crate::failure::Failure;
+use crate::locate::model_dir;
+use crate::output;
+use crate::setup::Environment;
+use loam_serve::{Keys, ServedModel, Server, Settings};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+use tracing::level_filters::LevelFilter;
+
+pub fn run(args: &ServeArgs, threads: Option<usize>, environment: &Environment) -> Result<Outcome, Failure> {
+    start_log(args)?;
+    let mut models = Vec::new();
+    for model in &args.models {
+        let (name, place) = match model.split_once('=') {
+            // A path may have the sign in it.
+            Some((name, place)) if !Path::new(model).exists() => (name.to_owned(), place),
+            _ => (last_part(model), model.as_str()),
+        };
+        let served = ServedModel::open(name, model_dir(place, environment)?)?;
+        if let Some(weights) = served.weights() {
+            quantise(weights, args.quant)?;
+            output::say(&format!("{}: {}", served.name(), weights.spec().summary()));
+        }
+        models.push(served);
+    }
+    let keys = args.api_key_file.as_deref().map_or_else(|| Ok(Keys::default()), Keys::open)?;
+    let is_open = !keys.are_needed();
+    let server = Server::bind(
+        models,
+        Settings {
+            address: SocketAddr::new(args.host, args.port),
+            max_concurrent: args.max_concurrent,
+            max_queue: args.max_queue,
+            kv_tokens: args.kv_tokens,
+            step_tokens: args.step_tokens,
+            default_max_tokens: args.default_max_tokens,
+            max_body: args.max_body << 20,
+            keys,
+            shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
+            threads,
+        },
+    )?;
+    if is_open && !args.host.is_loopback() {
+        output::complain("note", "everybody who reaches this address may use it");
+        output::complain("hint", "--api-key-file FILE lets in only who has a key");
+    }
+    output::say(&format!("listening at http://{}", server.address()));
+    server.run()?;
+    Ok(Outcome::Done)
+}
+
+/// What a model is called by: the last part of its path, above the `model` that a run keeps it in.
+fn last_part(path: &str) -> String {
+    let path = path.trim_end_matches('/');
+    let path = path.strip_suffix("/model").unwrap_or(path);
+    path.rsplit('/').next().unwrap_or(path).to_owned()
+}
+
+fn start_log(args: &ServeArgs) -> Result<(), Failure> {
+    let level = match args.log_level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+    };
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
+    let started = match args.log_format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| Failure::new(format!("cannot start the log: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_called_by_the_last_part_of_its_path() {
+        for (path, name) in [("runs/a/model", "a"), ("models/qwen3/", "qwen3"), ("tiny", "tiny")] {
+            assert_eq!(last_part(path), name);
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! Many texts at the same time: continuous batching.
+//!
+//! Every [`Scheduler::step`] is one pass of the model over the next token of each running text and a piece of the prompts
+//! that are still being read, end to end in one row. Requests come and go between any two steps.
+//!
+//! A text is the same, to the bit, as alone: a row of a matrix product does not depend on the others, each text attends to
+//! its own cache, and tokens are drawn by (seed, step). So it does not matter who else runs, in which pieces a prompt is
+//! read, whether its beginning was known already, or how many threads compute.
+//!
+//! A text is admitted once the keys and values of all that it may come to fit into the budget: none is ever thrown out
+//! half-way. Beginnings of earlier texts are kept in what is left and give way to new texts.
+
+mod prefix;
+mod request;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use loam_chat::FinishReason;
+use loam_models::{Forward, Input, KvCache, Memory};
+use loam_tensor::{Tensor, no_grad};
+use rayon::prelude::*;
+
+use crate::generate::Prefix;
+use crate::sampler::Sampler;
+use crate::sequence::{Sequence, Step, TextStream, Token};
+use crate::{Error, Generator};
+use prefix::PrefixStore;
+use request::Clock;
+pub use request::{Event, Listener, Request, RequestId, SchedulerSettings, SchedulerStats, Times};
+
+/// Positions of a prompt whose logits exist together.
+const RATED_AT_ONCE: usize = 64;
+
+/// Writes many texts with one model.
+pub struct Scheduler<'a> {
+    generator: Generator<'a>,
+    settings: SchedulerSettings,
+    /// Whether texts can share a pass: not where one has a source of its own, or a bias that counts from its own start.
+    is_batchable: bool,
+    waiting: VecDeque<Waiting<'a>>,
+    running: Vec<Running<'a>>,
+    prefixes: PrefixStore,
+    last_id: u64,
+    stats: SchedulerStats,
+}
+
+struct Waiting<'a> {
+    id: RequestId,
+    listener: Box<dyn Listener + 'a>,
+    request: Request,
+    sampler: Sampler,
+    /// Positions that it may come to.
+    needed: usize,
+    arrived: Instant,
+}
+
+struct Running<'a> {
+    id: RequestId,
+    listener: Box<dyn Listener + 'a>,
+    sequence: Sequence,
+    text: TextStream<'a>,
+    memory: Option<Memory>,
+    cache: KvCache,
+    /// Tokens whose keys and values are cached.
+    done: usize,
+    reserved: usize,
+    share_prefix: bool,
+    /// How likely the prompt's tokens are, as far as that is known, where it was asked for.
+    rated: Option<Vec<Token>>,
+    clock: Clock,
+    /// Set where it is over.
+    end: Option<End>,
+}
+
+enum End {
+    Finished(FinishReason),
+    Failed(Arc<Error>),
+    Cancelled,
+}
+
+/// A part of a pass: some tokens of a running text.
+struct Part<'r, 'a> {
+    running: &'r mut Running<'a>,
+    count: usize,
+}
+
+impl std::fmt::Debug for Scheduler<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scheduler").field("settings", &self.settings).field("stats", &self.stats()).finish()
+    }
+}
+
+impl<'a> Scheduler<'a> {
+    /// A scheduler over the model of `generator`, whose constraint, if any, is not used: requests bring their own.
+    pub fn new(generator: Generator<'a>, settings: SchedulerSettings) -> Result<Self, Error> {
+        let problem = "must be at least 1";
+        for (key, value) in [
+            ("max_running", settings.max_running),
+            ("kv_tokens", settings.kv_tokens),
+            ("step_tokens", settings.step_tokens),
+        ] {
+            if value == 0 {
+                return Err(Error::Setting { key, problem });
+            }
+        }
+        let spec = generator.model().spec();
+        let is_batchable = spec.encoder.is_none() && spec.stack.relative_bias.is_none();
+        Ok(Self {
+            is_batchable,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            prefixes: PrefixStore::new(settings.prefix_block.max(1)),
+            last_id: 0,
+            stats: SchedulerStats::default(),
+            generator,
+            settings,
+        })
+    }
+
+    /// Takes a request on. What is wrong with it is an error at once; what goes wrong later, an event.
+    pub fn submit(&mut self, request: Request, listener: Box<dyn Listener + 'a>) -> Result<RequestId, Error> {
+        let stop_ids = request.stop_ids.as_deref().unwrap_or(self.generator.stop_ids());
+        let sampler =
+            Sampler::new(&request.sampling, self.generator.tokenizer(), stop_ids, request.constraint.as_ref())?;
+        self.generator.check(&request.prompt)?;
+        if request.prompt_logprobs && self.generator.model().spec().encoder.is_some() {
+            let problem = "asks for the log-probabilities of a source, which has none";
+            return Err(Error::Setting { key: "prompt_logprobs", problem });
+        }
+        let needed = self.needed(&request);
+        if needed > self.settings.kv_tokens {
+            return Err(Error::BudgetTooSmall { needed, budget: self.settings.kv_tokens });
+        }
+        self.last_id += 1;
+        let id = RequestId(self.last_id);
+        self.waiting.push_back(Waiting { id, listener, request, sampler, needed, arrived: Instant::now() });
+        Ok(id)
+    }
+
+    /// Positions that a request may come to. Of a source only one token begins the text.
+    fn needed(&self, request: &Request) -> usize {
+        let has_source = self.generator.model().spec().encoder.is_some();
+        let start = if has_source { 1 } else { request.prompt.len() };
+        start + request.sampling.max_tokens.min(self.generator.context().saturating_sub(start)).max(1) - 1
+    }
+
+    /// Ends a request without another word. Returns whether it was still there.
+    pub fn cancel(&mut self, id: RequestId) -> bool {
+        let before = self.waiting.len();
+        self.waiting.retain(|waiting| waiting.id != id);
+        if let Some(running) = self.running.iter_mut().find(|running| running.id == id) {
+            running.end = Some(End::Cancelled);
+            self.retire();
+            return true;
+        }
+        self.waiting.len() < before
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// What it does and did.
+    pub fn stats(&self) -> SchedulerStats {
+        let prefix_tokens = self.prefixes.tokens();
+        let reserved: usize = self.running.iter().map(|running| running.reserved).sum();
+        SchedulerStats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            kv_tokens: reserved + prefix_tokens,
+            prefix_tokens,
+            ..self.stats
+        }
+    }
+
+    /// Forgets the kept beginnings.
+    pub fn forget_prefixes(&mut self) {
+        self.prefixes.tick();
+        self.prefixes.shrink(0);
+    }
+
+    /// One pass of the model. Errors of a request are its own events.
+    pub fn step(&mut self) {
+        self.drop_gone();
+        self.admit();
+        if self.running.is_empty() {
+            return;
+        }
+        self.stats.steps += 1;
+        no_grad(|| self.pass());
+        self.keep_prompts();
+        self.retire();
+    }
+
+    fn drop_gone(&mut self) {
+        self.waiting.retain(|waiting| !waiting.listener.is_gone());
+        for running in &mut self.running {
+            if running.listener.is_gone() {
+                running.end = Some(End::Cancelled);
+            }
+        }
+        self.retire();
+    }
+
+    /// Lets requests begin in the order of their arrival as long as they fit; but one whose beginning is just being read
+    /// for another waits for that.
+    fn admit(&mut self) {
+        let mut place = 0;
+        while self.running.len() < self.settings.max_running && place < self.waiting.len() {
+            if self.will_be_known(&self.waiting[place].request) {
+                place += 1;
+                continue;
+            }
+            let reserved: usize = self.running.iter().map(|running| running.reserved).sum();
+            let room = self.settings.kv_tokens - reserved;
+            if self.waiting[place].needed > room {
+                return;
+            }
+            let Some(waiting) = self.waiting.remove(place) else { return };
+            self.begin(waiting, room);
+        }
+    }
+
+    /// Whether a running text is about to leave more of this prompt behind than is known of it by now.
+    fn will_be_known(&self, request: &Request) -> bool {
+        if !self.is_sharing(request.share_prefix && !request.prompt_logprobs) {
+            return false;
+        }
+        let blocks = |n: usize| n / self.settings.prefix_block;
+        let reading = self.running.iter().filter(|r| r.share_prefix && r.done < r.sequence.start());
+        let common = reading.map(|r| {
+            let prompt = &r.sequence.seen()[..r.sequence.start()];
+            prompt.iter().zip(&request.prompt[..request.prompt.len() - 1]).take_while(|(a, b)| a == b).count()
+        });
+        blocks(common.max().unwrap_or(0)) > blocks(self.prefixes.known(&request.prompt))
+    }
+
+    fn is_sharing(&self, wanted: bool) -> bool {
+        wanted && self.settings.prefix_block > 0 && self.is_batchable
+    }
+
+    fn begin(&mut self, waiting: Waiting<'a>, room: usize) {
+        let Waiting { id, mut listener, request, sampler, needed, arrived } = waiting;
+        let prefix = match no_grad(|| self.generator.prefix(&request.prompt)) {
+            Ok(prefix) => prefix,
+            Err(error) => return listener.hear(Event::Failed(Arc::new(error))),
+        };
+        let Prefix { start, memory } = prefix;
+        let share_prefix = self.is_sharing(request.share_prefix);
+        let mut cache = self.generator.model().new_cache();
+        cache.limit(needed);
+        // Whoever wants to know how likely the prompt is needs all of it read.
+        let known = if share_prefix && !request.prompt_logprobs { self.prefixes.fill(&start, &mut cache) } else { 0 };
+        self.prefixes.tick();
+        self.prefixes.shrink(room - needed);
+        self.stats.prefix_queries += start.len() as u64;
+        self.stats.prefix_hits += known as u64;
+        let stop_ids = request.stop_ids.as_deref().unwrap_or(self.generator.stop_ids());
+        let context = self.generator.context();
+        let sequence = Sequence::new(sampler, &request.sampling, stop_ids, start, context);
+        listener.hear(Event::Started { cached_tokens: known });
+        self.running.push(Running {
+            id,
+            listener,
+            sequence,
+            text: TextStream::new(self.generator.tokenizer(), &request.sampling),
+            memory,
+            cache,
+            done: known,
+            reserved: needed,
+            share_prefix,
+            rated: request.prompt_logprobs.then(Vec::new),
+            clock: Clock { arrived, started: Instant::now(), first: None },
+            end: None,
+        });
+    }
+
+    fn pass(&mut self) {
+        let (writing, reading): (Vec<_>, Vec<_>) =
+            self.running.iter_mut().partition(|running| running.sequence.seen().len() - running.done == 1);
+        // A long prompt keeps nobody waiting: each text that is being written gets its token.
+        let mut left = self.settings.step_tokens.saturating_sub(writing.len()).max(1);
+        let mut parts: Vec<_> = writing.into_iter().map(|running| Part { running, count: 1 }).collect();
+        for running in reading {
+            let count = (running.sequence.seen().len() - running.done).min(left);
+            left -= count;
+            if count > 0 {
+                parts.push(Part { running, count });
+            }
+        }
+        for part in &parts {
+            let prompt = part.running.sequence.start().saturating_sub(part.running.done).min(part.count);
+            self.stats.prompt_tokens += prompt as u64;
+        }
+        let together = if self.is_batchable { parts.len() } else { 1 };
+        let generator = &self.generator;
+        for parts in parts.chunks_mut(together) {
+            let result = hidden(generator, parts).and_then(|hidden| {
+                rate(generator, parts, &hidden)?;
+                advance(generator, parts, &hidden)
+            });
+            match result {
+                Ok(written) => self.stats.written_tokens += written,
+                Err(error) => {
+                    let error = Arc::new(error);
+                    parts.iter_mut().for_each(|part| part.running.end = Some(End::Failed(Arc::clone(&error))));
+                }
+            }
+        }
+    }
+
+    /// Keeps what was just read to its end, for those that wait for it.
+    fn keep_prompts(&mut self) {
+        let reserved: usize = self.running.iter().map(|running| running.reserved).sum();
+        let room = self.settings.kv_tokens - reserved;
+        for running in self.running.iter().filter(|r| r.share_prefix && r.sequence.written() <= 1) {
+            let start = running.sequence.start();
+            if running.done == start {
+                self.prefixes.keep(&running.sequence.seen()[..start], &running.cache, room);
+            }
+        }
+    }
+
+    /// Says goodbye to what is over.
+    fn retire(&mut self) {
+        if self.running.iter().all(|running| running.end.is_none()) {
+            return;
+        }
+        let (over, running): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.running).into_iter().partition(|running| running.end.is_some());
+        self.running = running;
+        let reserved: usize = self.running.iter().map(|running| running.reserved).sum();
+        for mut one in over {
+            if one.share_prefix && !matches!(one.end, Some(End::Failed(_))) {
+                let seen = &one.sequence.seen()[..one.done];
+                self.prefixes.keep(seen, &one.cache, self.settings.kv_tokens - reserved);
+            }
+            match one.end.take() {
+                Some(End::Finished(finish_reason)) => {
+                    let text = one.text.finish();
+                    // The last bytes may complete a stop text after the limit was reached.
+                    let finish_reason = if one.text.is_stopped() { FinishReason::Stop } else { finish_reason };
+                    let times = one.clock.times();
+                    let stop = one.text.found().map(str::to_owned);
+                    one.listener.hear(Event::Done { text, finish_reason, stop, times });
+                }
+                Some(End::Failed(error)) => one.listener.hear(Event::Failed(error)),
+                Some(End::Cancelled) | None => {}
+            }
+        }
+    }
+}
+
+/// Runs the parts' tokens through the model: hidden states of all, one after the other.
+fn hidden(generator: &Generator<'_>, parts: &mut [Part<'_, '_>]) -> Result<Tensor, Error> {
+    let model = generator.model();
+    if let [Part { running, count }] = parts {
+        let tokens = &running.sequence.seen()[running.done..running.done + *count];
+        let input = Input { memory: running.memory.as_ref(), ..Input::rows(tokens, 1) };
+        return Ok(model.hidden(&input, Forward { cache: Some(&mut running.cache), ..Forward::default() })?);
+    }
+    let (mut tokens, mut positions, mut borders) = (Vec::new(), Vec::new(), vec![0]);
+    for part in parts.iter() {
+        let place = part.running.done..part.running.done + part.count;
+        tokens.extend_from_slice(&part.running.sequence.seen()[place.clone()]);
+        positions.extend(place.map(|position| position as u32));
+        borders.push(tokens.len());
+    }
+    let caches = parts.iter_mut().map(|part| std::mem::take(&mut part.running.cache)).collect();
+    let mut joined = KvCache::join(caches);
+    let input = Input { positions: Some(&positions), runs: Some(borders.into()), ..Input::rows(&tokens, 1) };
+    let hidden = model.hidden(&input, Forward { cache: Some(&mut joined), ..Forward::default() });
+    for (part, cache) in parts.iter_mut().zip(joined.split()) {
+        part.running.cache = cache;
+    }
+    Ok(hidden?)
+}
+
+/// Says how likely the prompts' tokens are, where that was asked for.
+fn rate(generator: &Generator<'_>, parts: &mut [Part<'_, '_>], hidden: &Tensor) -> Result<(), Error> {
+    let (model, vocab_size) = (generator.model(), generator.model().spec().vocab_size);
+    let mut first = 0;
+    for Part { running, count } in parts {
+        let (sequence, done) = (&running.sequence, running.done);
+        if let Some(rated) = &mut running.rated {
+            // The logits of a token say how likely the next one is.
+            let followed = (*count).min(sequence.start().saturating_sub(done + 1));
+            let places: Vec<usize> = (0..followed).collect();
+            for places in places.chunks(RATED_AT_ONCE) {
+                let rows: Vec<u32> = places.iter().map(|place| (first + place) as u32).collect();
+                let logits = model.logits_at(hidden, &rows)?.to_vec();
+                let next = places.iter().map(|place| sequence.seen()[done + place + 1]);
+                rated.extend(logits.chunks_exact(vocab_size).zip(next).map(|(row, token)| sequence.given(row, token)));
+            }
+        }
+        first += *count;
+    }
+    Ok(())
+}
+
+/// Chooses a token for each text whose tokens have all been seen; returns how many were written.
+fn advance(generator: &Generator<'_>, parts: &mut [Part<'_, '_>], hidden: &Tensor) -> Result<u64, Error> {
+    let (mut places, mut ready, mut first) = (Vec::new(), Vec::new(), 0);
+    for Part { running, count } in parts {
+        first += *count;
+        running.done += *count;
+        if running.done == running.sequence.seen().len() {
+            places.push(first as u32 - 1);
+            ready.push(running);
+        }
+    }
+    if places.is_empty() {
+        return Ok(0);
+    }
+    let logits = generator.model().logits_at(hidden, &places)?.to_vec();
+    let rows = logits.par_chunks_exact(generator.model().spec().vocab_size);
+    Ok(ready.into_par_iter().zip(rows).map(|(running, logits)| u64::from(running.take(logits))).sum())
+}
+
+impl Running<'_> {
+    /// Goes on by a token; returns whether there was one.
+    fn take(&mut self, logits: &[f32]) -> bool {
+        if let Some(rated) = self.rated.take() {
+            self.listener.hear(Event::Prompt(rated));
+        }
+        self.clock.first.get_or_insert_with(Instant::now);
+        match self.sequence.advance(logits) {
+            Ok(Step::Ended) => self.end = Some(End::Finished(FinishReason::Stop)),
+            Err(error) => self.end = Some(End::Failed(Arc::new(error))),
+            Ok(Step::Token(token, end)) => {
+                let text = self.text.push(token.id);
+                self.listener.hear(Event::Token { token, text });
+                let end = if self.text.is_stopped() { Some(FinishReason::Stop) } else { end };
+                self.end = end.map(End::Finished);
+                return true;
+            }
+        }
+        false
+    }
+}
