@@ -106,6 +106,12 @@ impl Gguf {
         Self::parse(path.as_ref(), Bytes::Owned(bytes))
     }
 
+    /// Keys and values without a file or a tensor, to be read as those of a file are.
+    pub fn from_metadata(metadata: Vec<(String, GgufValue)>) -> Self {
+        let by_key = metadata.iter().enumerate().map(|(index, (key, _))| (key.clone(), index)).collect();
+        Self { metadata, by_key, ..Self::empty(Path::new("the metadata")) }
+    }
+
     fn empty(path: &Path) -> Self {
         Self {
             path: path.to_path_buf(),
