@@ -36,7 +36,7 @@ mod weight_map;
 pub use error::Error;
 pub use family::{FAMILIES, Family, by_name as family_by_name};
 pub use footprint::{Footprint, footprint};
-pub use gguf::GgufSettings;
+pub use gguf::{GgufSettings, generation_config as gguf_generation_config, sampling_keys as gguf_sampling_keys};
 pub use head::pool;
 pub use loam_nn::{DropoutKey, Fan, Init, KvCache, Memory};
 pub use memory::{StepMemory, StepShape, step_memory};

@@ -35,7 +35,8 @@ enum Size {
 }
 
 /// Name, base type, how many weights get more, number in GGUF files.
-const MIXES: [(&str, GgmlType, Size, u32); 21] = [
+const MIXES: [(&str, GgmlType, Size, u32); 22] = [
+    ("f32", GgmlType::F32, Size::Plain, 0),
     ("f16", GgmlType::F16, Size::Plain, 1),
     ("bf16", GgmlType::Bf16, Size::Plain, 32),
     ("q8_0", GgmlType::Q8_0, Size::Plain, 7),

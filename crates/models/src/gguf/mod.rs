@@ -2,6 +2,7 @@
 
 mod config;
 mod names;
+mod sampling;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ use crate::spec::{Spec, Task};
 use crate::weight_map::Entry;
 use config::{Facts, config, keys, rope_factors};
 use names::{ARCHITECTURES, Architecture};
+
+pub use sampling::{generation_config, sampling_keys};
 
 /// The one tensor that feeds no parameter.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
