@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use loam_formats::{Gguf, HfDir, HfWriter};
-use loam_models::{Forward, GgufSettings, Input, LanguageModel, Mix};
+use loam_models::{Forward, GgufSettings, Input, LanguageModel, Memory, Mix};
 use loam_tensor::{DType, GgmlType, no_grad};
-use loam_testkit::{cases, golden_dir};
+use loam_testkit::{cases, golden_copy, golden_dir};
 use serde_json::json;
 
 const FAMILIES: [&str; 7] = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"];
@@ -16,7 +16,13 @@ fn family(model: &LanguageModel) -> &'static str {
 
 fn logits(model: &LanguageModel) -> Vec<f32> {
     let tokens: Vec<u32> = (0..12).map(|i| (i * 7 + 3) % model.spec().vocab_size as u32).collect();
-    no_grad(|| model.logits(&Input::rows(&tokens, 2), Forward::default())).expect("valid input").to_vec()
+    let logits = |memory: Option<&Memory>| {
+        model.logits(&Input { memory, ..Input::rows(&tokens, 2) }, Forward::default()).expect("valid input").to_vec()
+    };
+    no_grad(|| match model.spec().encoder {
+        None => logits(None),
+        Some(_) => logits(Some(&model.encode(&Input::rows(&tokens[2..10], 2), Forward::default()).expect("a source"))),
+    })
 }
 
 /// The model through a file of its own.
@@ -74,6 +80,26 @@ fn every_family_comes_back_from_a_file_bit_for_bit() {
     }
     for needed in ["mistral", "qwen2-window", "qwen3", "gemma2", "gemma3", "phi3", "gpt2-plain", "gpt2-untied"] {
         assert!(done.iter().any(|case| case == needed), "{needed} of {done:?}");
+    }
+}
+
+#[test]
+fn both_forms_of_t5_come_back_if_their_distances_are_the_formats() {
+    let dir = tempfile::tempdir().unwrap();
+    for case in ["t5", "t5-gated"] {
+        let refused = LanguageModel::open(golden_dir(case)).unwrap();
+        let refused = refused.save_gguf(&dir.path().join("x.gguf"), GgufSettings::default()).unwrap_err().to_string();
+        assert!(refused.contains("cannot be written as GGUF: it would be read as another one"), "{case}: {refused}");
+        let copy = golden_copy(case);
+        let path = copy.path().join("config.json");
+        let config = std::fs::read_to_string(&path).unwrap();
+        let config =
+            config.replace("\"relative_attention_max_distance\": 12", "\"relative_attention_max_distance\": 128");
+        std::fs::write(&path, config).unwrap();
+        let model = LanguageModel::open(copy.path()).unwrap();
+        let read = through(&model, dir.path(), None);
+        assert!(logits(&read) == logits(&model), "{case}");
+        assert_eq!(read.config()["feed_forward_proj"], model.config()["feed_forward_proj"], "{case}");
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Facts {
     pub(super) has_head: bool,
     pub(super) has_attention_bias: bool,
     pub(super) has_feed_forward_bias: bool,
+    /// Of T5, whose two forms share one architecture.
+    pub(super) has_gate: bool,
     /// What each frequency is divided by (Llama 3.1).
     pub(super) rope_factors: Option<Vec<f32>>,
     /// `dtype` of `config.json`.
@@ -83,6 +85,19 @@ pub(super) fn config(gguf: &Gguf, architecture: &Architecture, facts: &Facts) ->
         set("n_inner", json!(keys.required_size("feed_forward_length")?));
         set("n_head", json!(keys.required_size("attention.head_count")?));
         set("layer_norm_epsilon", json!(keys.required_number("attention.layer_norm_epsilon")?));
+    } else if architecture.name == "t5" {
+        let layers = keys.required_size("block_count")?;
+        set("n_positions", json!(keys.size("context_length")?.unwrap_or(512)));
+        set("d_model", json!(keys.required_size("embedding_length")?));
+        set("num_layers", json!(layers));
+        set("num_decoder_layers", json!(keys.size("decoder_block_count")?.unwrap_or(layers)));
+        set("d_ff", json!(keys.required_size("feed_forward_length")?));
+        set("num_heads", json!(keys.required_size("attention.head_count")?));
+        set("d_kv", json!(keys.required_size("attention.key_length")?));
+        set("layer_norm_epsilon", json!(keys.required_number("attention.layer_norm_rms_epsilon")?));
+        set("relative_attention_num_buckets", json!(keys.required_size("attention.relative_buckets_count")?));
+        set("feed_forward_proj", json!(if facts.has_gate { "gated-gelu" } else { "relu" }));
+        set("decoder_start_token_id", json!(keys.size("decoder_start_token_id")?.unwrap_or(0)));
     } else {
         like_llama(&keys, architecture, facts, window, map)?;
     }
@@ -281,12 +296,21 @@ pub(super) fn keys(spec: &Spec, architecture: &Architecture) -> Vec<(String, Ggu
     let size = |size: usize| GgufValue::U32(u32::try_from(size).unwrap_or(u32::MAX));
     put("context_length", size(spec.max_position_embeddings));
     put("embedding_length", size(spec.hidden_size));
-    put("block_count", size(spec.stack.layers.len()));
+    put("block_count", size(spec.encoder.as_ref().unwrap_or(&spec.stack).layers.len()));
     put("feed_forward_length", size(layer.feed_forward.intermediate_size));
     put("attention.head_count", size(attention.num_attention_heads));
     put("vocab_size", size(spec.vocab_size));
     if architecture.name == "gpt2" {
         put("attention.layer_norm_epsilon", layer.norm.eps.into());
+        return keys;
+    }
+    if let Some(encoder) = &spec.encoder {
+        put("decoder_block_count", size(spec.stack.layers.len()));
+        put("attention.key_length", size(attention.head_dim));
+        put("attention.value_length", size(attention.head_dim));
+        put("attention.layer_norm_epsilon", layer.norm.eps.into());
+        put("attention.layer_norm_rms_epsilon", layer.norm.eps.into());
+        put("attention.relative_buckets_count", size(encoder.relative_bias.map_or(0, |bias| bias.num_buckets)));
         return keys;
     }
     put("attention.head_count_kv", size(attention.num_key_value_heads));

@@ -63,6 +63,7 @@ fn facts_of(gguf: &Gguf) -> Result<Facts, Error> {
         has_head: has("output.weight"),
         has_attention_bias: has("blk.0.attn_q.bias"),
         has_feed_forward_bias: has("blk.0.ffn_up.bias"),
+        has_gate: has("dec.blk.0.ffn_gate.weight"),
         rope_factors: factors.transpose()?,
         dtype: match table.ty {
             GgmlType::F16 => "float16",
@@ -176,11 +177,16 @@ impl LanguageModel {
             ("general.quantization_version".to_owned(), 2.into()),
         ];
         metadata.extend(keys(spec, architecture));
+        let start = self.config().get("decoder_start_token_id").and_then(serde_json::Value::as_u64);
+        if let Some(start) = start.and_then(|start| u32::try_from(start).ok()).filter(|_| spec.encoder.is_some()) {
+            metadata.push((format!("{}.decoder_start_token_id", architecture.name), start.into()));
+        }
         let facts = Facts {
             vocab_size: spec.vocab_size,
             has_head: !spec.tie_word_embeddings,
             has_attention_bias: layer.attention.has_qkv_bias,
             has_feed_forward_bias: layer.feed_forward.has_bias,
+            has_gate: layer.feed_forward.gated,
             rope_factors: rope_factors(spec),
             dtype: "float32",
         };

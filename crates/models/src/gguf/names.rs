@@ -86,6 +86,23 @@ const GPT2: WeightMap = map(&[
     row("output.weight", "lm_head.weight", Keep),
 ]);
 
+const T5: WeightMap = map(&[
+    row("token_embd.weight", "embed_tokens.weight", Keep),
+    row("[enc|dec].blk.0.attn_rel_b.weight", "[encoder.|]relative_bias.weight", Keep),
+    row("[enc|dec].blk.{i}.attn_norm.weight", "[encoder.|]layers.{i}.attention_norm.weight", Keep),
+    row("[enc|dec].blk.{i}.attn_[q|k|v|o].weight", "[encoder.|]layers.{i}.attention.[q|k|v|o]_proj.weight", Keep),
+    row("dec.blk.{i}.cross_attn_norm.weight", "layers.{i}.cross_attention_norm.weight", Keep),
+    row("dec.blk.{i}.cross_attn_[q|k|v|o].weight", "layers.{i}.cross_attention.[q|k|v|o]_proj.weight", Keep),
+    row("[enc|dec].blk.{i}.ffn_norm.weight", "[encoder.|]layers.{i}.feed_forward_norm.weight", Keep),
+    row(
+        "[enc|dec].blk.{i}.ffn_[gate|up|down].weight",
+        "[encoder.|]layers.{i}.feed_forward.[gate|up|down]_proj.weight",
+        Keep,
+    ),
+    row("[enc|dec].output_norm.weight", "[encoder.|]norm.weight", Keep),
+    row("output.weight", "lm_head.weight", Keep),
+]);
+
 const fn without_windows(name: &'static str, families: &'static [&'static str], weights: WeightMap) -> Architecture {
     Architecture { name, families, weights, is_sliding: |_| true }
 }
@@ -99,4 +116,5 @@ pub(super) static ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "gemma3", families: &["gemma3_text"], weights: GEMMA, is_sliding: |layer| layer % 6 != 5 },
     without_windows("phi3", &["phi3"], PHI3),
     without_windows("gpt2", &["gpt2"], GPT2),
+    without_windows("t5", &["t5"], T5),
 ];
