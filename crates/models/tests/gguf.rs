@@ -1,4 +1,5 @@
 //! GGUF: every family of the goldens there and back, quantised blocks kept as they are, files of another meaning refused.
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 use std::path::Path;
 

@@ -38,6 +38,9 @@ pub struct GgufSettings<'a> {
     pub watch: Option<&'a dyn Fn(usize)>,
 }
 
+/// An architecture, and the keys of a model of it.
+type Described = (&'static Architecture, Vec<(String, GgufValue)>);
+
 /// The architecture that a file names.
 fn architecture_of(gguf: &Gguf) -> Result<&'static Architecture, Error> {
     let name = gguf.text("general.architecture")?.unwrap_or_default();
@@ -84,11 +87,6 @@ fn check_type(gguf: &Gguf, tensor: &GgufTensor) -> Result<(), Error> {
 }
 
 impl LanguageModel {
-    /// The `config.json` that a GGUF file describes.
-    pub fn gguf_config(gguf: &Gguf) -> Result<serde_json::Value, Error> {
-        config(gguf, architecture_of(gguf)?, &facts_of(gguf)?)
-    }
-
     /// Opens a GGUF file. Weights of other types than F32 stay as they are, in the file's memory map, and cannot be
     /// trained.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, Error> {
@@ -156,7 +154,7 @@ impl LanguageModel {
     }
 
     /// The architecture and the keys of this model; none where they would not mean the same model when read again.
-    fn describe(&self) -> Result<(&'static Architecture, Vec<(String, GgufValue)>), Error> {
+    fn describe(&self) -> Result<Described, Error> {
         let spec = self.spec();
         let refused = |problem: String| Error::NotInGguf { family: spec.family, problem };
         let architecture =
@@ -248,11 +246,11 @@ fn difference(spec: &Spec, read: &Spec) -> Option<String> {
     if spec == read {
         return None;
     }
-    let layers = spec.stack.layers.iter().zip(&read.stack.layers).enumerate();
-    for (index, (own, read)) in layers.filter(|(_, (own, read))| own != read) {
-        return Some(format!("layer {index} is {own:?}, and would be read as {read:?}"));
-    }
-    Some(format!("it would be read as another one: {}", read.summary()))
+    let mut layers = spec.stack.layers.iter().zip(&read.stack.layers).enumerate();
+    Some(match layers.find(|(_, (own, read))| own != read) {
+        Some((index, (own, read))) => format!("layer {index} is {own:?}, and would be read as {read:?}"),
+        None => format!("it would be read as another one: {}", read.summary()),
+    })
 }
 
 /// `general.file_type` of a file most of which has this type.

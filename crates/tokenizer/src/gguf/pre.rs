@@ -78,7 +78,7 @@ fn patterns_of(pre_tokenizer: &Value) -> Option<Vec<&str>> {
     if last["type"] != "ByteLevel" || last["add_prefix_space"] != json!(false) {
         return None;
     }
-    let pattern = |step: &'_ Value| match step["type"].as_str()? {
+    let pattern = |step: &Value| match step["type"].as_str()? {
         "Split" if step["behavior"] == "Isolated" && step["invert"] == json!(false) => {
             step["pattern"]["Regex"].as_str().map(str::to_owned)
         }
