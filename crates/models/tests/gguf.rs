@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use loam_formats::{Gguf, HfDir, HfWriter};
+use loam_formats::gguf::write;
+use loam_formats::{Gguf, GgufOut, GgufValue, HfDir, HfWriter};
 use loam_models::{Forward, GgufSettings, Input, LanguageModel, Memory, Mix};
 use loam_tensor::{DType, GgmlType, no_grad};
 use loam_testkit::{cases, golden_copy, golden_dir};
@@ -183,15 +184,16 @@ fn queries_and_keys_of_llama_are_permuted_as_its_converter_does() {
     }
 }
 
+/// Keys and values of a file.
+type Keys = Vec<(String, GgufValue)>;
+
 #[test]
 fn files_that_do_not_fit_are_refused_by_name() {
-    use loam_formats::gguf::write;
-    use loam_formats::{GgufOut, GgufValue};
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     wide("qwen2").save_gguf(&path, GgufSettings::default()).unwrap();
     let gguf = Gguf::open(&path).unwrap();
-    let change = |keys: &dyn Fn(&mut Vec<(String, GgufValue)>), skip: &str, extra: Option<&str>| {
+    let change = |keys: &dyn Fn(&mut Keys), skip: &str, extra: Option<&str>| {
         let mut metadata = gguf.metadata().to_vec();
         keys(&mut metadata);
         let one = [0_u8; 4];
@@ -206,9 +208,9 @@ fn files_that_do_not_fit_are_refused_by_name() {
         write(&changed, &metadata, &tensors).unwrap();
         LanguageModel::open(&changed).expect_err("a file that does not fit").to_string()
     };
-    let same = |_: &mut Vec<(String, GgufValue)>| {};
+    let same = |_: &mut Keys| {};
     let set = |key: &'static str, value: GgufValue| {
-        move |all: &mut Vec<(String, GgufValue)>| {
+        move |all: &mut Keys| {
             all.iter_mut().find(|(own, _)| own == key).expect("a key").1 = value.clone();
         }
     };

@@ -7,6 +7,9 @@ use common::{Rng, nasty, prose};
 use loam_formats::{Gguf, GgufArray, GgufValue};
 use loam_tokenizer::{Error, Special, Tokenizer, TrainConfig, TrainKind, train};
 
+/// Keys and values of a file.
+type Keys = Vec<(String, GgufValue)>;
+
 const WHOLE: &str = "tokenizer.huggingface.json";
 
 fn trained(kind: TrainKind, vocab_size: usize) -> Tokenizer {
@@ -19,7 +22,7 @@ fn text_of<'a>(metadata: &'a [(String, GgufValue)], key: &str) -> Option<&'a str
 }
 
 /// The tokenizer that the keys alone describe.
-fn by_keys(mut metadata: Vec<(String, GgufValue)>) -> Tokenizer {
+fn by_keys(mut metadata: Keys) -> Tokenizer {
     metadata.retain(|(key, _)| key != WHOLE);
     Tokenizer::from_gguf(&Gguf::from_metadata(metadata)).unwrap()
 }
@@ -70,7 +73,7 @@ fn list(texts: &[&str]) -> GgufValue {
 }
 
 /// A small SentencePiece vocabulary: three special tokens, all bytes, letters, and pieces with scores.
-fn sentence_piece() -> Vec<(String, GgufValue)> {
+fn sentence_piece() -> Keys {
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
     tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
     let pieces = [("▁a", -1.0), ("bc", -2.0), ("ab", -3.0), ("▁ab", -4.0), ("▁abc", -5.0), ("cc", -2.5)];
@@ -126,13 +129,13 @@ fn sentence_piece_joins_by_score_and_falls_back_to_bytes() {
 
 #[test]
 fn what_is_no_tokenizer_is_said() {
-    let said = |change: &dyn Fn(&mut Vec<(String, GgufValue)>)| {
+    let said = |change: &dyn Fn(&mut Keys)| {
         let mut metadata = sentence_piece();
         change(&mut metadata);
         Tokenizer::from_gguf(&Gguf::from_metadata(metadata)).unwrap_err().to_string()
     };
     let set = |key: &'static str, value: GgufValue| {
-        move |all: &mut Vec<(String, GgufValue)>| {
+        move |all: &mut Keys| {
             all.retain(|(own, _)| own != key);
             all.push((key.to_owned(), value.clone()));
         }
