@@ -1,13 +1,14 @@
-//! What a MODEL argument means: a directory, a run, or a name in the local store.
+//! What a MODEL argument means: a directory, a GGUF file, a run, or a name in the local store.
 
 use crate::failure::Failure;
 use crate::setup::Environment;
+use loam_formats::Gguf;
 use loam_formats::hf_dir::{CONFIG, TOKENIZER};
 use std::path::{Path, PathBuf};
 
-/// Finds a model's Hugging Face directory: the path itself, the `model/` of a run directory, or a name below
+/// Finds a model's Hugging Face directory or GGUF file: the path itself, the `model/` of a run directory, or a name below
 /// `$LOAM_HOME/models` or `$LOAM_HOME`.
-pub fn model_dir(name: &str, environment: &Environment) -> Result<PathBuf, Failure> {
+pub fn model_path(name: &str, environment: &Environment) -> Result<PathBuf, Failure> {
     let places = places(name, environment);
     if let Some(found) = places.iter().find_map(|place| holding(place, CONFIG)) {
         return Ok(found);
@@ -18,14 +19,14 @@ pub fn model_dir(name: &str, environment: &Environment) -> Result<PathBuf, Failu
          training ends"
             .to_owned()
     } else if path.is_file() {
-        "a model is a directory with config.json and model.safetensors; this is a file".to_owned()
+        "a model is a GGUF file, or a directory with config.json and model.safetensors; this is another file".to_owned()
     } else {
-        format!("give the directory of a model or of a run; looked at {}", list(&places))
+        format!("give a GGUF file, or the directory of a model or of a run; looked at {}", list(&places))
     };
     Err(Failure::with_hint(format!("there is no model `{name}`"), hint))
 }
 
-/// Finds a tokenizer: a `tokenizer.json`, or whatever [`model_dir`] takes.
+/// Finds a tokenizer: a `tokenizer.json`, or whatever [`model_path`] takes.
 pub fn tokenizer_path(name: &str, environment: &Environment) -> Result<PathBuf, Failure> {
     if Path::new(name).is_file() {
         return Ok(PathBuf::from(name));
@@ -48,8 +49,11 @@ fn places(name: &str, environment: &Environment) -> Vec<PathBuf> {
     places
 }
 
-/// The directory itself or its `model/`, whichever holds `file`.
+/// The GGUF file, or else the directory itself or its `model/`, whichever holds `file`.
 fn holding(place: &Path, file: &str) -> Option<PathBuf> {
+    if Gguf::is_one(place) {
+        return Some(place.to_owned());
+    }
     [place.to_owned(), place.join("model")].into_iter().find(|dir| dir.join(file).is_file())
 }
 

@@ -65,6 +65,30 @@ pub enum Error {
         /// What it would call, with its module.
         name: String,
     },
+    /// A GGUF file is damaged or inconsistent.
+    #[error("{}: not a valid GGUF file: {reason}", path.display())]
+    Gguf {
+        /// The damaged file.
+        path: PathBuf,
+        /// What is wrong, with what was expected and found.
+        reason: String,
+    },
+    /// A GGUF file of a kind that Loam does not read.
+    #[error("{}: cannot read this GGUF file: {reason}", path.display())]
+    UnsupportedGguf {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        reason: String,
+    },
+    /// Something that a GGUF file cannot hold.
+    #[error("cannot write {}: {reason}", path.display())]
+    GgufContent {
+        /// The file to be written.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
     /// A JSON file is damaged.
     #[error("{}: invalid JSON: {reason}", path.display())]
     Json {
@@ -128,6 +152,10 @@ impl Error {
             Self::Missing { hint, .. } if !hint.is_empty() => Some(hint.clone()),
             Self::Missing { path, .. } => Some(missing_hint(path)),
             Self::SafeTensors { .. } => Some("the file is damaged or incomplete: copy or download it again".into()),
+            Self::Gguf { .. } => Some("the file is damaged or incomplete: copy or download it again".into()),
+            Self::UnsupportedGguf { .. } => {
+                Some("convert the model again with a current version of llama.cpp's converter, on this computer".into())
+            }
             Self::Torch { .. } => Some("the file is damaged or incomplete: copy or download it again".into()),
             Self::UnsupportedTorch { .. } => Some(
                 "convert it with safetensors: load it in Python, then save_file(state_dict, \"model.safetensors\") of \

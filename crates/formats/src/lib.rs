@@ -1,4 +1,4 @@
-//! Files models live in: safetensors, PyTorch checkpoints, Hugging Face directories, atomic writes, memory maps.
+//! Files models live in: safetensors, GGUF, PyTorch checkpoints, Hugging Face directories, atomic writes, memory maps.
 //!
 //! Nothing here knows a tensor or a model: readers hand out dtype-tagged bytes, writers take them.
 //! Two rules of the workspace live in this crate because every other crate depends on it for them:
@@ -6,12 +6,14 @@
 
 pub mod atomic;
 mod error;
+pub mod gguf;
 pub mod hf_dir;
 pub mod map;
 pub mod safetensors;
 mod torch;
 
 pub use error::{Error, Result, nearest};
+pub use gguf::{Gguf, GgufArray, GgufOut, GgufTensor, GgufValue};
 pub use hf_dir::{HfDir, HfWriter, Weights};
 pub use map::Mapped;
 pub use safetensors::{Dtype, SafeTensors, TensorOut, TensorView};

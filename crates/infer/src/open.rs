@@ -1,17 +1,17 @@
-//! A model directory opened for talking: weights, tokenizer, chat template, sampling defaults.
+//! A model directory or file opened for talking: weights, tokenizer, chat template, sampling defaults.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use loam_chat::Sampling;
-use loam_formats::HfDir;
-use loam_models::LanguageModel;
+use loam_formats::{Gguf, HfDir};
+use loam_models::{LanguageModel, gguf_generation_config};
 use loam_tokenizer::{ChatTemplate, Tokenizer};
 use serde_json::Value;
 
 use crate::{Error, Generator};
 
-/// Everything that a Hugging Face directory holds for writing text.
+/// Everything that a Hugging Face directory or a GGUF file holds for writing text.
 #[derive(Debug)]
 pub struct OpenModel {
     /// The weights.
@@ -25,19 +25,35 @@ pub struct OpenModel {
 }
 
 impl OpenModel {
-    /// Opens a directory with `config.json`, weights and `tokenizer.json`.
+    /// Opens a directory with `config.json`, weights and `tokenizer.json`, or a GGUF file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let dir = HfDir::open(path.as_ref())?;
+        let path = path.as_ref();
+        if Gguf::is_one(path) {
+            let gguf = Gguf::open(path)?;
+            let tokenizer = Tokenizer::from_gguf(&gguf)?;
+            let model = LanguageModel::from_gguf(&gguf)?;
+            return Self::new(model, tokenizer, Tokenizer::gguf_chat_template(&gguf)?, gguf_generation_config(&gguf)?);
+        }
+        let dir = HfDir::open(path)?;
         let tokenizer = Tokenizer::open(dir.path())?;
         let model = LanguageModel::open(dir.path())?;
+        Self::new(model, tokenizer, dir.chat_template()?, dir.generation_config()?)
+    }
+
+    fn new(
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        template: Option<String>,
+        generation_config: Option<Value>,
+    ) -> Result<Self, Error> {
         let vocab_size = model.spec().vocab_size;
         if tokenizer.vocab_size() > vocab_size {
             return Err(Error::VocabularyMismatch { token: tokenizer.vocab_size() as u32 - 1, vocab_size });
         }
         let special = tokenizer.special();
         let compile = |source| ChatTemplate::new(source, special.bos.as_deref(), special.eos.as_deref());
-        let template = dir.chat_template()?.map(compile).transpose()?;
-        let recommended = dir.generation_config()?.as_ref().and_then(recommended);
+        let template = template.map(compile).transpose()?;
+        let recommended = generation_config.as_ref().and_then(recommended);
         Ok(Self { model: Arc::new(model), tokenizer: Arc::new(tokenizer), template, recommended })
     }
 

@@ -18,6 +18,24 @@ pub enum Error {
         /// What it could say.
         known: String,
     },
+    /// `general.architecture` of a GGUF file names nothing that Loam knows.
+    #[error("{path}: the architecture `{name}` is not known; loam reads {known}")]
+    UnknownArchitecture {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        name: String,
+        /// What it could say.
+        known: String,
+    },
+    /// A model that no GGUF file can describe.
+    #[error("this {family} model cannot be written as GGUF: {problem}")]
+    NotInGguf {
+        /// The family.
+        family: &'static str,
+        /// What the format lacks.
+        problem: String,
+    },
     /// A key of `config.json` is missing, of the wrong type, or contradicts another.
     #[error("config.json: `{key}` {problem}")]
     Config {
@@ -73,6 +91,10 @@ impl Error {
             Self::UnknownFamily { .. } => {
                 Some("convert the model, or set `model_type` to the family it follows".into())
             }
+            Self::UnknownArchitecture { .. } => Some(
+                "convert the original model with `loam model convert`, if it is of a family that loam knows".into(),
+            ),
+            Self::NotInGguf { .. } => Some("keep it as a directory: `loam model convert MODEL DIR`".into()),
             Self::Config { .. } => Some("compare config.json with the checkpoint it came with".into()),
             Self::MissingWeight { nearest, .. } | Self::UnexpectedWeight { nearest, .. } => {
                 nearest.as_ref().map(|name| format!("the nearest name is `{name}`"))

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
-use loam_formats::{Dtype, HfDir, HfWriter, TensorOut, Weights, nearest};
+use loam_formats::{Dtype, Gguf, HfDir, HfWriter, TensorOut, Weights, nearest};
 use loam_kernels::cross_entropy::IGNORED;
 use loam_nn::{Init, KvCache, Memory, Module};
 use loam_tensor::{HeadSettings, Parameter, Tensor};
@@ -69,15 +69,18 @@ impl LanguageModel {
         }
     }
 
-    fn zeros(config: Value) -> Result<Self, Error> {
+    pub(crate) fn zeros(config: Value) -> Result<Self, Error> {
         let family = family::of_config(&config)?;
         let spec = family.spec_of(&config)?;
         let network = Network::zeros(&spec);
         Ok(Self { family, config, spec, network })
     }
 
-    /// Opens a Hugging Face directory.
+    /// Opens a Hugging Face directory, or a GGUF file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        if Gguf::is_one(&path) {
+            return Self::from_gguf(&Gguf::open(path)?);
+        }
         let dir = HfDir::open(path)?;
         let model = Self::zeros(dir.config().clone())?;
         model.load(&dir, None)?;

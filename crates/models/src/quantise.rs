@@ -21,6 +21,7 @@ pub struct Mix {
     name: &'static str,
     base: GgmlType,
     size: Size,
+    file_type: u32,
 }
 
 /// How many weights get more bits than the base type.
@@ -33,39 +34,46 @@ enum Size {
     Large,
 }
 
-const MIXES: [(&str, GgmlType, Size); 21] = [
-    ("f16", GgmlType::F16, Size::Plain),
-    ("bf16", GgmlType::Bf16, Size::Plain),
-    ("q8_0", GgmlType::Q8_0, Size::Plain),
-    ("q6_k", GgmlType::Q6K, Size::Plain),
-    ("q5_k_m", GgmlType::Q5K, Size::Medium),
-    ("q5_k", GgmlType::Q5K, Size::Medium),
-    ("q5_k_s", GgmlType::Q5K, Size::Small),
-    ("q5_1", GgmlType::Q5_1, Size::Plain),
-    ("q5_0", GgmlType::Q5_0, Size::Plain),
-    ("q4_k_m", GgmlType::Q4K, Size::Medium),
-    ("q4_k", GgmlType::Q4K, Size::Medium),
-    ("q4_k_s", GgmlType::Q4K, Size::Small),
-    ("q4_1", GgmlType::Q4_1, Size::Plain),
-    ("q4_0", GgmlType::Q4_0, Size::Plain),
-    ("iq4_nl", GgmlType::Iq4Nl, Size::Plain),
-    ("iq4_xs", GgmlType::Iq4Xs, Size::Plain),
-    ("q3_k_l", GgmlType::Q3K, Size::Large),
-    ("q3_k_m", GgmlType::Q3K, Size::Medium),
-    ("q3_k_s", GgmlType::Q3K, Size::Small),
-    ("q2_k", GgmlType::Q2K, Size::Medium),
-    ("q2_k_s", GgmlType::Q2K, Size::Small),
+/// Name, base type, how many weights get more, number in GGUF files.
+const MIXES: [(&str, GgmlType, Size, u32); 22] = [
+    ("f32", GgmlType::F32, Size::Plain, 0),
+    ("f16", GgmlType::F16, Size::Plain, 1),
+    ("bf16", GgmlType::Bf16, Size::Plain, 32),
+    ("q8_0", GgmlType::Q8_0, Size::Plain, 7),
+    ("q6_k", GgmlType::Q6K, Size::Plain, 18),
+    ("q5_k_m", GgmlType::Q5K, Size::Medium, 17),
+    ("q5_k", GgmlType::Q5K, Size::Medium, 17),
+    ("q5_k_s", GgmlType::Q5K, Size::Small, 16),
+    ("q5_1", GgmlType::Q5_1, Size::Plain, 9),
+    ("q5_0", GgmlType::Q5_0, Size::Plain, 8),
+    ("q4_k_m", GgmlType::Q4K, Size::Medium, 15),
+    ("q4_k", GgmlType::Q4K, Size::Medium, 15),
+    ("q4_k_s", GgmlType::Q4K, Size::Small, 14),
+    ("q4_1", GgmlType::Q4_1, Size::Plain, 3),
+    ("q4_0", GgmlType::Q4_0, Size::Plain, 2),
+    ("iq4_nl", GgmlType::Iq4Nl, Size::Plain, 25),
+    ("iq4_xs", GgmlType::Iq4Xs, Size::Plain, 30),
+    ("q3_k_l", GgmlType::Q3K, Size::Large, 13),
+    ("q3_k_m", GgmlType::Q3K, Size::Medium, 12),
+    ("q3_k_s", GgmlType::Q3K, Size::Small, 11),
+    ("q2_k", GgmlType::Q2K, Size::Medium, 10),
+    ("q2_k_s", GgmlType::Q2K, Size::Small, 21),
 ];
 
 impl Mix {
     /// Every mix.
     pub fn all() -> impl Iterator<Item = Self> {
-        MIXES.into_iter().map(|(name, base, size)| Self { name, base, size })
+        MIXES.into_iter().map(|(name, base, size, file_type)| Self { name, base, size, file_type })
     }
 
     /// Its name, in small letters.
     pub fn name(self) -> &'static str {
         self.name
+    }
+
+    /// `general.file_type` of GGUF files.
+    pub(crate) fn file_type(self) -> u32 {
+        self.file_type
     }
 
     /// The type of a weight of `width` columns, or `None` for what stays as it is: norms, biases, positions, routers.
@@ -128,6 +136,11 @@ impl FromStr for Mix {
             Error::Input(format!("unknown quantisation `{text}`; known are {}", names.join(", ")))
         })
     }
+}
+
+/// Whether a parameter of that name is read by products and lookups alone, so that it can have any element type.
+pub(crate) fn can_be_typed(spec: &Spec, name: &str) -> bool {
+    Place::of(spec, name).is_some()
 }
 
 /// What a weight is for.

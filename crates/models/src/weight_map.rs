@@ -1,8 +1,10 @@
 //! Names and layouts of a family's weights in its files, as a table that runs in both directions.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use loam_tensor::Parameter;
+use loam_kernels::quant::{dequantise_rows, quantise_rows};
+use loam_tensor::{DType, GgmlType, Parameter, Raw, SharedBytes};
 
 use crate::spec::{Spec, Task};
 
@@ -17,6 +19,10 @@ pub enum Transform {
     ByHead,
     /// `[1, n]` in the file, `[n]` here.
     AsRow,
+    /// Rows of each head in the order in which rotation pairs them: feature i, then i + half (GGUF of Llama).
+    RopePair,
+    /// One more in the file (GGUF of Gemma's norms).
+    PlusOne,
 }
 
 /// One row: name in the file, name here, and the transform. `{i}` is the layer, `{e}` the expert; `{q|k|v}` in the name
@@ -101,7 +107,7 @@ pub(crate) struct Entry {
     /// One parameter, or several that the file keeps in one tensor.
     pub(crate) parameters: Vec<Parameter>,
     transform: Transform,
-    heads: usize,
+    head_dim: usize,
 }
 
 impl WeightMap {
@@ -115,8 +121,8 @@ impl WeightMap {
                     here.iter().filter_map(|name| by_name.get(name.as_str()).map(|&p| p.clone())).collect();
                 let is_meant = row.beside.is_none_or(|(other, is_there)| by_name.contains_key(other) == is_there);
                 if is_meant && found.len() == here.len() {
-                    let heads = spec.stack.layers[0].attention.num_attention_heads;
-                    entries.push(Entry { name, feeds: here, parameters: found, transform: row.transform, heads });
+                    let head_dim = spec.stack.layers[0].attention.head_dim;
+                    entries.push(Entry { name, feeds: here, parameters: found, transform: row.transform, head_dim });
                 }
             }
         }
@@ -150,18 +156,26 @@ impl Entry {
         match self.transform {
             Transform::Transpose => vec![first[1], self.rows()],
             Transform::AsRow => vec![1, first[0]],
-            Transform::Keep | Transform::ByHead => first.with(0, self.rows()).to_vec(),
+            _ => first.with(0, self.rows()).to_vec(),
         }
     }
 
     /// Which row of the file (or column, where it is transposed) each row of the parameters is, in their order.
     fn places(&self) -> Vec<usize> {
-        if self.transform != Transform::ByHead {
-            return (0..self.rows()).collect();
+        let (rows, head) = (self.rows(), self.head_dim);
+        match self.transform {
+            Transform::ByHead => {
+                let parts = self.parameters.len();
+                let place = |part: usize, row: usize| (row / head * parts + part) * head + row % head;
+                (0..parts).flat_map(|part| (0..rows / parts).map(move |row| place(part, row))).collect()
+            }
+            Transform::RopePair => {
+                let half = head / 2;
+                let place = |row: usize| row / head * head + row % head % half * 2 + row % head / half;
+                (0..rows).map(place).collect()
+            }
+            _ => (0..rows).collect(),
         }
-        let (parts, head) = (self.parameters.len(), self.rows() / self.parameters.len() / self.heads);
-        let place = |part: usize, row: usize| (row / head * parts + part) * head + row % head;
-        (0..parts).flat_map(|part| (0..self.heads * head).map(move |row| place(part, row))).collect()
     }
 
     /// Fills the parameters from the tensor of the file.
@@ -173,6 +187,7 @@ impl Entry {
             for &place in places.by_ref().take(parameter.shape()[0]) {
                 match self.transform {
                     Transform::Transpose => own.extend((0..width).map(|c| values[c * rows + place])),
+                    Transform::PlusOne => own.extend(values[place * width..][..width].iter().map(|x| x - 1.0)),
                     _ => own.extend_from_slice(&values[place * width..][..width]),
                 }
             }
@@ -188,8 +203,65 @@ impl Entry {
         for (row, place) in values.chunks_exact(width).zip(self.places()) {
             match self.transform {
                 Transform::Transpose => row.iter().enumerate().for_each(|(c, &x)| out[c * rows + place] = x),
+                Transform::PlusOne => {
+                    out[place * width..][..width].iter_mut().zip(row).for_each(|(out, x)| *out = x + 1.0);
+                }
                 _ => out[place * width..][..width].copy_from_slice(row),
             }
+        }
+        out
+    }
+
+    /// Whether products can read the tensor's rows where they lie.
+    fn has_whole_rows(&self) -> bool {
+        let is_kept = matches!(self.transform, Transform::Keep | Transform::ByHead | Transform::RopePair);
+        is_kept && self.parameters.iter().all(|parameter| parameter.shape().len() == 2)
+    }
+
+    /// Fills the parameters from a tensor of a GGUF file, which begins at `start` of `bytes`. Where `in_place`, they keep
+    /// its element type and, unless rows change places, the file's own bytes; a row is whole blocks, so that nothing is
+    /// rounded either way.
+    pub(crate) fn import_blocks(&self, ty: GgmlType, bytes: &SharedBytes, start: usize, in_place: bool) {
+        let (width, row_bytes) = (self.width(), DType::Ggml(ty).bytes(self.width()));
+        let data = &bytes.as_ref().as_ref()[start..][..self.rows() * row_bytes];
+        if !in_place || !self.has_whole_rows() {
+            let mut values = vec![0.0; self.rows() * width];
+            dequantise_rows(ty, data, &mut values);
+            return self.import(&values);
+        }
+        let places = self.places();
+        let mut places = places.as_slice();
+        for parameter in &self.parameters {
+            let rows = parameter.shape()[0];
+            let own;
+            (own, places) = places.split_at(rows);
+            let is_in_order = own.windows(2).all(|pair| pair[1] == pair[0] + 1);
+            let (bytes, start): (SharedBytes, usize) = if is_in_order {
+                (bytes.clone(), start + own[0] * row_bytes)
+            } else {
+                let gathered: Vec<u8> =
+                    own.iter().flat_map(|place| &data[place * row_bytes..][..row_bytes]).copied().collect();
+                (Arc::new(gathered), 0)
+            };
+            parameter.replace(Raw::quantised(ty, [rows, width], bytes, start));
+        }
+    }
+
+    /// The tensor of a GGUF file in element type `ty`: the parameters' own blocks where they have that type.
+    pub(crate) fn export_blocks(&self, ty: GgmlType) -> Vec<u8> {
+        let row_bytes = DType::Ggml(ty).bytes(self.width());
+        let values: Vec<Raw> = self.parameters.iter().map(Parameter::value).collect();
+        let blocks: Option<Vec<&[u8]>> =
+            values.iter().map(|raw| raw.as_quantised().filter(|own| own.ty == ty).map(|own| own.bytes)).collect();
+        let mut out = vec![0; self.rows() * row_bytes];
+        match blocks.filter(|_| self.has_whole_rows()) {
+            Some(blocks) => {
+                let rows = blocks.iter().flat_map(|bytes| bytes.chunks_exact(row_bytes));
+                rows.zip(self.places()).for_each(|(row, place)| {
+                    out[place * row_bytes..][..row_bytes].copy_from_slice(row);
+                });
+            }
+            None => quantise_rows(ty, &self.export(Parameter::to_vec), self.width(), None, &mut out),
         }
         out
     }

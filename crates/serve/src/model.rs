@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
 use loam_chat::{Message, Part};
-use loam_formats::HfDir;
+use loam_formats::{Gguf, HfDir};
 use loam_infer::{Constraint, ConstraintCompiler, Embedder, Grammar, OpenModel, SchedulerSettings};
 use loam_models::{LanguageModel, Task};
 use loam_tokenizer::{Special, Tokenizer};
@@ -34,6 +34,8 @@ impl ServedModel {
         let (name, path) = (name.into(), path.as_ref());
         // Directories of sentence-transformers keep the model in one of their own.
         let task = match HfDir::open(path) {
+            // A file is opened to be asked what it is.
+            _ if Gguf::is_one(path) => Task::LanguageModel,
             Ok(dir) => LanguageModel::task_of(dir.config()).map_err(loam_infer::Error::from)?,
             Err(_) => Task::Embedding,
         };

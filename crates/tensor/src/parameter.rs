@@ -15,7 +15,8 @@ use crate::raw::{DType, Raw};
 pub struct Parameter(Arc<Inner>);
 
 struct Inner {
-    value: Mutex<Raw>,
+    /// `None` stands for zeros that nobody has looked at: a model that is about to be read takes no memory before.
+    value: Mutex<Option<Raw>>,
     grad: Mutex<Option<Raw>>,
     low_precision: Mutex<Option<Raw>>,
     trainable: AtomicBool,
@@ -31,6 +32,10 @@ impl Parameter {
     pub fn new(value: Raw) -> Self {
         assert!(value.dtype() == DType::F32 && value.is_dense(), "a parameter's master value is dense f32");
         let shape = value.shape();
+        Self::with(shape, Some(value))
+    }
+
+    fn with(shape: Dims, value: Option<Raw>) -> Self {
         Self(Arc::new(Inner {
             value: Mutex::new(value),
             grad: Mutex::new(None),
@@ -42,7 +47,7 @@ impl Parameter {
 
     /// A zero parameter of this shape.
     pub fn zeros(shape: impl Into<Dims>) -> Self {
-        Self::new(Raw::full(shape, 0.0))
+        Self::with(shape.into(), None)
     }
 
     /// Shape.
@@ -57,12 +62,12 @@ impl Parameter {
 
     /// A handle on the current value. While one is held the value cannot be changed.
     pub fn value(&self) -> Raw {
-        lock(&self.0.value).clone()
+        lock(&self.0.value).get_or_insert_with(|| Raw::full(self.0.shape, 0.0)).clone()
     }
 
     /// Element type of the value.
     pub fn dtype(&self) -> DType {
-        lock(&self.0.value).dtype()
+        lock(&self.0.value).as_ref().map_or(DType::F32, Raw::dtype)
     }
 
     /// Bytes of the value.
@@ -85,7 +90,7 @@ impl Parameter {
         }
         self.clear_grad();
         *lock(&self.0.low_precision) = None;
-        *lock(&self.0.value) = value;
+        *lock(&self.0.value) = Some(value);
     }
 
     /// Replaces the value. Panics if the count differs.
@@ -138,9 +143,10 @@ impl Parameter {
     /// Changes the value in place. Panics if a tensor still holds it: that graph's backward would see other numbers.
     pub fn change(&self, work: impl FnOnce(&mut Raw)) {
         *lock(&self.0.low_precision) = None;
-        let mut value = lock(&self.0.value);
+        let mut slot = lock(&self.0.value);
+        let value = slot.get_or_insert_with(|| Raw::full(self.0.shape, 0.0));
         assert!(value.is_unique(), "a parameter was changed while a graph still holds its value");
-        work(&mut value);
+        work(value);
         assert_eq!(value.shape(), self.0.shape, "a parameter keeps its shape");
     }
 

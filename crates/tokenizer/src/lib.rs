@@ -9,6 +9,7 @@ mod chat;
 mod directory;
 mod error;
 mod fast;
+mod gguf;
 mod show;
 mod stream;
 mod template;

@@ -2,6 +2,7 @@
 
 use crate::fast::FastEncoder;
 use crate::{DecodeStream, Error, Result};
+use loam_formats::Gguf;
 use loam_formats::hf_dir::TOKENIZER;
 use rayon::prelude::*;
 use serde::Deserialize;
@@ -59,10 +60,13 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Opens a `tokenizer.json`, or a model directory that holds one; a directory also says which special token has
-    /// which role.
+    /// Opens a `tokenizer.json`, or a model directory or GGUF file that holds one; the latter two also say which special
+    /// token has which role.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if Gguf::is_one(path) {
+            return Self::from_gguf(&Gguf::open(path)?);
+        }
         if path.is_dir() { crate::directory::open(path) } else { Self::from_file(path) }
     }
 
@@ -84,7 +88,7 @@ impl Tokenizer {
         Self::parse(bytes, TOKENIZER)
     }
 
-    fn parse(bytes: &[u8], origin: &str) -> Result<Self> {
+    pub(crate) fn parse(bytes: &[u8], origin: &str) -> Result<Self> {
         let invalid = |reason: String| Error::Invalid { origin: origin.to_owned(), reason };
         let text = std::str::from_utf8(bytes).map_err(|e| invalid(format!("the file is not UTF-8 text: {e}")))?;
         let outline: Outline = serde_json::from_str(text).map_err(|e| invalid(e.to_string()))?;

@@ -13,14 +13,14 @@ pub enum ModelVerb {
     Show(ShowArgs),
     /// The logits of a row of tokens
     Logits(LogitsArgs),
-    /// Write a model as a Hugging Face directory with safetensors, in an element type and shard size of choice
+    /// Write a model as a Hugging Face directory with safetensors or as a GGUF file, in an element type of choice
     Convert(ConvertArgs),
 }
 
 /// Arguments of `loam model show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// A Hugging Face directory, a run, or a name in the local store
+    /// A Hugging Face directory, a GGUF file, a run, or a name in the local store
     pub model: String,
     /// Every tensor of the files with shape, element type and size, and the sum of each module
     #[arg(long)]
@@ -33,13 +33,17 @@ pub struct ShowArgs {
 /// Arguments of `loam model convert`.
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// A Hugging Face directory (safetensors or PyTorch's pytorch_model.bin), a run, or a name in the local store
+    /// A Hugging Face directory (safetensors or PyTorch's pytorch_model.bin), a GGUF file, a run, or a name in the local
+    /// store
     pub model: String,
-    /// The directory to write
+    /// The directory to write, or the GGUF file: a name that ends with .gguf
     pub out: PathBuf,
     /// Element type of the weights [default: that of the model's files]
     #[arg(long)]
     pub dtype: Option<FileDtype>,
+    /// Round the weights of a GGUF file to fewer bits, such as q8_0, q6_k, q4_k_m or q4_0
+    #[arg(long, value_name = "TYPE", conflicts_with = "dtype")]
+    pub quant: Option<Mix>,
     /// Split the weights into files of at most this size, such as 2GB or 500MiB [default: one file]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_shard_size: Option<u64>,
@@ -86,7 +90,7 @@ fn size(text: &str) -> Result<u64, String> {
 /// Arguments of `loam model logits`.
 #[derive(Debug, Args)]
 pub struct LogitsArgs {
-    /// A Hugging Face directory, a run, or a name in the local store
+    /// A Hugging Face directory, a GGUF file, a run, or a name in the local store
     pub model: String,
     /// The tokens' ids
     #[arg(long, value_delimiter = ',', required = true, value_name = "IDS")]
@@ -108,7 +112,7 @@ pub struct LogitsArgs {
 /// Arguments of `loam generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// A Hugging Face directory, a run, or a name in the local store
+    /// A Hugging Face directory, a GGUF file, a run, or a name in the local store
     pub model: String,
     /// The text to continue; `-` reads standard input
     pub prompt: String,
@@ -139,7 +143,7 @@ pub struct GenerateArgs {
 /// Arguments of `loam eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// A Hugging Face directory, a run, or a name in the local store
+    /// A Hugging Face directory, a GGUF file, a run, or a name in the local store
     pub model: String,
     /// Pairs of source and target (.jsonl, .csv, .parquet): how often the model writes the target
     #[arg(long, value_name = "FILE")]
@@ -173,7 +177,7 @@ pub struct EvalArgs {
 /// Arguments of `loam chat`.
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// A Hugging Face directory, a run, or a name in the local store
+    /// A Hugging Face directory, a GGUF file, a run, or a name in the local store
     pub model: String,
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
     #[arg(long, value_name = "TYPE")]

@@ -5,7 +5,7 @@ use crate::args::ChatArgs;
 use crate::commands::quantise;
 use crate::commands::sampling::{constraint, sampling};
 use crate::failure::Failure;
-use crate::locate::model_dir;
+use crate::locate::model_path;
 use crate::output::{self, Colour, paint, paint_talk};
 use crate::setup::Environment;
 use crate::signals::Signals;
@@ -17,7 +17,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub fn run(args: &ChatArgs, environment: &Environment) -> Result<Outcome, Failure> {
-    let open = OpenModel::open(model_dir(&args.model, environment)?)?;
+    let open = OpenModel::open(model_path(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
     let recommended = open.recommended.clone().unwrap_or_else(usual);
     let sampling = sampling(&args.sampling, &recommended);

@@ -1,8 +1,9 @@
-//! `loam model convert`: a model that Loam can open, as a fresh Hugging Face directory.
+//! `loam model convert`: a model that Loam can open, as a fresh Hugging Face directory. `convert_gguf` is the other half.
 
 use crate::args::{ConvertArgs, FileDtype};
+use crate::commands::convert_gguf;
 use crate::failure::Failure;
-use crate::locate::model_dir;
+use crate::locate::model_path;
 use crate::output;
 use crate::progress::Progress;
 use crate::setup::Environment;
@@ -20,7 +21,14 @@ use std::path::{Path, PathBuf, absolute};
 const FLOAT16_END: f32 = 65519.996;
 
 pub fn run(args: &ConvertArgs, environment: &Environment) -> Result<(), Failure> {
-    let source = model_dir(&args.model, environment)?;
+    let source = model_path(&args.model, environment)?;
+    if convert_gguf::is_asked_for(&args.out) {
+        return convert_gguf::run(args, &source);
+    }
+    if args.quant.is_some() {
+        let hint = "give OUT a name that ends with .gguf; a directory takes --dtype";
+        return Err(Failure::with_hint("--quant makes GGUF files", hint));
+    }
     // Checked before the minutes that a large model takes to read.
     let out = destination(args, &source)?;
     let reading = Progress::new("reading", 0);
@@ -70,7 +78,14 @@ fn destination(args: &ConvertArgs, source: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// The element type of most of the model; float32 for what is not written.
-fn dtype_of_files(model: &LanguageModel, source: &Path) -> Result<FileDtype, Failure> {
+pub fn dtype_of_files(model: &LanguageModel, source: &Path) -> Result<FileDtype, Failure> {
+    if source.is_file() {
+        return Ok(match model.file_dtype()? {
+            Dtype::BF16 => FileDtype::Bfloat16,
+            Dtype::F16 => FileDtype::Float16,
+            _ => FileDtype::Float32,
+        });
+    }
     let tensors = model.stored_tensors(&HfDir::open(source)?)?;
     let largest = tensors.iter().max_by_key(|(_, shape, _)| shape.iter().product::<usize>());
     Ok(match largest.map(|(.., dtype)| dtype) {
@@ -81,10 +96,10 @@ fn dtype_of_files(model: &LanguageModel, source: &Path) -> Result<FileDtype, Fai
 }
 
 /// Refuses to turn finite weights into infinite ones.
-fn check_range(model: &LanguageModel) -> Result<(), Failure> {
+pub fn check_range(model: &LanguageModel) -> Result<(), Failure> {
     for (name, parameter) in model.parameters() {
-        let value = parameter.value();
-        if let Some(beyond) = value.f32().iter().find(|x| x.is_finite() && x.abs() > FLOAT16_END) {
+        let values = parameter.to_vec();
+        if let Some(beyond) = values.iter().find(|x| x.is_finite() && x.abs() > FLOAT16_END) {
             let message = format!("`{name}` holds {beyond}, float16 ends at 65504");
             return Err(Failure::with_hint(message, "bfloat16 takes the same space and has the range of float32"));
         }
@@ -118,9 +133,12 @@ fn write(model: &LanguageModel, source: &Path, out: &Path, max_shard_bytes: Opti
         *done += written as u64;
         progress.update(*done, &bytes(*done as usize));
     };
-    atomic::replace_dir(out, |dir| -> Result<(), loam_models::Error> {
+    atomic::replace_dir(out, |dir| -> Result<(), Failure> {
         let writer = HfWriter::create(dir)?;
         model.save_watched(&writer, max_shard_bytes, &watch)?;
+        if source.is_file() {
+            return convert_gguf::write_files_of(source, &writer, model);
+        }
         writer.copy_generation_config(source)?;
         writer.copy_tokenizer_files(source)?;
         Ok(())

@@ -4,7 +4,7 @@ use crate::Outcome;
 use crate::args::{EmbedArgs, PoolingArg};
 use crate::commands::tokenizer::lines;
 use crate::failure::Failure;
-use crate::locate::model_dir;
+use crate::locate::model_path;
 use crate::output::{self, Colour, paint};
 use crate::progress::Progress;
 use crate::setup::Environment;
@@ -68,7 +68,7 @@ pub fn run(args: &EmbedArgs, environment: &Environment) -> Result<Outcome, Failu
 
 /// The model with the settings of the command line over those of its files.
 fn open(args: &EmbedArgs, environment: &Environment) -> Result<Embedder, Failure> {
-    let mut embedder = Embedder::open(model_dir(&args.model, environment)?)?;
+    let mut embedder = Embedder::open(model_path(&args.model, environment)?)?;
     let stated = embedder.settings().clone();
     let settings = EmbedSettings {
         pooling: if args.pooling.is_empty() { stated.pooling } else { args.pooling.iter().map(pooling).collect() },

@@ -4,7 +4,7 @@ use crate::Outcome;
 use crate::args::EvalArgs;
 use crate::commands::quantise;
 use crate::failure::Failure;
-use crate::locate::model_dir;
+use crate::locate::model_path;
 use crate::output;
 use crate::setup::Environment;
 use crate::table::Table;
@@ -17,7 +17,7 @@ use serde_json::json;
 use std::time::Instant;
 
 pub fn run(args: &EvalArgs, environment: &Environment) -> Result<Outcome, Failure> {
-    let open = OpenModel::open(model_dir(&args.model, environment)?)?;
+    let open = OpenModel::open(model_path(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
     let fields = PairFields { source: args.source.clone(), target: args.target.clone() };
     let mut pairs = seq2seq::read(&[Source::open(&args.pairs)?], &fields)?;

@@ -5,7 +5,7 @@ use crate::args::GenerateArgs;
 use crate::commands::quantise;
 use crate::commands::sampling::{constraint, sampling};
 use crate::failure::Failure;
-use crate::locate::model_dir;
+use crate::locate::model_path;
 use crate::output;
 use crate::setup::Environment;
 use loam_chat::{Message, Sampling};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::io::Read;
 
 pub fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome, Failure> {
-    let open = OpenModel::open(model_dir(&args.model, environment)?)?;
+    let open = OpenModel::open(model_path(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
     let recommended = open.recommended.clone().unwrap_or_default();
     let sampling = Sampling { top_logprobs: args.top_logprobs, ..sampling(&args.sampling, &recommended) };

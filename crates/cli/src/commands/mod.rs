@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod config;
 mod convert;
+mod convert_gguf;
 mod data;
 mod doctor;
 mod embed;

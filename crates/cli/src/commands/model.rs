@@ -5,15 +5,16 @@ use crate::args::{LogitsArgs, ModelVerb, ShowArgs};
 use crate::commands::convert;
 use crate::commands::quantise;
 use crate::failure::Failure;
-use crate::locate::model_dir;
+use crate::locate::model_path;
 use crate::output::{self, Colour, paint};
 use crate::setup::Environment;
 use crate::table::{Table, bytes, grouped, short};
-use loam_formats::{Dtype, HfDir};
+use loam_formats::{Gguf, HfDir};
 use loam_models::{Footprint, Forward, Input, LanguageModel, Memory, footprint};
 use loam_tensor::no_grad;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::path::Path;
 
 pub fn run(verb: ModelVerb, environment: &Environment) -> Result<Outcome, Failure> {
     match verb {
@@ -25,23 +26,22 @@ pub fn run(verb: ModelVerb, environment: &Environment) -> Result<Outcome, Failur
 }
 
 fn show(args: &ShowArgs, environment: &Environment) -> Result<(), Failure> {
-    let dir = model_dir(&args.model, environment)?;
-    let model = LanguageModel::open(&dir)?;
+    let path = model_path(&args.model, environment)?;
+    let model = LanguageModel::open(&path)?;
     let counts = footprint(model.spec());
     let parameters: Vec<(String, Vec<usize>)> =
         model.parameters().iter().map(|(name, p)| (name.clone(), p.shape().to_vec())).collect();
-    let tensors = model.stored_tensors(&HfDir::open(&dir)?)?;
+    let tensors = stored_tensors(&model, &path)?;
     if args.json {
         let list: Vec<Value> = parameters.iter().map(|(name, shape)| json!({"name": name, "shape": shape})).collect();
-        let stored =
-            |(name, shape, dtype): &(String, Vec<usize>, Dtype)| json!({"name": name, "shape": shape, "dtype": dtype});
+        let stored = |(name, shape, dtype): &Stored| json!({"name": name, "shape": shape, "dtype": dtype});
         return output::json(&json!({
-            "path": dir, "config": model.config(), "footprint": counts, "parameters": list,
+            "path": path, "config": model.config(), "footprint": counts, "parameters": list,
             "tensors": tensors.iter().map(stored).collect::<Vec<_>>(),
         }));
     }
     output::line(&paint(Colour::Bold, &model.spec().summary()))?;
-    output::line(&format!("{}", dir.display()))?;
+    output::line(&format!("{}", path.display()))?;
     if args.tree {
         output::line("")?;
         for line in tree(&tensors) {
@@ -53,6 +53,18 @@ fn show(args: &ShowArgs, environment: &Environment) -> Result<(), Failure> {
         .lines()
         .iter()
         .try_for_each(|line| output::line(line))
+}
+
+/// A tensor of a model's files: name, shape, element type.
+type Stored = (String, Vec<usize>, &'static str);
+
+fn stored_tensors(model: &LanguageModel, path: &Path) -> Result<Vec<Stored>, Failure> {
+    if path.is_file() {
+        let tensors = LanguageModel::gguf_tensors(&Gguf::open(path)?);
+        return Ok(tensors.into_iter().map(|(name, shape, ty)| (name, shape, ty.name())).collect());
+    }
+    let tensors = model.stored_tensors(&HfDir::open(path)?)?;
+    Ok(tensors.into_iter().map(|(name, shape, dtype)| (name, shape, dtype.name())).collect())
 }
 
 fn footprint_table(counts: &Footprint, context: usize) -> Table {
@@ -70,7 +82,7 @@ fn footprint_table(counts: &Footprint, context: usize) -> Table {
 }
 
 /// Names that share a beginning under one another, each with the number of parameters that lie below it.
-fn tree(tensors: &[(String, Vec<usize>, Dtype)]) -> Vec<String> {
+fn tree(tensors: &[Stored]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut open: Vec<&str> = Vec::new();
     for (name, shape, dtype) in grouped_by_module(tensors) {
@@ -92,7 +104,7 @@ fn tree(tensors: &[(String, Vec<usize>, Dtype)]) -> Vec<String> {
 }
 
 /// The tensors with those of one module next to each other, otherwise in their order.
-fn grouped_by_module(tensors: &[(String, Vec<usize>, Dtype)]) -> Vec<&(String, Vec<usize>, Dtype)> {
+fn grouped_by_module(tensors: &[Stored]) -> Vec<&Stored> {
     let prefixes = |name: &str| -> Vec<String> {
         let ends = name.match_indices('.').map(|(dot, _)| dot).chain([name.len()]);
         ends.map(|end| name[..end].to_owned()).collect()
@@ -109,7 +121,7 @@ fn grouped_by_module(tensors: &[(String, Vec<usize>, Dtype)]) -> Vec<&(String, V
 }
 
 fn logits(args: &LogitsArgs, environment: &Environment) -> Result<(), Failure> {
-    let model = LanguageModel::open(model_dir(&args.model, environment)?)?;
+    let model = LanguageModel::open(model_path(&args.model, environment)?)?;
     quantise(&model, args.quant)?;
     let read = |tokens: &[u32], memory: Option<&Memory>| {
         let input = Input { memory, ..Input::rows(tokens, 1) };

@@ -4,7 +4,7 @@ use crate::Outcome;
 use crate::args::{LogFormat, LogLevel, ServeArgs};
 use crate::commands::quantise;
 use crate::failure::Failure;
-use crate::locate::model_dir;
+use crate::locate::model_path;
 use crate::output;
 use crate::setup::Environment;
 use loam_serve::{Keys, ServedModel, Server, Settings};
@@ -22,7 +22,7 @@ pub fn run(args: &ServeArgs, threads: Option<usize>, environment: &Environment) 
             Some((name, place)) if !Path::new(model).exists() => (name.to_owned(), place),
             _ => (last_part(model), model.as_str()),
         };
-        let served = ServedModel::open(name, model_dir(place, environment)?)?;
+        let served = ServedModel::open(name, model_path(place, environment)?)?;
         if let Some(weights) = served.weights() {
             quantise(weights, args.quant)?;
             output::say(&format!("{}: {}", served.name(), weights.spec().summary()));

@@ -57,27 +57,27 @@ struct Pass<'a> {
 }
 
 impl Embedder {
-    /// Opens a Hugging Face directory with weights and `tokenizer.json`. Where the files of sentence-transformers say
+    /// Opens a Hugging Face directory with weights and `tokenizer.json`, or a GGUF file. Where the files of sentence-transformers say
     /// how (`modules.json` and what it names), it embeds as they say; else it takes the mean and scales it to length 1.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let described = Description::read(path)?;
-        let dir = HfDir::open(described.as_ref().map_or(path, |d| &d.model))?;
-        let tokenizer = Arc::new(Tokenizer::open(dir.path())?);
-        let model = Arc::new(LanguageModel::open(dir.path())?);
-        Self::over(&dir, described, model, tokenizer)
+        let place = described.as_ref().map_or(path, |d| &d.model).to_owned();
+        let tokenizer = Arc::new(Tokenizer::open(&place)?);
+        let model = Arc::new(LanguageModel::open(&place)?);
+        Self::over(&place, described, model, tokenizer)
     }
 
-    /// The same with weights that are in memory already: those of the directory.
+    /// The same with weights that are in memory already: those of the directory or file.
     pub fn share(path: impl AsRef<Path>, model: Arc<LanguageModel>, tokenizer: Arc<Tokenizer>) -> Result<Self, Error> {
         let path = path.as_ref();
         let described = Description::read(path)?;
-        let dir = HfDir::open(described.as_ref().map_or(path, |d| &d.model))?;
-        Self::over(&dir, described, model, tokenizer)
+        let place = described.as_ref().map_or(path, |d| &d.model).to_owned();
+        Self::over(&place, described, model, tokenizer)
     }
 
     fn over(
-        dir: &HfDir,
+        place: &Path,
         described: Option<Description>,
         model: Arc<LanguageModel>,
         tokenizer: Arc<Tokenizer>,
@@ -89,9 +89,10 @@ impl Embedder {
         }
         if spec.encoder.is_some() {
             let reason = format!("a {} model of two stacks has no hidden states of one text", spec.family);
-            return Err(Error::Sentence { path: dir.path().into(), reason });
+            return Err(Error::Sentence { path: place.into(), reason });
         }
-        let stated = dir.json("tokenizer_config.json")?.and_then(|config| config["model_max_length"].as_f64());
+        let config = if place.is_dir() { HfDir::open(place)?.json("tokenizer_config.json")? } else { None };
+        let stated = config.and_then(|config| config["model_max_length"].as_f64());
         // Tokenizers without a limit state a huge one.
         let longest = spec.max_position_embeddings.min(stated.map_or(usize::MAX, |n| n as usize)).max(1);
         let is_described = described.is_some();

@@ -1,0 +1,233 @@
+//! GGUF: every family of the goldens there and back, quantised blocks kept as they are, files of another meaning refused.
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
+use std::path::Path;
+
+use loam_formats::gguf::write;
+use loam_formats::{Gguf, GgufOut, GgufValue, HfDir, HfWriter};
+use loam_models::{Forward, GgufSettings, Input, LanguageModel, Memory, Mix};
+use loam_tensor::{DType, GgmlType, no_grad};
+use loam_testkit::{cases, golden_copy, golden_dir};
+use serde_json::json;
+
+const FAMILIES: [&str; 7] = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"];
+
+fn family(model: &LanguageModel) -> &'static str {
+    model.spec().family
+}
+
+fn logits(model: &LanguageModel) -> Vec<f32> {
+    let tokens: Vec<u32> = (0..12).map(|i| (i * 7 + 3) % model.spec().vocab_size as u32).collect();
+    let logits = |memory: Option<&Memory>| {
+        model.logits(&Input { memory, ..Input::rows(&tokens, 2) }, Forward::default()).expect("valid input").to_vec()
+    };
+    no_grad(|| match model.spec().encoder {
+        None => logits(None),
+        Some(_) => logits(Some(&model.encode(&Input::rows(&tokens[2..10], 2), Forward::default()).expect("a source"))),
+    })
+}
+
+/// The model through a file of its own.
+fn through(model: &LanguageModel, dir: &Path, mix: Option<&str>) -> LanguageModel {
+    let path = dir.join("model.gguf");
+    let mix = mix.map(|name| name.parse::<Mix>().expect("a mix"));
+    model.save_gguf(&path, GgufSettings { mix, ..GgufSettings::default() }).expect("a family that GGUF knows");
+    LanguageModel::open(&path).expect("a file just written")
+}
+
+/// The tensors of a directory: name, dtype, shape, bytes.
+fn tensors(dir: &Path) -> Vec<(String, String, Vec<usize>, Vec<u8>)> {
+    let weights = HfDir::open(dir).unwrap().weights().unwrap();
+    let read = |name: &str| {
+        let view = weights.get(name).unwrap();
+        (name.to_owned(), view.dtype.to_string(), view.shape.to_vec(), view.bytes.to_vec())
+    };
+    weights.names().map(read).collect()
+}
+
+#[test]
+fn every_family_comes_back_from_a_file_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut done = Vec::new();
+    for case in cases() {
+        let model = LanguageModel::open(golden_dir(&case)).unwrap();
+        let known = family(&model) == "gpt2" || FAMILIES.contains(&family(&model));
+        if !known {
+            let refused = model.save_gguf(&dir.path().join("x.gguf"), GgufSettings::default()).unwrap_err();
+            assert!(refused.to_string().contains("cannot be written as GGUF"), "{case}: {refused}");
+            continue;
+        }
+        let read = through(&model, dir.path(), None);
+        assert!(logits(&read) == logits(&model), "{case}: the same numbers in the same order");
+        // And as a directory again: the bytes of the original's tensors, where the file held them as they were.
+        let back = dir.path().join(&case);
+        let mut read = read;
+        read.set_config("dtype", json!(model.config().get("dtype").or(model.config().get("torch_dtype"))));
+        read.save(&HfWriter::create(&back).unwrap(), None).unwrap();
+        let again = dir.path().join("again");
+        model.save(&HfWriter::create(&again).unwrap(), None).unwrap();
+        let (found, expected) = (tensors(&back), tensors(&again));
+        assert_eq!(found.len(), expected.len(), "{case}");
+        for (found, expected) in found.iter().zip(&expected) {
+            // One is added to Gemma's norms and taken away again, which rounds the last bits of an f32.
+            if !(family(&model).starts_with("gemma") && found.0.ends_with("norm.weight")) {
+                assert!(found == expected, "{case}: {}", found.0);
+            }
+        }
+        assert_eq!(LanguageModel::open(&back).unwrap().spec(), read.spec(), "{case}");
+        done.push(case);
+    }
+    for needed in ["llama-gqa", "llama-rope-llama3", "llama-rope-yarn", "llama-biases", "llama-bf16", "llama-sharded"] {
+        assert!(done.iter().any(|case| case == needed), "{needed} of {done:?}");
+    }
+    for needed in ["mistral", "qwen2-window", "qwen3", "gemma2", "gemma3", "phi3", "gpt2-plain", "gpt2-untied"] {
+        assert!(done.iter().any(|case| case == needed), "{needed} of {done:?}");
+    }
+}
+
+#[test]
+fn both_forms_of_t5_come_back_if_their_distances_are_the_formats() {
+    let dir = tempfile::tempdir().unwrap();
+    for case in ["t5", "t5-gated"] {
+        let refused = LanguageModel::open(golden_dir(case)).unwrap();
+        let refused = refused.save_gguf(&dir.path().join("x.gguf"), GgufSettings::default()).unwrap_err().to_string();
+        assert!(refused.contains("cannot be written as GGUF: it would be read as another one"), "{case}: {refused}");
+        let copy = golden_copy(case);
+        let path = copy.path().join("config.json");
+        let config = std::fs::read_to_string(&path).unwrap();
+        let config =
+            config.replace("\"relative_attention_max_distance\": 12", "\"relative_attention_max_distance\": 128");
+        std::fs::write(&path, config).unwrap();
+        let model = LanguageModel::open(copy.path()).unwrap();
+        let read = through(&model, dir.path(), None);
+        assert!(logits(&read) == logits(&model), "{case}");
+        assert_eq!(read.config()["feed_forward_proj"], model.config()["feed_forward_proj"], "{case}");
+    }
+}
+
+/// Wide enough for blocks of 256, with grouped heads.
+fn wide(family: &str) -> LanguageModel {
+    LanguageModel::new(
+        &json!({
+            "model_type": family, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
+            "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 96, "tie_word_embeddings": false,
+        }),
+        7,
+    )
+    .unwrap()
+}
+
+#[test]
+fn quantised_blocks_stay_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["llama", "phi3", "qwen2"] {
+        for mix in ["q4_k_m", "q8_0", "q6_k", "q4_0", "iq4_xs", "f16", "bf16", "q2_k"] {
+            let model = wide(name);
+            let read = through(&model, dir.path(), Some(mix));
+            assert!(read.is_quantised() && read.weight_bytes() * 5 < model.weight_bytes() * 3, "{name} {mix}");
+            // The same rounding as in memory, save where tensors share the finest type of their parts.
+            if name != "phi3" {
+                model.quantise(&model.plan(mix.parse().unwrap()), None).unwrap();
+                assert!(logits(&read) == logits(&model), "{name} {mix}");
+            }
+            let second = dir.path().join("second.gguf");
+            read.save_gguf(&second, GgufSettings::default()).unwrap();
+            let (first, second) = (Gguf::open(dir.path().join("model.gguf")).unwrap(), Gguf::open(second).unwrap());
+            for tensor in first.tensors() {
+                let copy = second.get(&tensor.name).unwrap();
+                assert_eq!((copy.ty, &copy.shape), (tensor.ty, &tensor.shape), "{name} {mix} {}", tensor.name);
+                assert!(first.bytes(tensor) == second.bytes(copy), "{name} {mix} {}", tensor.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_that_keep_their_place_are_the_files_own_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let settings = GgufSettings { mix: Some("q8_0".parse().unwrap()), ..GgufSettings::default() };
+    wide("llama").save_gguf(&path, settings).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    let model = LanguageModel::from_gguf(&gguf).unwrap();
+    let parameters = model.parameters();
+    let value = |name: &str| parameters.iter().find(|(own, _)| own == name).expect("a parameter").1.value();
+    let address = |name: &str| value(name).as_quantised().expect("blocks").bytes.as_ptr();
+    let file = |name: &str| gguf.bytes(gguf.get(name).unwrap()).as_ptr();
+    for (own, name) in [
+        ("layers.1.feed_forward.down_proj.weight", "blk.1.ffn_down.weight"),
+        ("embed_tokens.weight", "token_embd.weight"),
+        ("layers.0.attention.v_proj.weight", "blk.0.attn_v.weight"),
+    ] {
+        assert_eq!(address(own), file(name), "{own}");
+    }
+    assert_ne!(address("layers.0.attention.q_proj.weight"), file("blk.0.attn_q.weight"), "rows change places");
+    assert_eq!(value("norm.weight").dtype(), DType::F32);
+    assert_eq!(gguf.get("blk.0.attn_q.weight").unwrap().ty, GgmlType::Q8_0);
+}
+
+#[test]
+fn queries_and_keys_of_llama_are_permuted_as_its_converter_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let model = wide("llama");
+    model.save_gguf(&path, GgufSettings::default()).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    let bytes = gguf.bytes(gguf.get("blk.0.attn_k.weight").unwrap());
+    let rows: Vec<&[u8]> = bytes.chunks_exact(4 * 256).collect();
+    let parameters = model.parameters();
+    let own = parameters.iter().find(|(name, _)| name == "layers.0.attention.k_proj.weight").unwrap().1.to_vec();
+    // Heads of 32: features 0 and 16 of the second head lie side by side.
+    for (file, here) in [(0, 0), (1, 16), (2, 1), (32, 32), (33, 48), (63, 63)] {
+        let expected: Vec<u8> = own[here * 256..][..256].iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert!(rows[file] == expected, "row {file} of the file is row {here}");
+    }
+}
+
+/// Keys and values of a file.
+type Keys = Vec<(String, GgufValue)>;
+
+#[test]
+fn files_that_do_not_fit_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    wide("qwen2").save_gguf(&path, GgufSettings::default()).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    let change = |keys: &dyn Fn(&mut Keys), skip: &str, extra: Option<&str>| {
+        let mut metadata = gguf.metadata().to_vec();
+        keys(&mut metadata);
+        let one = [0_u8; 4];
+        let mut tensors: Vec<GgufOut<'_>> = gguf
+            .tensors()
+            .iter()
+            .filter(|tensor| tensor.name != skip)
+            .map(|tensor| GgufOut::new(tensor.name.clone(), tensor.ty, &tensor.shape, gguf.bytes(tensor)))
+            .collect();
+        tensors.extend(extra.map(|name| GgufOut::new(name, GgmlType::F32, &[1], &one)));
+        let changed = dir.path().join("changed.gguf");
+        write(&changed, &metadata, &tensors).unwrap();
+        LanguageModel::open(&changed).expect_err("a file that does not fit").to_string()
+    };
+    let same = |_: &mut Keys| {};
+    let set = |key: &'static str, value: GgufValue| {
+        move |all: &mut Keys| {
+            all.iter_mut().find(|(own, _)| own == key).expect("a key").1 = value.clone();
+        }
+    };
+    let said = change(&same, "blk.1.attn_q.weight", None);
+    assert!(said.contains("`blk.1.attn_q.weight` is missing"), "{said}");
+    let said = change(&same, "", Some("blk.0.attn_sinks"));
+    assert!(said.contains("`blk.0.attn_sinks` has no place in a qwen2 model"), "{said}");
+    let said = change(&set("general.architecture", "rwkv7".into()), "", None);
+    assert!(said.contains("`rwkv7` is not known; loam reads llama, qwen2"), "{said}");
+    let said = change(&set("qwen2.embedding_length", 128.into()), "", None);
+    assert!(said.contains("has shape [96, 256], the configuration implies [96, 128]"), "{said}");
+    let said = change(&set("qwen2.embedding_length", "wide".into()), "", None);
+    assert!(said.contains("'qwen2.embedding_length' must be a whole number"), "{said}");
+    let said = change(&set("qwen2.block_count", 0.into()), "", None);
+    assert!(said.contains("num_hidden_layers"), "{said}");
+    let said = change(&|all| all.retain(|(key, _)| key != "qwen2.block_count"), "", None);
+    assert!(said.contains("the key 'qwen2.block_count' is missing"), "{said}");
+    let said = change(&set("qwen2.attention.head_count", 0.into()), "", None);
+    assert!(said.contains("num_attention_heads"), "{said}");
+}
