@@ -45,6 +45,8 @@ pub struct Generated {
     pub logprobs: Vec<f32>,
     /// For each the most likely tokens and their log-probabilities, as many as [`Sampling::top_logprobs`] says.
     pub top_logprobs: Vec<Vec<(u32, f32)>>,
+    /// The end token, where that is why it ended.
+    pub end: Option<Choice>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// How long it took.
@@ -171,9 +173,11 @@ impl<'a> Generator<'a> {
         let mut logits = self.next_logits(&seen, memory.as_ref(), &mut cache)?;
         let prompt_time = start.elapsed();
         let start = Instant::now();
+        let mut end = None;
         let finish_reason = loop {
             let Choice { token, logprob } = sampler.choose(&logits, &seen, tokens.len() as u64)?;
             if self.stop_ids.contains(&token) {
+                end = Some(Choice { token, logprob });
                 break FinishReason::Stop;
             }
             tokens.push(token);
@@ -196,7 +200,7 @@ impl<'a> Generator<'a> {
             steps: tokens.len().saturating_sub(usize::from(finish_reason == FinishReason::Length)),
             decode: start.elapsed(),
         };
-        Ok(Generated { tokens, logprobs, top_logprobs: alternatives, finish_reason, timings })
+        Ok(Generated { tokens, logprobs, top_logprobs: alternatives, end, finish_reason, timings })
     }
 
     fn next_logits(

@@ -40,7 +40,7 @@ impl Run {
         let recipe = Recipe::open(&resolved, &[])?;
         let metrics = path.join("metrics.jsonl");
         let rows = if metrics.is_file() { read_rows(&metrics)? } else { Vec::new() };
-        let last = rows.iter().rev().find_map(|row| if let Row::Step(step) = row { Some(*step) } else { None });
+        let last = rows.iter().rev().find_map(|row| if let Row::Step(step) = row { Some(step.clone()) } else { None });
         let evaluation =
             rows.iter().rev().find_map(|row| if let Row::Eval(eval) = row { Some(eval.clone()) } else { None });
         Ok(Self {
