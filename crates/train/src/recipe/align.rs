@@ -96,6 +96,7 @@ impl PreferenceSection {
     /// What contradicts itself or is out of range.
     pub(super) fn check(&self, stage: Stage, batch: Option<(usize, usize)>, problems: &mut Vec<String>) {
         if stage.learns_preferences() || stage.is_online() {
+            let is_positive = |x: f64| x > 0.0 && x.is_finite();
             let sorts = self.loss.iter().any(|loss| matches!(loss, DpoLoss::Aot | DpoLoss::AotUnpaired));
             let checks = [
                 ("loss", self.loss.is_empty(), "a list with one loss or more"),
@@ -113,9 +114,9 @@ impl PreferenceSection {
                 ),
                 ("discopop_tau", !(self.discopop_tau > 0.0 && self.discopop_tau.is_finite()), "above 0"),
                 ("alpha", !self.alpha.is_finite(), "a number"),
-                ("desirable_weight", !(self.desirable_weight > 0.0), "above 0"),
-                ("undesirable_weight", !(self.undesirable_weight > 0.0), "above 0"),
-                ("centering", !(self.centering >= 0.0), "at least 0"),
+                ("desirable_weight", !is_positive(self.desirable_weight), "above 0"),
+                ("undesirable_weight", !is_positive(self.undesirable_weight), "above 0"),
+                ("centering", !(0.0..f64::INFINITY).contains(&self.centering), "at least 0"),
             ];
             let bad = checks.iter().filter(|(_, bad, _)| *bad);
             problems.extend(bad.map(|(name, _, range)| format!("`preference.{name}` must be {range}")));
