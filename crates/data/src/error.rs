@@ -151,6 +151,16 @@ pub enum Error {
         /// The sequence length.
         seq_len: usize,
     },
+    /// An answer that cannot be trained on.
+    #[error("row {number}: {problem}")]
+    Answer {
+        /// Its row, counted from 1 through all files.
+        number: usize,
+        /// What is wrong with it.
+        problem: String,
+        /// A way out.
+        hint: &'static str,
+    },
     /// Nothing left to train on.
     #[error("{reason}")]
     NothingLeft {
@@ -159,7 +169,7 @@ pub enum Error {
     },
 }
 
-const SUPPORTED: &str = ".txt, .md, .jsonl, .csv or .parquet; text files also with .gz or .zst";
+const SUPPORTED: &str = ".txt, .md, .json, .jsonl, .csv or .parquet; text files also with .gz or .zst";
 
 impl Error {
     /// A way out, where there is one.
@@ -187,6 +197,7 @@ impl Error {
                 let dir = path.parent().unwrap_or(path);
                 Some(format!("delete {} and prepare the data again", dir.display()))
             }
+            Self::Answer { hint, .. } => Some((*hint).into()),
             Self::TooShort { .. } => Some("give more text or set a smaller sequence length".into()),
             _ => None,
         }

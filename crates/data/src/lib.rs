@@ -3,8 +3,8 @@
 //! The road of a text: [`source`] finds and reads files as streams, [`dedup`] drops repetitions, [`mod@prepare`] tokenises
 //! into the memory-mapped files of [`shard`], [`packing`] plans which documents share a row, and [`loader`] gives out
 //! batches as a pure function of seed and step. [`corrupt`] damages texts for a model to repair, [`seq2seq`] packs pairs of
-//! source and target, [`labelled`] examples with classes, tags, answers or paraphrases. [`garden`] is the corpus that needs
-//! no file.
+//! source and target, [`labelled`] examples with classes, tags, answers or paraphrases, [`preference`] answers to be preferred.
+//! [`garden`] is the corpus that needs no file.
 
 pub mod corrupt;
 pub mod dedup;
@@ -17,6 +17,7 @@ pub mod labelled;
 pub mod loader;
 pub mod packing;
 pub mod permute;
+pub mod preference;
 pub mod prepare;
 pub mod seq2seq;
 pub mod shard;

@@ -10,7 +10,7 @@ use loam_tokenizer::{ChatTemplate, Special, Tokenizer};
 use rayon::prelude::*;
 
 use crate::constrain::Constraint;
-use crate::sampler::Sampler;
+use crate::sampler::{Choice, Sampler};
 use crate::sequence::{Sequence, Step, TextStream};
 use crate::{Error, Timings};
 
@@ -45,6 +45,8 @@ pub struct Generated {
     pub logprobs: Vec<f32>,
     /// For each the most likely tokens and their log-probabilities, as many as [`Sampling::top_logprobs`] says.
     pub top_logprobs: Vec<Vec<(u32, f32)>>,
+    /// The end token, where that is why it ended.
+    pub end: Option<Choice>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// How long it took.
@@ -171,8 +173,15 @@ impl<'a> Generator<'a> {
         let mut sequence = Sequence::new(sampler, sampling, &self.stop_ids, start, self.context());
         let prompt_time = begin.elapsed();
         let begin = Instant::now();
+        let mut end = None;
         let finish_reason = loop {
-            let Step::Token(token, end) = sequence.advance(&logits)? else { break FinishReason::Stop };
+            let (token, last) = match sequence.advance(&logits)? {
+                Step::Token(token, last) => (token, last),
+                Step::Ended(choice) => {
+                    end = Some(choice);
+                    break FinishReason::Stop;
+                }
+            };
             tokens.push(token.id);
             logprobs.push(token.logprob);
             alternatives.push(token.top_logprobs);
@@ -180,8 +189,8 @@ impl<'a> Generator<'a> {
             if !on_token(token.id) || is_interrupted {
                 break FinishReason::Stop;
             }
-            if let Some(end) = end {
-                break end;
+            if let Some(last) = last {
+                break last;
             }
             logits = self.next_logits(&[token.id], memory.as_ref(), &mut cache)?;
         };
@@ -192,7 +201,7 @@ impl<'a> Generator<'a> {
             steps: tokens.len().saturating_sub(usize::from(finish_reason == FinishReason::Length)),
             decode: begin.elapsed(),
         };
-        Ok(Generated { tokens, logprobs, top_logprobs: alternatives, finish_reason, timings })
+        Ok(Generated { tokens, logprobs, top_logprobs: alternatives, end, finish_reason, timings })
     }
 
     fn next_logits(

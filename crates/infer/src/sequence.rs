@@ -25,7 +25,7 @@ pub(crate) enum Step {
     /// A token, and why it was the last one if it was.
     Token(Token, Option<FinishReason>),
     /// An end token, which is not part of the text.
-    Ended,
+    Ended(Choice),
 }
 
 /// The tokens of one text.
@@ -79,7 +79,7 @@ impl Sequence {
     pub(crate) fn advance(&mut self, logits: &[f32]) -> Result<Step, Error> {
         let Choice { token, logprob } = self.sampler.choose(logits, &self.seen, self.written() as u64)?;
         if self.stop_ids.contains(&token) {
-            return Ok(Step::Ended);
+            return Ok(Step::Ended(Choice { token, logprob }));
         }
         self.seen.push(token);
         let end = if self.sampler.is_finished() {

@@ -7,7 +7,7 @@ use std::path::Path;
 use loam_formats::{Dtype, Gguf, HfDir, HfWriter, TensorOut, Weights, nearest};
 use loam_kernels::cross_entropy::IGNORED;
 use loam_nn::{Init, KvCache, Memory, Module};
-use loam_tensor::{HeadSettings, Parameter, Tensor};
+use loam_tensor::{HeadSettings, LogProbSettings, Parameter, Tensor};
 use serde_json::{Value, json};
 
 use crate::config::Config;
@@ -386,6 +386,25 @@ impl LanguageModel {
         let head = &self.network.head;
         let vocabulary = self.network.vocabulary();
         Ok(head.input(&hidden).linear_cross_entropy(&vocabulary, head.bias().as_ref(), &targets, scale, settings))
+    }
+
+    /// Natural log-probability of a token after each of some hidden states `[.., hidden]`, as sampled at `temperature`:
+    /// `[tokens]`; and the entropies there, in nats, where they are wanted.
+    pub fn log_probs(
+        &self,
+        hidden: &Tensor,
+        tokens: &[u32],
+        temperature: f32,
+        entropies: bool,
+    ) -> Result<(Tensor, Vec<f32>), Error> {
+        self.expect_language_model()?;
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.spec.vocab_size) {
+            return Err(Error::Input(format!("token {token} is outside the vocabulary of {}", self.spec.vocab_size)));
+        }
+        let head = &self.network.head;
+        let settings = LogProbSettings { softcap: self.spec.final_logit_softcapping, temperature, entropies };
+        let vocabulary = self.network.vocabulary();
+        Ok(head.input(hidden).linear_log_probs(&vocabulary, head.bias().as_ref(), tokens, settings))
     }
 
     /// Refuses what would otherwise be a bug's panic further down.

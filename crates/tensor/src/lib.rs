@@ -43,6 +43,7 @@ pub use loam_kernels::optim::AdamW;
 pub use loam_kernels::quant::GgmlType;
 pub use loam_kernels::rope::RopeStyle;
 pub use ops::attention::AttentionSpec;
+pub use ops::log_probs::LogProbSettings;
 pub use ops::loss::{HeadSettings, head_chunk_rows};
 pub use parameter::Parameter;
 pub use pool::{PoolStats, pool_stats};

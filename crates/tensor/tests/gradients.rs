@@ -3,7 +3,8 @@
 use loam_kernels::rng::Rng;
 use loam_tensor::gradcheck::gradient_error;
 use loam_tensor::{
-    AttentionSpec, CrossEntropyTerms, Dropout, HeadSettings, Parameter, Raw, RopeStyle, RopeTables, Tensor, Unary,
+    AttentionSpec, CrossEntropyTerms, Dropout, HeadSettings, LogProbSettings, Parameter, Raw, RopeStyle, RopeTables,
+    Tensor, Unary,
 };
 
 /// Largest error of a gradient relative to the largest one of its input. f32 rounding of the function values over the
@@ -361,4 +362,33 @@ fn large_activations_are_made_again_for_backward_with_the_same_gradients_to_the_
         assert_eq!(run(gated, false), run(gated, true));
         assert!(run(gated, false)[2].as_ref().unwrap().iter().any(|&g| g != 0.0));
     }
+}
+
+#[test]
+fn log_probabilities_of_tokens_from_a_head() {
+    let settings = |softcap, temperature| LogProbSettings { softcap, temperature, entropies: true };
+    for settings in [settings(None, 1.0), settings(None, 0.7), settings(Some(3.0), 1.0), settings(Some(3.0), 1.3)] {
+        let inputs = [random("hidden", &[5, 6]), random("head", &[9, 6]), random("bias", &[9])];
+        let targets = [0, 8, 3, 3, 1];
+        let run = |x: &[Tensor]| x[0].linear_log_probs(&x[1], Some(&x[2]), &targets, settings);
+        assert!(gradient_error(&inputs, |x| run(x).0) < 1e-2);
+        let x: Vec<Tensor> = inputs.iter().map(Tensor::parameter).collect();
+        let (found, entropies) = run(&x);
+        let mut logits = x[0].linear(&x[1], Some(&x[2]));
+        if let Some(cap) = settings.softcap {
+            logits = logits.softcap(cap);
+        }
+        let logs = logits.scale(1.0 / settings.temperature).log_softmax();
+        let expected = logs.gather_last(&targets).to_vec();
+        assert!(found.to_vec().iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5));
+        let terms = logs.to_vec();
+        let sums = terms.chunks(9).map(|row| -row.iter().map(|l| l.exp() * l).sum::<f32>());
+        assert!(entropies.iter().zip(sums).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+}
+
+#[test]
+fn a_map_has_the_slope_that_its_function_says() {
+    let inputs = [random("x", &[7])];
+    assert!(gradient_error(&inputs, |x| x[0].map(|x| (x.sin(), x.cos()))) < 1e-2);
 }

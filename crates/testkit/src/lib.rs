@@ -26,6 +26,6 @@ pub use golden::{
 };
 pub use random::Random;
 pub use tables::{
-    Operation, OptimizerSettings, OptimizerTable, Sampler, SamplerTable, Schedule, activations, adamw8bit, losses,
-    operations, optimizers, running_means, samplers, schedules,
+    Operation, OptimizerSettings, OptimizerTable, Sampler, SamplerTable, Schedule, activations, adamw8bit, alignment,
+    losses, operations, optimizers, running_means, samplers, schedules,
 };

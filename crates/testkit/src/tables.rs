@@ -133,6 +133,11 @@ pub fn losses() -> Vec<Operation> {
     table("losses")
 }
 
+/// All golden losses of alignment.
+pub fn alignment() -> Vec<Operation> {
+    table("alignment")
+}
+
 /// All golden activations.
 pub fn activations() -> Vec<Operation> {
     table("activations")

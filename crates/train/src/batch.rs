@@ -8,6 +8,16 @@ use crate::error::Result;
 pub trait Source<B>: Sync {
     /// The micro-batches of an optimizer step, the first step being 0.
     fn batch(&self, step: u64) -> Result<Vec<B>>;
+
+    /// What the next batches depend on besides the step and the weights, for a checkpoint.
+    fn state(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Goes on from such a state.
+    fn restore(&self, _state: &str) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<B, F: Fn(u64) -> Result<Vec<B>> + Sync> Source<B> for F {

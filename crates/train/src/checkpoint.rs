@@ -17,6 +17,7 @@ use crate::optim::{Optimizer, State};
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const TRAINER: &str = "trainer.json";
+const SOURCE: &str = "source.json";
 const LATEST: &str = "latest";
 
 /// What the trainer remembers between steps, besides weights and optimizer state. The data needs nothing: a batch is a
@@ -80,19 +81,25 @@ impl Checkpoints {
         self.dir.join(format!("step-{step:06}"))
     }
 
-    /// Writes a checkpoint, names it in `latest`, and then removes all but the newest `keep` and that of `best_step`.
+    /// Writes a checkpoint, names it in `latest`, and then removes all but the newest `keep` and that of `best_step`. `source`
+    /// is the state of what batches are drawn from, where it has one.
     pub fn save(
         &self,
         parameters: &[(String, Parameter)],
         optimizer: &Optimizer,
         progress: &Progress,
         keep: usize,
+        source: Option<&str>,
     ) -> Result<PathBuf> {
         let path = self.path(progress.step);
         atomic::replace_dir(&path, |dir| -> Result<()> {
             write_tensors(&dir.join(MODEL), parameters)?;
             write_state(&dir.join(OPTIMIZER), &optimizer.state())?;
-            let files = vec![FileCheck::of(dir, MODEL)?, FileCheck::of(dir, OPTIMIZER)?];
+            let mut files = vec![FileCheck::of(dir, MODEL)?, FileCheck::of(dir, OPTIMIZER)?];
+            if let Some(source) = source {
+                atomic::write_file(dir.join(SOURCE), source.as_bytes())?;
+                files.push(FileCheck::of(dir, SOURCE)?);
+            }
             let manifest = Manifest { progress: progress.clone(), files };
             let json = serde_json::to_string_pretty(&manifest).expect("a manifest is made of texts and numbers");
             Ok(atomic::write_file(dir.join(TRAINER), format!("{json}\n").as_bytes())?)
@@ -112,6 +119,16 @@ impl Checkpoints {
             fs::remove_dir_all(&path).map_err(|e| loam_formats::Error::io("remove", &path, e))?;
         }
         Ok(())
+    }
+
+    /// The state of what batches are drawn from in the checkpoint of a step.
+    pub fn source_state(&self, step: u64) -> Result<Option<String>> {
+        let path = self.path(step).join(SOURCE);
+        match fs::read_to_string(&path) {
+            Ok(state) => Ok(Some(state)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(loam_formats::Error::io("read", &path, e).into()),
+        }
     }
 
     /// Steps of which there is a checkpoint, in ascending order.

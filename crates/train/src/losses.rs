@@ -1,7 +1,11 @@
-//! Losses of rows of numbers, for heads other than the next token's: each a scalar, the mean over its elements or rows.
+//! Losses of rows of numbers, for heads other than the next token's: each a scalar, the mean over its elements or rows. Those
+//! of preferences and of reinforcement learning are in [`preference`] and [`policy`].
 //!
 //! The language model's own loss is fused with its head: [`Tensor::linear_cross_entropy`]. A shape that does not fit is a
 //! bug of the caller and panics with both shapes.
+
+pub mod policy;
+pub mod preference;
 
 use loam_kernels::cross_entropy::IGNORED;
 use loam_tensor::{CrossEntropyTerms, Tensor, Unary};

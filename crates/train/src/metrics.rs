@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// What an optimizer step was like.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetricRow {
     /// Steps done, this one included.
     pub step: u64,
@@ -28,6 +28,9 @@ pub struct MetricRow {
     pub ms: f64,
     /// Most memory the process has had so far, in MiB; 0 where the system does not say.
     pub rss_mib: u64,
+    /// What else the stage reports of a step, such as `rewards/margins`: means over what was counted.
+    #[serde(flatten, default)]
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// What an evaluation found.
@@ -56,8 +59,23 @@ pub struct EvalRow {
 impl EvalRow {
     /// What the stage measures besides its loss, for a line of text: `, accuracy 93.0 %`.
     pub fn measures(&self) -> String {
-        let name = |key: &str| key.trim_start_matches("eval_").replace('_', " ");
-        self.metrics.iter().map(|(key, value)| format!(", {} {:.1} %", name(key), 100.0 * value)).collect()
+        self.metrics
+            .iter()
+            .map(|(key, value)| format!(", {} {}", measure_name(key), measure_text(key, *value)))
+            .collect()
+    }
+}
+
+/// The name of a measure, for readers.
+pub(crate) fn measure_name(key: &str) -> String {
+    key.trim_start_matches("eval_").replace('_', " ")
+}
+
+/// The value of a measure, for readers: shares in percent.
+pub(crate) fn measure_text(key: &str, value: f64) -> String {
+    match ["accuracy", "accuracies", "exact_match"].iter().any(|share| key.ends_with(share)) {
+        true => format!("{:.1} %", 100.0 * value),
+        false => format!("{value:.4}"),
     }
 }
 
@@ -141,6 +159,7 @@ mod tests {
             tokens_per_s: 1.0,
             ms: 1.0,
             rss_mib: 7,
+            metrics: [("rewards/margins".to_owned(), 0.25)].into(),
         };
         Row::Step(row)
     }

@@ -1,19 +1,34 @@
 //! Objectives: what a stage minimizes, one file each.
 
+mod answers;
 mod classify;
 mod contrastive;
+mod dpo;
+mod kto;
 mod labelled;
+mod odds;
+mod policy;
+mod ppo;
 mod qa;
+mod reward;
 mod seq2seq;
 mod token_classify;
 mod tokens;
 
 use loam_models::{DropoutKey, Forward, Input, LanguageModel};
-use loam_tensor::{CrossEntropyTerms, Tensor};
+use loam_tensor::{CrossEntropyTerms, Parameter, Tensor};
 
+pub(crate) use answers::{Scored, states, with_input};
 pub use classify::Classify;
 pub use contrastive::Contrastive;
+pub use dpo::{Dpo, PairLabel};
+pub use kto::{Kto, KtoBatch, KtoLabel};
+pub use odds::{Odds, OddsKind};
+pub use policy::{Policy, PolicyKind};
+pub use ppo::Ppo;
+pub(crate) use ppo::values;
 pub use qa::Qa;
+pub use reward::Reward;
 pub use seq2seq::Seq2Seq;
 pub use token_classify::TokenClassify;
 pub use tokens::Tokens;
@@ -24,7 +39,7 @@ use crate::error::Result;
 pub struct Loss {
     /// Sum of the loss over what counts (tokens or examples), times the pass's scale: where back-propagation starts.
     pub tensor: Tensor,
-    /// Further numbers worth a look, by name, as sums over what counts; of a pass that measures.
+    /// Further numbers worth a look, by name, as sums over what counts.
     pub metrics: Vec<(&'static str, f64)>,
 }
 
@@ -44,7 +59,7 @@ pub struct Pass {
 }
 
 impl Pass {
-    fn forward<'a>(&self) -> Forward<'a> {
+    pub(crate) fn forward<'a>(&self) -> Forward<'a> {
         let &Self { dropout, recompute, terms, .. } = self;
         Forward { dropout, recompute, terms, ..Forward::default() }
     }
@@ -60,6 +75,16 @@ pub trait Objective {
 
     /// Tokens of a micro-batch that the model reads.
     fn tokens(&self, batch: &Self::Batch) -> usize;
+
+    /// Parameters of its own, which are trained and kept in checkpoints beside the model's, and are no part of it.
+    fn parameters(&self) -> Vec<(String, Parameter)> {
+        Vec::new()
+    }
+
+    /// Whether every parameter can be expected to have a gradient: not where all answers got the same reward.
+    fn teaches(&self, _batch: &Self::Batch) -> bool {
+        true
+    }
 
     /// The loss of a micro-batch.
     fn loss(&mut self, model: &LanguageModel, batch: &Self::Batch, pass: &Pass) -> Result<Loss>;

@@ -102,6 +102,7 @@ mod tests {
                 tokens_per_s: 1.0,
                 ms: 1.0,
                 rss_mib: 1,
+                metrics: Default::default(),
             })
         };
         let mut rows: Vec<Row> = (1..=steps).map(step).collect();

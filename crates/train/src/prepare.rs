@@ -1,9 +1,12 @@
 //! What a run starts from: tokenizer, model, data.
 
+mod answers;
 mod chats;
 mod labelled;
+mod online;
 mod pairs;
 mod records;
+mod reference;
 mod start;
 mod text;
 
@@ -48,6 +51,8 @@ pub(crate) trait StageData {
 
 /// A stage about to run.
 pub(crate) struct StageRun<'a> {
+    /// What the run starts from.
+    pub(crate) start: &'a Start,
     /// The model.
     pub(crate) model: &'a LanguageModel,
     /// The recipe with every default filled in.
@@ -105,6 +110,11 @@ pub(crate) fn open_data(
         Stage::TokenClassify => Box::new(labelled::token_classify(recipe, start, seq_len, observer)?),
         Stage::Qa => Box::new(labelled::qa(recipe, start, seq_len, observer)?),
         Stage::Contrastive => Box::new(labelled::contrastive(recipe, start, seq_len, observer)?),
+        Stage::Kto => Box::new(answers::RatedData::open(recipe, start, seq_len, cache_dir, observer)?),
+        stage if stage.learns_preferences() => {
+            Box::new(answers::PairData::open(recipe, start, seq_len, cache_dir, observer)?)
+        }
+        _ => Box::new(online::Prompts::open(recipe, start, seq_len, observer)?),
     })
 }
 
@@ -112,14 +122,12 @@ pub(crate) fn open_data(
 fn check_stage(stage: Stage, start: &Start) -> Result<()> {
     let spec = start.model.spec();
     let (fits, needed, families) = match stage {
-        Stage::Pretrain | Stage::Sft => {
+        stage if stage.learns_preferences() || stage.is_online() || matches!(stage, Stage::Pretrain | Stage::Sft) => {
             (spec.encoder.is_none() && spec.is_causal(), "a model that writes from left to right", "`llama` or `gpt2`")
         }
         Stage::MaskedLm => (!spec.is_causal(), "a model that sees both sides", "`bert` or `modernbert`"),
         Stage::Seq2seq => (spec.encoder.is_some(), "a model with an encoder and a decoder", "`t5` or `bart`"),
-        Stage::Classify | Stage::TokenClassify | Stage::Qa | Stage::Contrastive => {
-            (spec.encoder.is_none(), "a model of one stack", "`bert` or `modernbert`")
-        }
+        _ => (spec.encoder.is_none(), "a model of one stack", "`bert` or `modernbert`"),
     };
     if fits && (stage != Stage::MaskedLm || spec.head.task == Task::LanguageModel) {
         return Ok(());

@@ -3,6 +3,7 @@
 //! The types below are the only description of it: the JSON schema, the reference page `docs/reference/recipe.md`, the
 //! message for a misspelt key and the check of `--set` all come from them.
 
+mod align;
 mod check;
 mod data;
 mod depth;
@@ -18,6 +19,7 @@ use serde_json::{Map, Value};
 
 use crate::optim::OptimizerSettings;
 
+pub use align::{PreferenceSection, RewardKind, RewardSource, RlSection};
 pub(crate) use data::{DOC_STRIDE, MASK_SHARE};
 pub use data::{DataMode, DataSection, Dedup, Labels, Noise, TextSplit};
 pub use depth::{DepthRule, depth_rule};
@@ -47,6 +49,12 @@ pub struct Recipe {
     /// The optimization.
     #[serde(default)]
     pub train: TrainSection,
+    /// How preferences are learnt.
+    #[serde(default, skip_serializing_if = "PreferenceSection::is_default")]
+    pub preference: PreferenceSection,
+    /// How a model learns from rewards.
+    #[serde(default, skip_serializing_if = "RlSection::is_default")]
+    pub rl: RlSection,
 }
 
 /// What is trained.
@@ -69,11 +77,31 @@ pub enum Stage {
     Qa,
     /// Sentence embeddings: texts near to their paraphrases.
     Contrastive,
+    /// A number for an answer: the better of two has the larger one.
+    Reward,
+    /// Preferences, against a reference (direct preference optimisation and its family).
+    Dpo,
+    /// Answers that are wanted or not.
+    Kto,
+    /// Preferences, by odds and without a reference.
+    Orpo,
+    /// Preferences, by likelihood per token and without a reference.
+    Simpo,
+    /// Preferences, by likelihood and without a reference.
+    Cpo,
+    /// Rewards of own answers, each against the others to its prompt.
+    Grpo,
+    /// The same, against the mean of the others.
+    Rloo,
+    /// The same, against the mean of all.
+    Reinforce,
+    /// The same, against what a value function expects.
+    Ppo,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 18] = [
         Self::Pretrain,
         Self::Sft,
         Self::MaskedLm,
@@ -82,6 +110,16 @@ impl Stage {
         Self::TokenClassify,
         Self::Qa,
         Self::Contrastive,
+        Self::Reward,
+        Self::Dpo,
+        Self::Kto,
+        Self::Orpo,
+        Self::Simpo,
+        Self::Cpo,
+        Self::Grpo,
+        Self::Rloo,
+        Self::Reinforce,
+        Self::Ppo,
     ];
 
     /// The name that recipes use.
@@ -95,18 +133,38 @@ impl Stage {
             Self::TokenClassify => "token_classify",
             Self::Qa => "qa",
             Self::Contrastive => "contrastive",
+            Self::Reward => "reward",
+            Self::Dpo => "dpo",
+            Self::Kto => "kto",
+            Self::Orpo => "orpo",
+            Self::Simpo => "simpo",
+            Self::Cpo => "cpo",
+            Self::Grpo => "grpo",
+            Self::Rloo => "rloo",
+            Self::Reinforce => "reinforce",
+            Self::Ppo => "ppo",
         }
     }
 
     /// What the model's head is for.
     pub(crate) fn task(self) -> Task {
         match self {
-            Self::Pretrain | Self::Sft | Self::MaskedLm | Self::Seq2seq => Task::LanguageModel,
-            Self::Classify => Task::SequenceClassification,
+            Self::Classify | Self::Reward => Task::SequenceClassification,
             Self::TokenClassify => Task::TokenClassification,
             Self::Qa => Task::QuestionAnswering,
             Self::Contrastive => Task::Embedding,
+            _ => Task::LanguageModel,
         }
+    }
+
+    /// Whether its data are answers that are preferred, wanted or not.
+    pub(crate) fn learns_preferences(self) -> bool {
+        matches!(self, Self::Reward | Self::Dpo | Self::Kto | Self::Orpo | Self::Simpo | Self::Cpo)
+    }
+
+    /// Whether the model's own answers are what it learns from.
+    pub(crate) fn is_online(self) -> bool {
+        matches!(self, Self::Grpo | Self::Rloo | Self::Reinforce | Self::Ppo)
     }
 }
 
@@ -238,7 +296,7 @@ pub struct TrainSection {
     /// How gradients change weights.
     pub optimizer: OptimizerKind,
     /// Highest learning rate. Default: by `model.depth` where that is set, else 6e-4 for a new model, 5e-5 for one
-    /// that is opened, 2e-5 in `sft`.
+    /// that is opened, 2e-5 in `sft`, 1e-4 in `reward`, 3e-6 in `ppo` and 1e-6 in the other stages of alignment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
     /// Learning rate at the end of the run, as a fraction of `lr`; `inverse_sqrt` has no end and does not look at it.
@@ -261,7 +319,8 @@ pub struct TrainSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_tokens: Option<u64>,
     /// Sequences of `data.seq_len` tokens per optimizer step, an alternative to `batch_tokens`. Conversations are packed
-    /// into such sequences, too.
+    /// into such sequences, too. In stages of alignment: pairs (`kto`: answers), or answers that are written before the next
+    /// steps. Default there: 16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
     /// Sequences per forward pass: smaller takes less memory and gives the same result. Default: as many as have 8192

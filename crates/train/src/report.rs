@@ -6,7 +6,7 @@ use loam_formats::atomic;
 use serde_json::{Value, json};
 
 use crate::error::Result;
-use crate::metrics::{EvalRow, MetricRow, Row, read_rows};
+use crate::metrics::{EvalRow, MetricRow, Row, measure_name, measure_text, read_rows};
 use crate::plot::loss_svg;
 use crate::recipe::Recipe;
 use crate::run_dir::RunDir;
@@ -43,7 +43,7 @@ fn split(rows: &[Row]) -> (Vec<MetricRow>, Vec<EvalRow>) {
     let (mut steps, mut evaluations) = (Vec::new(), Vec::new());
     for row in rows {
         match row {
-            Row::Step(row) => steps.push(*row),
+            Row::Step(row) => steps.push(row.clone()),
             Row::Eval(row) => evaluations.push(row.clone()),
         }
     }
@@ -108,12 +108,11 @@ fn result_table(facts: &Facts<'_>, steps: &[MetricRow], evaluations: &[EvalRow])
         if let Some(bits) = row.eval_bits_per_byte {
             table.push(vec!["held-out bits per byte".into(), format!("{bits:.4}")]);
         }
-        table.extend(row.metrics.iter().map(|(name, value)| {
-            vec![
-                format!("held-out {}", name.trim_start_matches("eval_").replace('_', " ")),
-                format!("{:.2} %", 100.0 * value),
-            ]
-        }));
+        table.extend(
+            row.metrics
+                .iter()
+                .map(|(name, value)| vec![format!("held-out {}", measure_name(name)), measure_text(name, *value)]),
+        );
     }
     table
 }

@@ -87,7 +87,8 @@ fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome>
     announce(&start, &resolved, &mut log);
     let mut sample = sampler(&start.tokenizer, &resolved);
     let hooks = Hooks { observer: &mut log, sample: Some(&mut sample), stop: options.stop };
-    let stage = StageRun { model: &start.model, recipe: &resolved, dir: &dir, resume: options.resume, hooks };
+    let stage =
+        StageRun { start: &start, model: &start.model, recipe: &resolved, dir: &dir, resume: options.resume, hooks };
     let summary = data.train(stage)?;
     drop(sample);
     if let Some(row) = &summary.evaluation {

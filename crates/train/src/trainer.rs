@@ -26,6 +26,7 @@ use crate::objective::Objective;
 use crate::optim::Optimizer;
 use crate::run_dir::{Journal, RunDir};
 use crate::system::peak_rss_mib;
+use crate::watch::Watch;
 use step::optimizer_step;
 
 /// Writes samples of the model's text after some step.
@@ -76,6 +77,7 @@ pub struct Trainer<'a, O: Objective> {
     optimizer: Optimizer,
     progress: Progress,
     journal: Option<Journal<'a>>,
+    watch: Watch,
 }
 
 impl<'a, O: Objective> Trainer<'a, O> {
@@ -87,11 +89,12 @@ impl<'a, O: Objective> Trainer<'a, O> {
         validation: Option<&'a dyn Validation<O::Batch>>,
         settings: Settings,
     ) -> Self {
-        let parameters = model.parameters();
+        let parameters = [model.parameters(), objective.parameters()].concat();
         let optimizer = Optimizer::new(&parameters, settings.optimizer).with_ema(settings.ema_decay);
         let validation = validation.filter(|validation| !validation.is_empty());
         let progress = Progress::default();
-        Self { model, parameters, objective, train, validation, settings, optimizer, progress, journal: None }
+        let watch = Watch::default();
+        Self { model, parameters, objective, train, validation, settings, optimizer, progress, journal: None, watch }
     }
 
     /// Keeps metrics, samples and checkpoints in a run directory; with `resume` goes on from its newest checkpoint.
@@ -100,6 +103,9 @@ impl<'a, O: Objective> Trainer<'a, O> {
             let checkpoints = dir.checkpoints();
             let mut report = |message: &str| observer.on_message(message);
             if let Some(progress) = checkpoints.load_latest(&self.parameters, &mut self.optimizer, &mut report)? {
+                if let Some(state) = checkpoints.source_state(progress.step)? {
+                    self.train.restore(&state)?;
+                }
                 self.progress = progress;
                 observer.on_message(&format!("resumed at step {}", self.progress.step));
             }
@@ -121,8 +127,9 @@ impl<'a, O: Objective> Trainer<'a, O> {
         self.after_step(hooks)?;
         while self.progress.step < steps && !self.progress.stopped_early {
             let row = self.step()?;
-            self.record(Row::Step(row))?;
+            self.record(Row::Step(row.clone()))?;
             hooks.observer.on_step(&row, steps);
+            self.watch.look(&row, &mut |message| hooks.observer.on_message(message));
             last_step = Some(row);
             if hooks.stop.load(Ordering::Relaxed) {
                 self.save_checkpoint(hooks)?;
@@ -168,6 +175,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             tokens_per_s: result.tokens as f64 / seconds.max(1e-9),
             ms: seconds * 1e3,
             rss_mib: peak_rss_mib(),
+            metrics: result.metrics,
         })
     }
 
@@ -259,8 +267,15 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let Some(journal) = &self.journal else { return Ok(()) };
         journal.metrics.sync()?;
         let checkpoints = journal.dir().checkpoints();
-        let path =
-            checkpoints.save(&self.parameters, &self.optimizer, &self.progress, self.settings.keep_checkpoints)?;
+        let state = self.train.state()?;
+        let state = state.as_deref();
+        let path = checkpoints.save(
+            &self.parameters,
+            &self.optimizer,
+            &self.progress,
+            self.settings.keep_checkpoints,
+            state,
+        )?;
         hooks.observer.on_message(&format!("checkpoint: {}", path.display()));
         Ok(())
     }

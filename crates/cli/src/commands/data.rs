@@ -21,7 +21,14 @@ pub fn run(verb: DataVerb, environment: &Environment) -> Result<Outcome, Failure
         DataVerb::Prepare(args) => super::prepare::run(&args, environment),
         DataVerb::Inspect { paths, tokenizer, json } => {
             let path = tokenizer.map(|name| tokenizer_path(&name, environment)).transpose()?;
-            inspect(&paths, path.map(Tokenizer::open).transpose()?.as_ref(), json)
+            let opened = path.as_ref().map(Tokenizer::open).transpose()?;
+            if let ([one], Some(path), Some(tokenizer)) = (&paths[..], &path, &opened)
+                && Path::new(one).is_file()
+                && super::inspect::answers(one, path, tokenizer, json)?
+            {
+                return Ok(Outcome::Done);
+            }
+            inspect(&paths, opened.as_ref(), json)
         }
         DataVerb::Dedup(args) => dedup(&args),
         DataVerb::Garden(args) => garden(&args),

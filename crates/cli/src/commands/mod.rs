@@ -11,6 +11,7 @@ mod doctor;
 mod embed;
 mod eval;
 mod generate;
+mod inspect;
 mod model;
 mod prepare;
 mod quickstart;

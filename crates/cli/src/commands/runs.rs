@@ -40,7 +40,7 @@ impl Run {
         let recipe = Recipe::open(&resolved, &[])?;
         let metrics = path.join("metrics.jsonl");
         let rows = if metrics.is_file() { read_rows(&metrics)? } else { Vec::new() };
-        let last = rows.iter().rev().find_map(|row| if let Row::Step(step) = row { Some(*step) } else { None });
+        let last = rows.iter().rev().find_map(|row| if let Row::Step(step) = row { Some(step.clone()) } else { None });
         let evaluation =
             rows.iter().rev().find_map(|row| if let Row::Eval(eval) = row { Some(eval.clone()) } else { None });
         Ok(Self {
@@ -101,8 +101,8 @@ fn list(dir: &Path, json: bool) -> Result<(), Failure> {
             run.name(),
             run.recipe.stage.name().into(),
             run.state().into(),
-            format!("{}/{}", run.last.map_or(0, |row| row.step), run.steps()),
-            number(run.last.map(|row| row.loss)),
+            format!("{}/{}", run.last.as_ref().map_or(0, |row| row.step), run.steps()),
+            number(run.last.as_ref().map(|row| row.loss)),
             number(run.evaluation.as_ref().map(|row| row.eval_loss)),
             number(run.evaluation.as_ref().and_then(|row| row.eval_bits_per_byte)),
         ]);
@@ -154,18 +154,18 @@ fn column(run: &Run) -> Vec<(&'static str, String)> {
     let train = &run.recipe.train;
     vec![
         ("stage", run.recipe.stage.name().into()),
-        ("steps", format!("{}/{}", run.last.map_or(0, |row| row.step), run.steps())),
-        ("tokens", run.last.map_or("-".into(), |row| grouped(row.tokens as usize))),
+        ("steps", format!("{}/{}", run.last.as_ref().map_or(0, |row| row.step), run.steps())),
+        ("tokens", run.last.as_ref().map_or("-".into(), |row| grouped(row.tokens as usize))),
         ("learning rate", train.lr.map_or("-".into(), |lr| lr.to_string())),
         ("batch", train.batch.map_or("-".into(), |batch| batch.to_string())),
         ("precision", train.precision.name().into()),
         ("seed", run.recipe.seed.to_string()),
-        ("loss", number(run.last.map(|row| row.loss))),
+        ("loss", number(run.last.as_ref().map(|row| row.loss))),
         ("eval loss", number(run.evaluation.as_ref().map(|row| row.eval_loss))),
         ("perplexity", number(run.evaluation.as_ref().map(|row| row.eval_perplexity))),
         ("bits/byte", number(run.evaluation.as_ref().and_then(|row| row.eval_bits_per_byte))),
-        ("tokens/s", run.last.map_or("-".into(), |row| format!("{:.0}", row.tokens_per_s))),
-        ("memory (MiB)", run.last.map_or("-".into(), |row| row.rss_mib.to_string())),
+        ("tokens/s", run.last.as_ref().map_or("-".into(), |row| format!("{:.0}", row.tokens_per_s))),
+        ("memory (MiB)", run.last.as_ref().map_or("-".into(), |row| row.rss_mib.to_string())),
     ]
 }
 

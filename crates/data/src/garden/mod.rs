@@ -10,6 +10,7 @@ pub mod arithmetic;
 mod chats;
 pub mod exercise;
 mod facts;
+pub mod preferences;
 pub mod relations;
 mod rng;
 pub mod score;

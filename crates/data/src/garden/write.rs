@@ -12,7 +12,7 @@ use crate::Error;
 use crate::labelled::qa::QaRow;
 
 /// The labelled tasks, by the names of their files.
-const TASKS: [&str; 4] = ["reading", "topics", "entities", "paraphrases"];
+const TASKS: [&str; 6] = ["reading", "topics", "entities", "paraphrases", "preferences", "prompts"];
 
 /// How much to write.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +61,8 @@ pub struct Written {
     /// - `topics`: `{"text","label"}`.
     /// - `entities`: `{"tokens","tags"}`.
     /// - `paraphrases`: `{"anchor","positive","negative"}`.
+    /// - `preferences`: `{"prompt","chosen","rejected","flaw"}`, the first three as lists of messages.
+    /// - `prompts`: `{"prompt","answer","category","lang","rivals"}`, questions with what their scorer needs.
     pub tasks: Vec<(&'static str, PathBuf, PathBuf)>,
 }
 
@@ -106,6 +108,8 @@ impl Garden {
         match task {
             "reading" => self.readings(split, n).iter().map(reading).collect(),
             "topics" => self.topics(split, n).iter().map(|row| json!(row)).collect(),
+            "preferences" => self.preferences(split, n).iter().map(|row| json!(row)).collect(),
+            "prompts" => self.questions(split, n).iter().map(|row| json!(row)).collect(),
             "entities" => self.tagged(split, n).iter().map(|row| json!(row)).collect(),
             _ => self.paraphrases(split, n).iter().map(|row| json!(row)).collect(),
         }

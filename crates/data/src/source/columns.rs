@@ -60,6 +60,37 @@ impl JsonObjects {
     }
 }
 
+/// The entries of a `.json` file, which is a list.
+pub(super) fn json_list(path: &Path, mut reader: Box<dyn Read>) -> Result<Vec<Value>> {
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).map_err(|error| Error::io("read", path, error))?;
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Array(entries)) => Ok(entries),
+        Ok(other) => {
+            let reason =
+                format!("expected a list of objects but found {}; one object per line is .jsonl", kind_name(&other));
+            Err(Error::malformed(path, "the file", reason))
+        }
+        Err(error) => Err(Error::malformed(path, format!("line {}", error.line()), format!("invalid JSON: {error}"))),
+    }
+}
+
+/// The texts of a `.json` file.
+pub(super) fn json_texts(path: &Path, reader: Box<dyn Read>, column: &str) -> Result<Vec<Result<Chunk>>> {
+    let text = |(index, entry): (usize, Value)| {
+        let place = format!("entry {}", index + 1);
+        match entry.get(column) {
+            Some(Value::String(text)) if text.is_empty() => None,
+            Some(Value::String(text)) => Some(Ok(whole(text.clone()))),
+            _ => {
+                let names = entry.as_object().into_iter().flat_map(|entry| entry.keys().map(String::as_str));
+                Some(Err(Error::no_column(path, place, column, names)))
+            }
+        }
+    };
+    Ok(json_list(path, reader)?.into_iter().enumerate().filter_map(text).collect())
+}
+
 /// The texts of a `.jsonl` file.
 pub(super) struct JsonLines {
     objects: JsonObjects,

@@ -66,6 +66,7 @@ pub type Chunks = Box<dyn Iterator<Item = Result<Chunk>>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Text,
+    Json,
     JsonLines,
     Csv,
     Parquet,
@@ -158,6 +159,7 @@ impl Source {
         let column = options.text_column.clone();
         let chunks: Chunks = match self.kind {
             Kind::Text => Box::new(text::TextChunks::new(&self.path, self.reader()?, options.text_split)),
+            Kind::Json => Box::new(columns::json_texts(&self.path, self.reader()?, &column)?.into_iter()),
             Kind::JsonLines => Box::new(columns::JsonLines::new(&self.path, self.reader()?, column)),
             Kind::Csv => Box::new(columns::Csv::new(&self.path, self.reader()?, &column)?),
             Kind::Parquet => Box::new(parquet::ParquetColumn::new(&self.path, &column)?),
@@ -205,6 +207,7 @@ fn kind_of(path: &Path) -> Option<(Kind, Compression)> {
     }
     let kind = match name.rsplit_once('.')?.1 {
         "txt" | "md" | "text" => Kind::Text,
+        "json" => Kind::Json,
         "jsonl" | "ndjson" => Kind::JsonLines,
         "csv" => Kind::Csv,
         "parquet" if compression == Compression::None => Kind::Parquet,

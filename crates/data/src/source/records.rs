@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::columns::{JsonObjects, csv_error, kind_name};
+use super::columns::{JsonObjects, csv_error, json_list, kind_name};
 use super::parquet::ParquetRows;
 use super::{Kind, Source, refuse_nul};
 use crate::{Error, Result};
 
-/// One row of a `.jsonl`, `.csv` or `.parquet` file.
+/// One row of a `.json`, `.jsonl`, `.csv` or `.parquet` file.
 #[derive(Debug, Clone)]
 pub struct Record {
     path: Arc<Path>,
@@ -23,6 +23,16 @@ impl Record {
     pub fn value(&self, field: &str) -> Result<&Value> {
         let keys = || self.values.keys().map(String::as_str);
         self.values.get(field).ok_or_else(|| Error::no_field(&self.path, &self.place, field, keys()))
+    }
+
+    /// Whether there is such a field, and something in it.
+    pub fn has(&self, field: &str) -> bool {
+        self.values.get(field).is_some_and(|value| !value.is_null())
+    }
+
+    /// All fields.
+    pub fn values(&self) -> &Map<String, Value> {
+        &self.values
     }
 
     /// A text that is not empty.
@@ -100,7 +110,12 @@ pub struct Records {
 
 enum Rows {
     Json(JsonObjects),
-    Csv { reader: csv::Reader<Box<dyn std::io::Read>>, names: Vec<String> },
+    /// The objects of a list, and how many it had.
+    List(std::vec::IntoIter<Value>),
+    Csv {
+        reader: csv::Reader<Box<dyn std::io::Read>>,
+        names: Vec<String>,
+    },
     Parquet(Box<ParquetRows>),
 }
 
@@ -109,10 +124,11 @@ impl Rows {
         let path = source.path();
         Ok(match source.kind {
             Kind::Text => {
-                let reason = "a plain text has no fields; expected .jsonl, .csv or .parquet";
+                let reason = "a plain text has no fields; expected .json, .jsonl, .csv or .parquet";
                 return Err(Error::malformed(path, "the file", reason));
             }
             Kind::JsonLines => Rows::Json(JsonObjects::new(path, source.reader()?)),
+            Kind::Json => Rows::List(json_list(path, source.reader()?)?.into_iter()),
             Kind::Csv => {
                 let mut reader = csv::ReaderBuilder::new().from_reader(source.reader()?);
                 let header = reader.byte_headers().map_err(|error| csv_error(path, error))?;
@@ -127,6 +143,14 @@ impl Rows {
     fn next(&mut self, path: &Path, count: u64) -> Result<Option<(String, Map<String, Value>)>> {
         match self {
             Rows::Json(objects) => objects.next_object(),
+            Rows::List(rows) => match rows.next() {
+                None => Ok(None),
+                Some(Value::Object(row)) => Ok(Some((format!("entry {}", count + 1), row))),
+                Some(other) => {
+                    let reason = format!("expected an object but found {}", kind_name(&other));
+                    Err(Error::malformed(path, format!("entry {}", count + 1), reason))
+                }
+            },
             Rows::Parquet(rows) => Ok(rows.next_row()?.map(|row| (format!("row {}", count + 1), row))),
             Rows::Csv { reader, names } => {
                 let mut record = csv::ByteRecord::new();

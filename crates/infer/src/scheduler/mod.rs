@@ -428,7 +428,7 @@ impl Running<'_> {
         }
         self.clock.first.get_or_insert_with(Instant::now);
         match self.sequence.advance(logits) {
-            Ok(Step::Ended) => self.end = Some(End::Finished(FinishReason::Stop)),
+            Ok(Step::Ended(_)) => self.end = Some(End::Finished(FinishReason::Stop)),
             Err(error) => self.end = Some(End::Failed(Arc::new(error))),
             Ok(Step::Token(token, end)) => {
                 let text = self.text.push(token.id);

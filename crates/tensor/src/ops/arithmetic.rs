@@ -106,6 +106,18 @@ impl Tensor {
         })
     }
 
+    /// `f` of every element, in f64; `f` returns value and slope. For the few numbers of a loss, where an equation in f32
+    /// would cancel.
+    pub fn map(&self, f: impl Fn(f64) -> (f64, f64)) -> Self {
+        let x = self.dense();
+        let (values, slopes): (Vec<f32>, Vec<f32>) =
+            x.f32().iter().map(|&x| f(f64::from(x))).map(|(value, slope)| (value as f32, slope as f32)).unzip();
+        let slopes = Raw::from_f32(&slopes, x.shape());
+        Self::from_op(Raw::from_f32(&values, x.shape()), &[self], move |dy, grads| {
+            grads.add(0, backend().binary(Binary::Mul, dy, &slopes));
+        })
+    }
+
     /// This tensor; whoever differentiates it also adds the gradient of the scalar `loss`, as it is.
     pub fn with_auxiliary(&self, loss: &Self) -> Self {
         Self::from_op(self.dense(), &[self, loss], |dy, grads| {

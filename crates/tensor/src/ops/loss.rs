@@ -134,14 +134,14 @@ impl Tensor {
 }
 
 /// Gradients of the head's operands, collected during forward while each chunk of logits is at hand.
-struct HeadGrads {
-    hidden: Raw,
-    weight: Raw,
-    bias: Option<Raw>,
+pub(super) struct HeadGrads {
+    pub(super) hidden: Raw,
+    pub(super) weight: Raw,
+    pub(super) bias: Option<Raw>,
 }
 
 impl HeadGrads {
-    fn new(wanted: bool, hidden: [usize; 2], weight: [usize; 2], wants_bias: bool) -> Self {
+    pub(super) fn new(wanted: bool, hidden: [usize; 2], weight: [usize; 2], wants_bias: bool) -> Self {
         let shape = |full: [usize; 2]| if wanted { full } else { [0, 0] };
         Self {
             hidden: Raw::empty(DType::F32, shape(hidden)),
@@ -150,7 +150,7 @@ impl HeadGrads {
         }
     }
 
-    fn add_chunk(&mut self, start: usize, h: &Raw, w: &Raw, dlogits: &Raw, precision: Precision) {
+    pub(super) fn add_chunk(&mut self, start: usize, h: &Raw, w: &Raw, dlogits: &Raw, precision: Precision) {
         if let Some(bias) = &mut self.bias {
             backend().add_column_sums(bias, dlogits);
         }

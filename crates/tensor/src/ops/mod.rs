@@ -5,6 +5,7 @@ mod arithmetic;
 pub(crate) mod attention;
 mod index;
 mod linear;
+pub(crate) mod log_probs;
 pub(crate) mod loss;
 mod norm;
 mod recompute;

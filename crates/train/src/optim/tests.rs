@@ -170,7 +170,7 @@ fn a_run_over_a_checkpoint_ends_in_the_same_bytes_with_every_optimizer() {
         let parts = parameters();
         let mut first = Optimizer::new(&parts, settings);
         (1..=5).for_each(|number| random_step(&mut first, &parts, number, 0.01));
-        checkpoints.save(&parts, &first, &Progress { step: 5, ..Progress::default() }, 1).unwrap();
+        checkpoints.save(&parts, &first, &Progress { step: 5, ..Progress::default() }, 1, None).unwrap();
         let parts = parameters();
         let mut second = Optimizer::new(&parts, settings);
         checkpoints.load(5, &parts, Some(&mut second)).unwrap();
@@ -186,7 +186,7 @@ fn a_checkpoint_of_another_optimizer_is_refused_with_the_tensor_that_is_missing(
     let parameters = parameters();
     let settings = |kind| OptimizerSettings { kind, ..OptimizerSettings::default() };
     let adamw = Optimizer::new(&parameters, settings(OptimizerKind::Adamw));
-    checkpoints.save(&parameters, &adamw, &Progress::default(), 1).unwrap();
+    checkpoints.save(&parameters, &adamw, &Progress::default(), 1, None).unwrap();
     let refusal = |kind| {
         let mut other = Optimizer::new(&parameters, settings(kind));
         checkpoints.load(0, &parameters, Some(&mut other)).unwrap_err().to_string()

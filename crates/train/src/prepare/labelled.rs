@@ -187,6 +187,7 @@ pub(super) fn contrastive(
 pub(super) fn labels(recipe: &Recipe) -> Result<Vec<String>> {
     let names = match recipe.stage {
         Stage::Classify if recipe.data.labels == Labels::Value => return Ok(vec!["value".into()]),
+        Stage::Reward => return Ok(vec!["reward".into()]),
         Stage::Classify | Stage::TokenClassify => names(recipe)?,
         _ => return Ok(Vec::new()),
     };

@@ -48,7 +48,7 @@ pub(super) fn texts(recipe: &Recipe) -> Result<Option<Vec<String>>> {
         Stage::TokenClassify => &["tokens"],
         Stage::Qa => &["context", "question"],
         Stage::Contrastive => &["anchor", "positive", "negative"],
-        Stage::Pretrain | Stage::Sft | Stage::MaskedLm | Stage::Seq2seq => return Ok(None),
+        _ => return Ok(None),
     };
     // Optional fields are read where the recipe names them.
     let is_read = |name: &str| !["text_pair", "negative"].contains(&name) || recipe.data.fields.contains_key(name);

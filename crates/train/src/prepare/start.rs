@@ -99,7 +99,8 @@ fn with_head(
         return Ok((LanguageModel::open(path)?, known));
     }
     // Nothing but hidden states is wanted, and every model of one stack has these.
-    let is_allowed = recipe.model.new_head == Some(true) || task == Task::Embedding;
+    // And a reward model's head is what its stage is for.
+    let is_allowed = recipe.model.new_head == Some(true) || task == Task::Embedding || recipe.stage == Stage::Reward;
     if !is_allowed {
         let found = match own == task {
             true => format!("for the classes {}", known.join(", ")),
@@ -147,7 +148,7 @@ fn check_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Result<()> {
     })
 }
 
-fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn weight_files(path: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(path).map_err(|e| loam_formats::Error::io("read", path, e))?;
     let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     let mut files: Vec<PathBuf> =

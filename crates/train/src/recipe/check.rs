@@ -30,6 +30,9 @@ impl Recipe {
         self.check_data(&mut problems);
         self.check_length(&mut problems);
         self.check_numbers(&mut problems);
+        let batch = self.train.batch.zip(self.train.micro_batch);
+        self.preference.check(self.stage, batch, &mut problems);
+        self.rl.check(self.stage, self.train.batch, &mut problems);
         if problems.is_empty() { Ok(()) } else { Err(Error::Recipe { path: path.into(), problems, hint }) }
     }
 
@@ -60,8 +63,9 @@ impl Recipe {
         if model.path.is_some() && model.initializer.is_some() {
             problems.push("`model.initializer` is for a new model, `model.path` opens one: keep one".into());
         }
-        if self.stage == Stage::Sft && is_new {
-            problems.push("`stage = \"sft\"` needs a pretrained model: set `model.path`".into());
+        let continues = self.stage == Stage::Sft || self.stage.learns_preferences() || self.stage.is_online();
+        if continues && is_new {
+            problems.push(format!("`stage = \"{}\"` needs a pretrained model: set `model.path`", self.stage.name()));
         }
         if model.depth.is_some_and(|depth| depth == 0 || depth > 128) {
             problems.push("`model.depth` must be between 1 and 128".into());
@@ -140,7 +144,10 @@ impl Recipe {
             Stage::TokenClassify => &["tokens", "tags"],
             Stage::Qa => &["context", "question", "answers"],
             Stage::Contrastive => &["anchor", "positive", "negative"],
-            Stage::Pretrain | Stage::Sft | Stage::MaskedLm => &[],
+            Stage::Kto => &["prompt", "completion", "label", "chosen", "rejected"],
+            stage if stage.learns_preferences() => &["prompt", "chosen", "rejected", "margin"],
+            stage if stage.is_online() => &["prompt", "answer"],
+            _ => &[],
         };
         for key in data.fields.keys().filter(|key| !known.contains(&key.as_str())) {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };

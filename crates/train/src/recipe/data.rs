@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSection {
-    /// Files to train on, as glob patterns: .txt, .md, .jsonl (also .gz, .zst), .csv, .parquet.
+    /// Files to train on, as glob patterns: .txt, .md, .json, .jsonl (also .gz, .zst), .csv, .parquet.
     pub train: Vec<String>,
     /// Files to evaluate on, as glob patterns. Default: a part of `train` is held out.
     pub validation: Vec<String>,
@@ -35,8 +35,10 @@ pub struct DataSection {
     pub dedup: Dedup,
     /// Names of the fields in .jsonl, .csv and .parquet files, where they differ from the stage's own: `source` and
     /// `target` (seq2seq); `text`, `text_pair` and `label` (classify); `tokens` and `tags` (token_classify); `context`,
-    /// `question` and `answers` (qa); `anchor`, `positive` and `negative` (contrastive). A `text_pair` or a `negative` is
-    /// read only where it is named here. Default: their own names.
+    /// `question` and `answers` (qa); `anchor`, `positive` and `negative` (contrastive); `prompt`, `chosen`, `rejected` and
+    /// `margin` (reward, dpo, orpo, simpo, cpo); `prompt`, `completion` and `label`, or pairs (kto); `prompt` and `answer`
+    /// (grpo, rloo, reinforce, ppo). A `text_pair` or a `negative` is read only where it is named here. Default: their own
+    /// names.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub fields: BTreeMap<String, String>,
     /// What labels are; `classify` only.

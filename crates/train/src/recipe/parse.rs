@@ -71,11 +71,26 @@ impl Recipe {
                 "stage = \"seq2seq\"\n[model]\nfamily = \"t5\"\n[tokenizer]\nkind = \"unigram\"\n\
                  [data]\ntrain = [\"pairs.jsonl\"]\n[train]\nepochs = 10\n"
             }
+            Stage::Reward | Stage::Dpo | Stage::Kto | Stage::Orpo | Stage::Simpo | Stage::Cpo => {
+                return Self { stage, ..Self::alignment("pairs.jsonl", "") };
+            }
+            Stage::Grpo | Stage::Rloo | Stage::Reinforce | Stage::Ppo => {
+                return Self { stage, ..Self::alignment("prompts.jsonl", "[rl]\nreward = { kind = \"match\" }\n") };
+            }
             Stage::Classify | Stage::TokenClassify | Stage::Qa | Stage::Contrastive => {
                 return Self { stage, ..Self::fine_tuning() };
             }
         };
         Self::parse(text, Path::new("default")).expect("the defaults are a valid recipe")
+    }
+
+    /// A model from a run of `sft`.
+    fn alignment(file: &str, more: &str) -> Self {
+        let text = format!(
+            "stage = \"grpo\"\n[model]\npath = \"runs/my-chat/model\"\n[data]\ntrain = [\"{file}\"]\n\
+             [train]\nepochs = 1\n{more}"
+        );
+        Self::parse(&text, Path::new("default")).expect("the defaults are a valid recipe")
     }
 
     /// An encoder from a run of `masked_lm`, with a new head.

@@ -12,7 +12,7 @@ use crate::batch::Validation;
 use crate::clip::{clip_factor, global_norm, squared_norm};
 use crate::error::{Error, Result};
 use crate::metrics::EvalRow;
-use crate::objective::{Objective, Pass};
+use crate::objective::{Loss, Objective, Pass};
 use crate::optim::Optimizer;
 
 /// Keeps the dropout keys of the micro-batches of different steps apart.
@@ -24,6 +24,7 @@ pub(super) struct StepResult {
     pub lr: f64,
     pub grad_norm: f64,
     pub tokens: u64,
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// One optimizer step on the micro-batches of `step`, the first being 0.
@@ -45,9 +46,9 @@ pub(super) fn optimizer_step<O: Objective>(
         optimizer.update(parameter, lr, 1.0);
     };
     let consume = at_once.then_some(&mut update as &mut dyn FnMut(&Parameter));
-    let (loss, tokens) =
+    let Accumulated { loss, tokens, metrics } =
         accumulate(model, objective, settings, step, micro_batches, consume).inspect_err(|_| clear(parameters))?;
-    if step == 0 {
+    if step == 0 && micro_batches.iter().any(|batch| objective.teaches(batch)) {
         check_gradients(parameters)?;
     }
     let grad_norm = if at_once { squares.sqrt() } else { global_norm(parameters) };
@@ -58,15 +59,26 @@ pub(super) fn optimizer_step<O: Objective>(
     let grad_scale = clip_factor(grad_norm, settings.clip);
     parameters.iter().for_each(|(_, parameter)| optimizer.update(parameter, lr, grad_scale));
     clear(parameters);
-    Ok(StepResult { loss, lr, grad_norm, tokens })
+    Ok(StepResult { loss, lr, grad_norm, tokens, metrics })
 }
 
 fn clear(parameters: &[(String, Parameter)]) {
     parameters.iter().for_each(|(_, parameter)| parameter.clear_grad());
 }
 
+/// What the micro-batches of a step came to.
+#[derive(Debug)]
+pub(crate) struct Accumulated {
+    /// Their mean loss.
+    pub(crate) loss: f64,
+    /// Tokens read.
+    pub(crate) tokens: u64,
+    /// Means of what the objective reports.
+    pub(crate) metrics: BTreeMap<String, f64>,
+}
+
 /// Adds up the gradients of the mean loss over all counted tokens of the micro-batches; `consume` gets each parameter
-/// once its gradient is complete. Returns that mean and the tokens read.
+/// once its gradient is complete.
 pub(crate) fn accumulate<O: Objective>(
     model: &LanguageModel,
     objective: &mut O,
@@ -74,7 +86,7 @@ pub(crate) fn accumulate<O: Objective>(
     step: u64,
     micro_batches: &[O::Batch],
     mut consume: Option<&mut dyn FnMut(&Parameter)>,
-) -> Result<(f64, u64)> {
+) -> Result<Accumulated> {
     let counted: usize = micro_batches.iter().map(|batch| objective.counted(batch)).sum();
     if counted == 0 {
         return Err(Error::Examples {
@@ -83,6 +95,7 @@ pub(crate) fn accumulate<O: Objective>(
         });
     }
     let mut loss = 0.0;
+    let mut metrics = BTreeMap::new();
     for (index, batch) in micro_batches.iter().enumerate() {
         let key = || DropoutKey {
             p: settings.dropout as f32,
@@ -98,7 +111,10 @@ pub(crate) fn accumulate<O: Objective>(
             measures: false,
         };
         loss += with_precision(settings.precision, || -> Result<f64> {
-            let tensor = objective.loss(model, batch, &pass)?.tensor;
+            let Loss { tensor, metrics: sums } = objective.loss(model, batch, &pass)?;
+            for (name, sum) in sums {
+                *metrics.entry(name.to_owned()).or_default() += sum / counted as f64;
+            }
             let value = f64::from(tensor.item());
             if !value.is_finite() {
                 return Err(Error::Diverged { step: step + 1, what: "loss", value });
@@ -111,7 +127,7 @@ pub(crate) fn accumulate<O: Objective>(
         })?;
     }
     let tokens: usize = micro_batches.iter().map(|batch| objective.tokens(batch)).sum();
-    Ok((loss, tokens as u64))
+    Ok(Accumulated { loss, tokens: tokens as u64, metrics })
 }
 
 /// Mean loss over the first `limit` held-out batches; `step` and `tokens` are copied into the row.
@@ -189,7 +205,8 @@ mod tests {
         let settings = Settings::of(&Recipe::parse(recipe, std::path::Path::new("test")).unwrap());
         let run = |micro_batches: &[CausalBatch]| {
             let model = LanguageModel::new(&config, 3).unwrap();
-            let (loss, tokens) = accumulate(&model, &mut Tokens, &settings, 0, micro_batches, None).unwrap();
+            let Accumulated { loss, tokens, .. } =
+                accumulate(&model, &mut Tokens, &settings, 0, micro_batches, None).unwrap();
             let grads = model
                 .parameters()
                 .iter()

@@ -95,7 +95,7 @@ impl Witness {
 
 impl Observer for Witness {
     fn on_step(&mut self, row: &MetricRow, _total: u64) {
-        self.rows.push(*row);
+        self.rows.push(row.clone());
         if self.stop_at == Some(row.step) {
             self.stop.store(true, Ordering::Relaxed);
         }
