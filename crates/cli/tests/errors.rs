@@ -55,7 +55,7 @@ fn a_model_that_is_not_there_is_one_error_with_a_hint() {
     }
     fs::write(dir.path().join("file"), "x").unwrap();
     let ran = loam(dir.path(), &["model", "show", "file"]);
-    assert!(ran.stderr.contains("a model is a directory"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("a model is a GGUF file, or a directory"), "{}", ran.stderr);
 }
 
 #[test]
