@@ -100,7 +100,7 @@ pub(crate) struct Entry {
     pub(crate) feeds: Vec<String>,
     /// One parameter, or several that the file keeps in one tensor.
     pub(crate) parameters: Vec<Parameter>,
-    transform: Transform,
+    pub(crate) transform: Transform,
     heads: usize,
 }
 
@@ -155,7 +155,7 @@ impl Entry {
     }
 
     /// Which row of the file (or column, where it is transposed) each row of the parameters is, in their order.
-    fn places(&self) -> Vec<usize> {
+    pub(crate) fn places(&self) -> Vec<usize> {
         if self.transform != Transform::ByHead {
             return (0..self.rows()).collect();
         }
