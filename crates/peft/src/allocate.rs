@@ -1,9 +1,11 @@
 //! Where AdaLoRA's ranks go (Zhang et al. 2023, sections 3.2 and 3.3), step by step as PEFT does it.
 
+use loam_models::LanguageModel;
 use loam_tensor::{Parameter, Raw, Tensor};
 
 use crate::adapter::Adapter;
 use crate::config::{AdaLora, Config, Method};
+use crate::error::Result;
 
 /// What is remembered of one of a layer's three tensors.
 struct Watched {
@@ -157,6 +159,32 @@ impl RankAllocator {
             layer.left.set(&left);
             layer.keep_away();
         }
+    }
+
+    /// The adapter as it is saved: with the ranks that are left only, once that is settled.
+    pub fn settle(&self, model: &LanguageModel, adapter: &Adapter) -> Result<Adapter> {
+        let config = self.settled(adapter.config());
+        let settled = Adapter::bare(model, &config)?;
+        for ((name, to), (_, from)) in settled.parameters().iter().zip(adapter.parameters()) {
+            let Some(layer) =
+                self.layers.iter().find(|layer| layer.tensors.iter().any(|own| own.parameter.is_same(from)))
+            else {
+                to.set(&from.to_vec());
+                continue;
+            };
+            let left = layer.left.to_vec();
+            // All of them, while nothing is settled.
+            let is_left = |rank: usize| left[rank].is_nan() || left[rank] > 0.0;
+            let (values, ranks) = (from.to_vec(), left.len());
+            let kept: Vec<f32> = if name.ends_with("lora_B") {
+                values.chunks_exact(ranks).flat_map(|row| (0..ranks).filter(|&k| is_left(k)).map(|k| row[k])).collect()
+            } else {
+                let width = values.len() / ranks.max(1);
+                (0..ranks).filter(|&k| is_left(k)).flat_map(|k| values[k * width..][..width].to_vec()).collect()
+            };
+            to.set(&kept);
+        }
+        Ok(settled)
     }
 
     /// The configuration with the ranks that are left now, as it is saved.

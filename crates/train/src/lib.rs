@@ -7,6 +7,7 @@
 //!
 //! **Where to start.** [`train`] runs a whole recipe; [`Trainer`] is the loop alone.
 
+mod adapter;
 mod batch;
 mod checkpoint;
 mod clip;
@@ -27,6 +28,7 @@ mod schedule;
 mod system;
 mod trainer;
 
+pub use adapter::AdapterRun;
 pub use batch::{LoaderSource, LoaderValidation, Source, Validation, split_rows};
 pub use checkpoint::{Checkpoints, Progress};
 pub use clip::{clip_factor, global_norm};

@@ -18,8 +18,9 @@ pub use observer::{Observer, Silent};
 pub use settings::Settings;
 pub use step::evaluate;
 
+use crate::adapter::AdapterRun;
 use crate::batch::{Source, Validation};
-use crate::checkpoint::Progress;
+use crate::checkpoint::{Checkpoints, Progress};
 use crate::error::Result;
 use crate::metrics::{EvalRow, MetricRow, Row};
 use crate::objective::Objective;
@@ -76,6 +77,7 @@ pub struct Trainer<'a, O: Objective> {
     optimizer: Optimizer,
     progress: Progress,
     journal: Option<Journal<'a>>,
+    adapter: Option<&'a AdapterRun>,
 }
 
 impl<'a, O: Objective> Trainer<'a, O> {
@@ -91,13 +93,40 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let optimizer = Optimizer::new(&parameters, settings.optimizer).with_ema(settings.ema_decay);
         let validation = validation.filter(|validation| !validation.is_empty());
         let progress = Progress::default();
-        Self { model, parameters, objective, train, validation, settings, optimizer, progress, journal: None }
+        Self {
+            model,
+            parameters,
+            objective,
+            train,
+            validation,
+            settings,
+            optimizer,
+            progress,
+            journal: None,
+            adapter: None,
+        }
+    }
+
+    /// Trains an adapter of the model instead of the model. To be called before [`Trainer::in_run_dir`].
+    pub fn with_adapter(mut self, adapter: Option<&'a AdapterRun>) -> Self {
+        if let Some(adapter) = adapter {
+            self.parameters = adapter.parameters().to_vec();
+            self.optimizer = Optimizer::new(&self.parameters, self.settings.optimizer)
+                .with_lr_factors(|name, parameter| adapter.lr_factor(name, parameter))
+                .with_ema(self.settings.ema_decay);
+        }
+        self.adapter = adapter;
+        self
+    }
+
+    fn checkpoints(&self, dir: &RunDir) -> Checkpoints {
+        if self.adapter.is_some() { dir.checkpoints().of_adapter() } else { dir.checkpoints() }
     }
 
     /// Keeps metrics, samples and checkpoints in a run directory; with `resume` goes on from its newest checkpoint.
     pub fn in_run_dir(mut self, dir: &'a RunDir, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
         if resume {
-            let checkpoints = dir.checkpoints();
+            let checkpoints = self.checkpoints(dir);
             let mut report = |message: &str| observer.on_message(message);
             if let Some(progress) = checkpoints.load_latest(&self.parameters, &mut self.optimizer, &mut report)? {
                 self.progress = progress;
@@ -155,6 +184,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             &mut self.optimizer,
             &self.settings,
             (self.progress.step, &micro_batches),
+            self.adapter,
         )?;
         self.progress.step += 1;
         self.progress.tokens += result.tokens;
@@ -258,7 +288,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
     fn save_checkpoint(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
         let Some(journal) = &self.journal else { return Ok(()) };
         journal.metrics.sync()?;
-        let checkpoints = journal.dir().checkpoints();
+        let checkpoints = self.checkpoints(journal.dir());
         let path =
             checkpoints.save(&self.parameters, &self.optimizer, &self.progress, self.settings.keep_checkpoints)?;
         hooks.observer.on_message(&format!("checkpoint: {}", path.display()));
@@ -269,7 +299,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let (Some(journal), best) = (&self.journal, self.progress.best_step) else { return Ok(()) };
         if best > 0 {
             // The state belongs to it: it has the mean of those weights.
-            journal.dir().checkpoints().load(best, &self.parameters, Some(&mut self.optimizer))?;
+            self.checkpoints(journal.dir()).load(best, &self.parameters, Some(&mut self.optimizer))?;
             hooks.observer.on_message(&format!("taking the weights of step {best}, the best evaluation"));
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::args::EvalArgs;
+use crate::commands::merge::attach;
 use crate::commands::quantise;
 use crate::failure::Failure;
 use crate::locate::model_dir;
@@ -19,6 +20,7 @@ use std::time::Instant;
 pub fn run(args: &EvalArgs, environment: &Environment) -> Result<Outcome, Failure> {
     let open = OpenModel::open(model_dir(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
+    attach(&open.model, args.adapter.as_deref())?;
     let fields = PairFields { source: args.source.clone(), target: args.target.clone() };
     let mut pairs = seq2seq::read(&[Source::open(&args.pairs)?], &fields)?;
     pairs.truncate(args.limit.unwrap_or(usize::MAX));

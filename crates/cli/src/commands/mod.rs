@@ -10,6 +10,7 @@ mod doctor;
 mod embed;
 mod eval;
 mod generate;
+mod merge;
 mod model;
 mod prepare;
 mod quickstart;

@@ -30,6 +30,9 @@ impl Recipe {
         self.check_data(&mut problems);
         self.check_length(&mut problems);
         self.check_numbers(&mut problems);
+        if let Some(peft) = &self.peft {
+            peft.check(self, &mut problems);
+        }
         if problems.is_empty() { Ok(()) } else { Err(Error::Recipe { path: path.into(), problems, hint }) }
     }
 
