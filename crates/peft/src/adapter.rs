@@ -10,7 +10,7 @@ use loam_tensor::{Parameter, Raw, Tensor, no_grad};
 use crate::bottleneck::{Joined, bottleneck};
 use crate::config::{Config, Method};
 use crate::error::{Error, Result};
-use crate::linear::{Attached, Named, Rows, Whole, adalora, file_name, ia3, lora, vera};
+use crate::linear::{Attached, Named, Rows, Whole, adalora, check_patterns, file_name, ia3, lora, vera};
 use crate::prompt::{self, EMBEDDINGS, Encode, SharedPrompt};
 use crate::tables::{Tabled, WholeTable, token_rows};
 use crate::target::ends_with;
@@ -46,6 +46,13 @@ pub struct Origin<'a> {
 impl Adapter {
     /// A fresh adapter for a model. The model's parameters are neither changed nor frozen.
     pub fn new(model: &LanguageModel, config: &Config, origin: Origin<'_>) -> Result<Self> {
+        if let Method::Lora(lora) = &config.method {
+            check_patterns(model, lora)?;
+        }
+        Self::made(model, config, origin)
+    }
+
+    fn made(model: &LanguageModel, config: &Config, origin: Origin<'_>) -> Result<Self> {
         let seed = origin.seed;
         let mut own = Self::empty(config.clone());
         match &config.method {
@@ -71,7 +78,7 @@ impl Adapter {
             Method::Prompt(config) => (config.num_virtual_tokens, false),
             Method::PTuning(config) => (config.num_virtual_tokens, false),
             Method::Prefix(config) => (config.num_virtual_tokens, true),
-            _ => return Self::new(model, config, Origin::default()),
+            _ => return Self::made(model, config, Origin::default()),
         };
         let mut own = Self::empty(config.clone());
         own.take_prompt(prompt::collapsed(model, count, is_prefix)?);

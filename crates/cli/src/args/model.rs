@@ -221,8 +221,17 @@ pub struct EvalArgs {
     /// A Hugging Face directory, a run, or a name in the local store
     pub model: String,
     /// Pairs of source and target (.jsonl, .csv, .parquet): how often the model writes the target
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "questions",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub pairs: PathBuf,
+    /// The garden's questions (questions.jsonl): how often the model answers right, by the garden's exact scorer
+    #[arg(long, value_name = "FILE", conflicts_with = "pairs")]
+    pub questions: Option<PathBuf>,
     /// Name of the field with the source
     #[arg(long, value_name = "FIELD", default_value = "source")]
     pub source: String,

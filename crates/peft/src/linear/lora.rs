@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use loam_kernels::rng::Rng;
 use loam_models::{LanguageModel, LinearSite};
 use loam_nn::{Init, LayerContext, Linear};
-use loam_tensor::{Parameter, Raw, Tensor, no_grad};
+use loam_tensor::{DType, Parameter, Precision, Raw, Tensor, no_grad, with_precision};
 
 use super::{Attached, LinearAdapter, Named, Rows, dropout_place, file_name, outer, plus};
 use crate::config::{Lora, LoraInit};
@@ -66,8 +66,13 @@ impl LoraPart {
         });
         let (a, b) = (self.a.to_vec(), no_grad(|| self.rows.of_matrix(&Tensor::parameter(&self.b)).to_vec()));
         let r = self.a.shape()[0];
-        let weight = Tensor::constant(Raw::from_f32(&linear.weight.to_vec(), linear.weight.shape()));
-        let crossed = no_grad(|| weight.linear(&Tensor::parameter(&self.a), None).to_vec());
+        // In full, whatever the run's products are taken in: the lengths' ratio is near one.
+        let weight = match linear.weight.dtype() {
+            DType::F32 => linear.weight.value(),
+            _ => Raw::from_f32(&linear.weight.to_vec(), linear.weight.shape()),
+        };
+        let product = || Tensor::constant(weight).linear(&Tensor::parameter(&self.a), None).to_vec();
+        let crossed = with_precision(Precision::F32, || no_grad(product));
         let mut gram = vec![0.0; r * r];
         for i in 0..r {
             for j in 0..r {
@@ -171,6 +176,13 @@ pub(crate) fn rank_and_scale(config: &Lora, name: &str) -> Result<(usize, f64)> 
     Ok((r, alpha / if config.use_rslora { (r as f64).sqrt() } else { r as f64 }))
 }
 
+/// Refuses patterns that match no target, in what someone has just written; files may carry them along.
+pub(crate) fn check_patterns(model: &LanguageModel, config: &Lora) -> Result<()> {
+    let sites = target::matching(model, &config.targets, Column::Lora)?;
+    target::check_patterns(&config.rank_pattern, &sites, "rank_pattern")?;
+    target::check_patterns(&config.alpha_pattern, &sites, "alpha_pattern")
+}
+
 /// LoRA on every layer that the configuration names.
 pub(crate) fn lora(model: &LanguageModel, config: &Lora, seed: u64) -> Result<(Named, Vec<Attached>)> {
     if config.use_dora && config.init.takes_from_weight() {
@@ -179,8 +191,6 @@ pub(crate) fn lora(model: &LanguageModel, config: &Lora, seed: u64) -> Result<(N
         ));
     }
     let sites = target::matching(model, &config.targets, Column::Lora)?;
-    target::check_patterns(&config.rank_pattern, &sites, "rank_pattern")?;
-    target::check_patterns(&config.alpha_pattern, &sites, "alpha_pattern")?;
     let (mut named, mut attached) = (Vec::new(), Vec::new());
     for (index, site) in sites.iter().enumerate() {
         let (r, scale) = rank_and_scale(config, &site.name)?;

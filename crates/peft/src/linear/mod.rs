@@ -12,7 +12,7 @@ use loam_tensor::{Parameter, Tensor, no_grad};
 
 pub(crate) use adalora::adalora;
 pub(crate) use ia3::{feedforward, ia3};
-pub(crate) use lora::{TAKEN_A, TAKEN_B, like_linear, lora, normal, rank_and_scale};
+pub(crate) use lora::{TAKEN_A, TAKEN_B, check_patterns, like_linear, lora, normal, rank_and_scale};
 pub(crate) use vera::vera;
 pub(crate) use whole::Whole;
 
