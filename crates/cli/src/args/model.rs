@@ -221,14 +221,8 @@ pub struct EvalArgs {
     /// A Hugging Face directory, a run, or a name in the local store
     pub model: String,
     /// Pairs of source and target (.jsonl, .csv, .parquet): how often the model writes the target
-    #[arg(
-        long,
-        value_name = "FILE",
-        required_unless_present = "questions",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub pairs: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "questions")]
+    pub pairs: Option<PathBuf>,
     /// The garden's questions (questions.jsonl): how often the model answers right, by the garden's exact scorer
     #[arg(long, value_name = "FILE", conflicts_with = "pairs")]
     pub questions: Option<PathBuf>,

@@ -24,11 +24,11 @@ pub fn run(args: &EvalArgs, environment: &Environment) -> Result<Outcome, Failur
     let open = OpenModel::open(model_dir(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
     attach(&open.model, args.adapter.as_deref())?;
-    if let Some(path) = &args.questions {
-        return ask(args, path, &open);
-    }
+    let Some(path) = &args.pairs else {
+        return ask(args, args.questions.as_deref().unwrap_or(Path::new("")), &open);
+    };
     let fields = PairFields { source: args.source.clone(), target: args.target.clone() };
-    let mut pairs = seq2seq::read(&[Source::open(&args.pairs)?], &fields)?;
+    let mut pairs = seq2seq::read(&[Source::open(path)?], &fields)?;
     pairs.truncate(args.limit.unwrap_or(usize::MAX));
     let generator = open.generator();
     let settings =

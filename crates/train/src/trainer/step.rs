@@ -82,6 +82,9 @@ fn clear(parameters: &[(String, Parameter)]) {
     parameters.iter().for_each(|(_, parameter)| parameter.clear_grad());
 }
 
+/// Receives a parameter once its gradient is complete.
+pub(crate) type Consume<'a> = &'a mut dyn FnMut(&Parameter);
+
 /// Adds up the gradients of the mean loss over all counted tokens of the micro-batches; `consume` gets each parameter
 /// once its gradient is complete. Returns that mean and the tokens read.
 pub(crate) fn accumulate<O: Objective>(
@@ -90,7 +93,7 @@ pub(crate) fn accumulate<O: Objective>(
     settings: &Settings,
     step: u64,
     micro_batches: &[O::Batch],
-    (mut consume, adapter): (Option<&mut dyn FnMut(&Parameter)>, Option<&AdapterRun>),
+    (mut consume, adapter): (Option<Consume<'_>>, Option<&AdapterRun>),
 ) -> Result<(f64, u64)> {
     let counted: usize = micro_batches.iter().map(|batch| objective.counted(batch)).sum();
     if counted == 0 {
