@@ -74,6 +74,12 @@ impl Adapter {
 
     /// An adapter as files have it: soft prompts without the network that made them.
     pub(crate) fn bare(model: &LanguageModel, config: &Config) -> Result<Self> {
+        let mut config = config.clone();
+        // PEFT lists both names that classifiers' heads have, and models have one of them.
+        let head = model.table_sites().pop();
+        let is_head = |name: &String| head.as_ref().is_some_and(|site| ends_with(&site.name, name));
+        config.modules_to_save.retain(|name| !["classifier", "score"].contains(&name.as_str()) || is_head(name));
+        let config = &config;
         let (count, is_prefix) = match &config.method {
             Method::Prompt(config) => (config.num_virtual_tokens, false),
             Method::PTuning(config) => (config.num_virtual_tokens, false),
