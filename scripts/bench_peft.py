@@ -2,8 +2,8 @@
 
     cargo build --release && python scripts/bench_peft.py RUNS [LOAM]
 
-RUNS is a directory in which `loam quickstart --fast --dir RUNS` has left a pretrained model. Every method trains on the same
-conversations for the same steps, with a learning rate that its kind is used to, not tuned one by one. Accuracy is
+RUNS is a directory in which `loam quickstart --fast --dir RUNS` has left a pretrained model and its garden. Every method trains on
+the same conversations for the same steps, with a learning rate that its kind is used to, not tuned one by one. Accuracy is
 that of `loam eval --questions` on held-out questions of the same world, memory the process's peak.
 """
 
@@ -47,21 +47,21 @@ def loam(*args):
 
 
 def main():
-    base = next(RUNS.glob("*-pretrain-*")) / "model"
+    run = max(RUNS.glob("*-quickstart-*"))
+    base, garden = run / "pretrain/model", run / "garden"
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        loam("data", "garden", work / "garden", "--train-bytes", 10000, "--chats", 4000, "--questions", 200, "--examples", 10)
-        questions = work / "garden/questions.jsonl"
+        questions = garden / "questions.jsonl"
         right = lambda model, *more: json.loads(loam("eval", model, "--questions", questions, "--json", *more))["right"]
-        print("| method | right | trained | s | peak MiB |\n|---|---|---|---|---|")
-        print(f"| the base model | {100 * right(base):.1f} % | 0 | | |", flush=True)
+        print("| method | held-out loss | right | trained | s | peak MiB |\n|---|---|---|---|---|---|")
+        print(f"| the base model | | {100 * right(base):.1f} % | 0 | | |", flush=True)
         for number, (name, (section, lr)) in enumerate(METHODS.items()):
             if ONLY and not any(part in name for part in ONLY):
                 continue
             recipe = work / f"{number}.toml"
             peft = f"[peft]\n{section}\n" if section else ""
             recipe.write_text(
-                f'stage = "sft"\n[model]\npath = "{base}"\n[data]\ntrain = ["{work}/garden/chats.jsonl"]\nvalidation_fraction = 0.01\n'
+                f'stage = "sft"\n[model]\npath = "{base}"\n[data]\ntrain = ["{garden}/chats.jsonl"]\nvalidation = ["{garden}/valid-chats.jsonl"]\n'
                 f"{peft}[train]\nsteps = {STEPS}\nlr = {lr}\nbatch_tokens = 4096\nweight_decay = 0.0\neval_every = 0\nsample_every = 0\n"
                 "checkpoint_every = 0\n"
             )
@@ -70,6 +70,7 @@ def main():
             seconds = time.time() - start
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             peak = max(row.get("rss_mib", 0) for row in rows)
+            loss = [row["eval_loss"] for row in rows if "eval_loss" in row][-1]
             adapter = run / "adapter"
             if section:
                 share = right(base, "--adapter", adapter)
@@ -77,7 +78,7 @@ def main():
             else:
                 share = right(run / "model")
                 trained = json.loads(loam("model", "show", base, "--json"))["footprint"]["parameters"]
-            print(f"| {name} | {100 * share:.1f} % | {trained} | {seconds:.1f} | {peak:.0f} |", flush=True)
+            print(f"| {name} | {loss:.4f} | {100 * share:.1f} % | {trained} | {seconds:.1f} | {peak:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
