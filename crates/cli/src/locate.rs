@@ -26,6 +26,17 @@ pub fn model_path(name: &str, environment: &Environment) -> Result<PathBuf, Fail
     Err(Failure::with_hint(format!("there is no model `{name}`"), hint))
 }
 
+/// The directory of an adapter: the path itself, or the `adapter/` of a run.
+pub fn adapter_dir(path: &Path) -> Result<PathBuf, Failure> {
+    let places = [path.to_owned(), path.join("adapter")];
+    places.into_iter().find(|place| loam_peft::is_adapter_dir(place)).ok_or_else(|| {
+        Failure::with_hint(
+            format!("there is no adapter in {}", path.display()),
+            "an adapter's directory holds adapter_config.json; a run gets its adapter/ when training ends",
+        )
+    })
+}
+
 /// Finds a tokenizer: a `tokenizer.json`, or whatever [`model_path`] takes.
 pub fn tokenizer_path(name: &str, environment: &Environment) -> Result<PathBuf, Failure> {
     if Path::new(name).is_file() {

@@ -1,6 +1,8 @@
 //! One block of a stack.
 
-use loam_nn::{Attention, Experts, FeedForward, LayerCache, LayerContext, Module, Norm, join};
+use loam_nn::{
+    Attention, Experts, FeedForward, Hooks, JoinHook, LayerCache, LayerContext, Linear, Module, Norm, Slot, join,
+};
 use loam_tensor::{Parameter, Tensor};
 
 use crate::spec::{LayerSpec, Residual};
@@ -20,6 +22,8 @@ pub(crate) struct Block {
     feed_forward_post_norm: Option<Norm>,
     /// Which of the stack's rotations it uses.
     pub(crate) rope: Option<usize>,
+    /// Where attention joins the residual stream, and where the feed-forward does.
+    pub(crate) joins: [Slot<dyn JoinHook>; 2],
 }
 
 /// What stands in a block's second half.
@@ -32,7 +36,7 @@ enum Wide {
 impl Wide {
     fn forward(&self, x: &Tensor, context: &LayerContext) -> Tensor {
         match self {
-            Self::Dense(feed_forward) => feed_forward.forward(x),
+            Self::Dense(feed_forward) => feed_forward.forward(x, context),
             Self::Sparse(experts) => experts.forward(x, context),
         }
     }
@@ -43,6 +47,13 @@ impl Module for Wide {
         match self {
             Self::Dense(feed_forward) => feed_forward.visit(path, visit),
             Self::Sparse(experts) => experts.visit(path, visit),
+        }
+    }
+
+    fn visit_linears(&self, path: &str, visit: &mut dyn FnMut(String, &Linear)) {
+        match self {
+            Self::Dense(feed_forward) => feed_forward.visit_linears(path, visit),
+            Self::Sparse(experts) => experts.visit_linears(path, visit),
         }
     }
 }
@@ -76,7 +87,21 @@ impl Block {
             },
             feed_forward_post_norm: is_sandwich.then(norm),
             rope,
+            joins: Default::default(),
         }
+    }
+
+    /// What hooks of this block differentiate.
+    pub(crate) fn hooked_parameters(&self, hooks: &Hooks) -> Vec<Parameter> {
+        let mut found: Vec<Parameter> =
+            self.joins.iter().filter_map(|slot| slot.of(hooks)).flat_map(|hook| hook.parameters()).collect();
+        self.visit_linears("", &mut |_, linear| {
+            found.extend(linear.hook.of(hooks).into_iter().flat_map(|hook| hook.parameters()));
+        });
+        // One hook may stand in several places, and so may a parameter.
+        let mut seen = std::collections::HashSet::new();
+        found.retain(|parameter| seen.insert(parameter.address()));
+        found
     }
 
     /// `[batch, time, hidden] -> [batch, time, hidden]`; `index` is the block's place in its stack.
@@ -88,19 +113,26 @@ impl Block {
         mut cache: Option<&mut LayerCache>,
     ) -> Tensor {
         let drop = |y: Tensor, place: u64| context.drop(y, PLACES * index + place);
+        let join =
+            |half: usize, branch: Tensor, x: &Tensor, norm: Option<&Norm>| match self.joins[half].of(&context.hooks) {
+                Some(hook) => x + &hook.forward(&branch, x, norm, context),
+                None => x + &branch,
+            };
         if self.residual == Residual::PostNorm {
             let attended = self.attention.forward(x, context, cache.as_deref_mut());
-            let mut joined = after(&self.attention_norm, x + &drop(attended, 1));
+            let norm = self.attention_norm.as_ref();
+            let mut joined = after(&self.attention_norm, join(0, drop(attended, 1), x, norm));
             if let (Some((norm, cross)), Some(memory)) = (&self.cross_attention, &context.memory) {
                 let seen = cross.forward_cross(&joined, context, memory, cache);
                 joined = norm.forward(&(&joined + &drop(seen, 3)));
             }
             let fed = self.feed_forward.forward(&joined, context);
-            return after(&self.feed_forward_norm, &joined + &drop(fed, 2));
+            let norm = self.feed_forward_norm.as_ref();
+            return after(&self.feed_forward_norm, join(1, drop(fed, 2), &joined, norm));
         }
         let normed = after(&self.attention_norm, x.clone());
         let attended = self.attention.forward(&normed, context, cache.as_deref_mut());
-        let mut joined = x + &drop(after(&self.attention_post_norm, attended), 1);
+        let mut joined = join(0, drop(after(&self.attention_post_norm, attended), 1), x, None);
         if let (Some((norm, cross)), Some(memory)) = (&self.cross_attention, &context.memory) {
             let seen = cross.forward_cross(&norm.forward(&joined), context, memory, cache);
             joined = &joined + &drop(seen, 3);
@@ -111,7 +143,7 @@ impl Block {
             _ => after(&self.feed_forward_norm, joined.clone()),
         };
         let fed = after(&self.feed_forward_post_norm, self.feed_forward.forward(&input, context));
-        &joined + &drop(fed, 2)
+        join(1, drop(fed, 2), &joined, None)
     }
 }
 
@@ -127,5 +159,13 @@ impl Module for Block {
         self.feed_forward_norm.visit(&join(path, "feed_forward_norm"), visit);
         self.feed_forward.visit(&join(path, "feed_forward"), visit);
         self.feed_forward_post_norm.visit(&join(path, "feed_forward_post_norm"), visit);
+    }
+
+    fn visit_linears(&self, path: &str, visit: &mut dyn FnMut(String, &Linear)) {
+        self.attention.visit_linears(&join(path, "attention"), visit);
+        if let Some((_, attention)) = &self.cross_attention {
+            attention.visit_linears(&join(path, "cross_attention"), visit);
+        }
+        self.feed_forward.visit_linears(&join(path, "feed_forward"), visit);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use loam_nn::{Activation, Linear, Module, Norm, join};
+use loam_nn::{Activation, Hooks, Linear, Module, Norm, Slot, TableHook, join};
 use loam_tensor::{Parameter, Tensor};
 
 use crate::spec::{HeadSpec, Reads, Spec, Task, TransformSpec};
@@ -24,7 +24,7 @@ impl Transform {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let y = self.dense.forward(x).unary(self.activation.0);
+        let y = self.dense.apply(x).unary(self.activation.0);
         self.norm.as_ref().map_or(y.clone(), |norm| norm.forward(&y))
     }
 }
@@ -36,6 +36,8 @@ pub(crate) struct Head {
     /// Scores; `None` where they come from the token table, or not at all.
     output: Option<Parameter>,
     bias: Option<Parameter>,
+    /// What scores instead, where something does.
+    pub(crate) hook: Slot<dyn TableHook>,
 }
 
 impl Head {
@@ -53,6 +55,7 @@ impl Head {
             transform: head.transform.map(|transform| Transform::zeros(hidden, &transform)),
             output: is_own.then(|| Parameter::zeros([rows, hidden])),
             bias,
+            hook: Slot::default(),
         }
     }
 
@@ -74,10 +77,13 @@ impl Head {
 
     /// Scores of what the head reads of `hidden` `[.., hidden]`: `[documents, labels]`, or `[positions, labels]` where it
     /// reads every one; without labels what comes before them.
-    pub(crate) fn scores(&self, hidden: &Tensor, documents: &[Range<usize>]) -> Tensor {
+    pub(crate) fn scores(&self, hidden: &Tensor, documents: &[Range<usize>], hooks: &Hooks) -> Tensor {
         let input = self.input(&pool(hidden, documents, self.spec.reads));
         match &self.output {
-            Some(weight) => input.linear(&Tensor::parameter(weight), self.bias().as_ref()),
+            Some(weight) => {
+                let hooked = self.hook.of(hooks).map(|hook| hook.table(weight, false));
+                input.linear(&hooked.unwrap_or_else(|| Tensor::parameter(weight)), self.bias().as_ref())
+            }
             None => input,
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use loam_formats::{Dtype, Gguf, HfDir, HfWriter, TensorOut, Weights, nearest};
 use loam_kernels::cross_entropy::IGNORED;
-use loam_nn::{Init, KvCache, Memory, Module};
+use loam_nn::{Hooks, Init, KvCache, Memory, Module};
 use loam_tensor::{HeadSettings, LogProbSettings, Parameter, Tensor};
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ pub struct LanguageModel {
     family: &'static Family,
     config: Value,
     spec: Spec,
-    network: Network,
+    pub(crate) network: Network,
 }
 
 /// What became of a checkpoint's weights in a model with another head.
@@ -261,7 +261,7 @@ impl LanguageModel {
         trained.map(|entry| (entry.name.clone(), entry.file_shape(), entry.export(read))).collect()
     }
 
-    fn entries(&self) -> Vec<Entry> {
+    pub(crate) fn entries(&self) -> Vec<Entry> {
         let mut entries = self.family.weights.entries(&self.parameters(), &self.spec);
         if self.spec.head.task == Task::Embedding {
             // A model without a head is saved without the prefix that tells its body from one.
@@ -304,50 +304,54 @@ impl LanguageModel {
 
     /// Logits of every position: `[batch, time, vocab]`.
     pub fn logits(&self, input: &Input<'_>, forward: Forward<'_>) -> Result<Tensor, Error> {
+        let hooks = forward.hooks.clone();
         let hidden = self.hidden(input, forward)?;
-        self.tokens(&hidden)
+        self.tokens(&hidden, &hooks)
     }
 
     /// Logits of the last position of every row: `[batch, vocab]`.
     pub fn last_logits(&self, input: &Input<'_>, forward: Forward<'_>) -> Result<Tensor, Error> {
+        let hooks = forward.hooks.clone();
         let hidden = self.hidden(input, forward)?;
-        self.tokens(&hidden.narrow(1, input.time - 1, 1).reshape([input.batch, self.spec.hidden_size]))
+        self.tokens(&hidden.narrow(1, input.time - 1, 1).reshape([input.batch, self.spec.hidden_size]), &hooks)
     }
 
     /// Logits at some positions, counted through all rows, of what [`LanguageModel::hidden`] gave: `[places, vocab]`.
-    pub fn logits_at(&self, hidden: &Tensor, places: &[u32]) -> Result<Tensor, Error> {
+    pub fn logits_at(&self, hidden: &Tensor, places: &[u32], hooks: &Hooks) -> Result<Tensor, Error> {
         let rows = hidden.reshape([hidden.size(0) * hidden.size(1), self.spec.hidden_size]);
-        self.tokens(&rows.embedding(places, [places.len()]))
+        self.tokens(&rows.embedding(places, [places.len()]), hooks)
     }
 
     /// Scores of the head's classes: `[documents, labels]`, or `[positions, labels]` of a head that reads every position.
     /// Documents are ranges of the input's positions, counted through all rows.
     pub fn scores(&self, input: &Input<'_>, documents: &[Range<usize>], forward: Forward<'_>) -> Result<Tensor, Error> {
+        let hooks = forward.hooks.clone();
         let hidden = self.hidden(input, forward)?;
         if self.spec.head.task == Task::LanguageModel {
-            return self.tokens(&hidden);
+            return self.tokens(&hidden, &hooks);
         }
         let positions = input.batch * input.time;
         match documents.iter().find(|document| document.is_empty() || document.end > positions) {
             Some(bad) => Err(Error::Input(format!("document {bad:?} lies outside of {positions} positions"))),
-            None => Ok(self.network.head.scores(&hidden, documents)),
+            None => Ok(self.network.head.scores(&hidden, documents, &hooks)),
         }
     }
 
     /// Logits over the vocabulary of hidden states `[.., hidden]`.
-    fn tokens(&self, hidden: &Tensor) -> Result<Tensor, Error> {
+    fn tokens(&self, hidden: &Tensor, hooks: &Hooks) -> Result<Tensor, Error> {
         self.expect_language_model()?;
         let head = &self.network.head;
-        let logits = head.input(hidden).linear(&self.network.vocabulary(), head.bias().as_ref());
+        let logits = head.input(hidden).linear(&self.network.vocabulary(hooks), head.bias().as_ref());
         Ok(self.spec.final_logit_softcapping.map_or(logits.clone(), |cap| logits.softcap(cap)))
     }
 
     /// The most likely token at some positions, counted through all rows.
     pub fn predictions(&self, input: &Input<'_>, places: &[u32], forward: Forward<'_>) -> Result<Vec<u32>, Error> {
+        let hooks = forward.hooks.clone();
         let hidden = self.hidden(input, forward)?;
         let mut found = Vec::with_capacity(places.len());
         for places in places.chunks(PREDICTED_AT_ONCE) {
-            let logits = self.logits_at(&hidden, places)?.to_vec();
+            let logits = self.logits_at(&hidden, places, &hooks)?.to_vec();
             found.extend(logits.chunks_exact(self.spec.vocab_size).map(|row| {
                 let best = (0u32..)
                     .zip(row)
@@ -379,12 +383,12 @@ impl LanguageModel {
         // Auxiliary losses are means over these positions, which count as much as their targets do.
         let counted = targets.iter().filter(|&&target| target != IGNORED).count();
         let auxiliary_scale = scale * counted as f32 / targets.len().max(1) as f32;
-        let terms = forward.terms;
+        let (terms, hooks) = (forward.terms, forward.hooks.clone());
         let hidden = self.hidden(input, Forward { auxiliary_scale, ..forward })?;
         let (hidden, targets) = worth_scoring(hidden, targets, counted);
         let settings = HeadSettings { softcap: self.spec.final_logit_softcapping, terms };
         let head = &self.network.head;
-        let vocabulary = self.network.vocabulary();
+        let vocabulary = self.network.vocabulary(&hooks);
         Ok(head.input(&hidden).linear_cross_entropy(&vocabulary, head.bias().as_ref(), &targets, scale, settings))
     }
 
@@ -403,7 +407,7 @@ impl LanguageModel {
         }
         let head = &self.network.head;
         let settings = LogProbSettings { softcap: self.spec.final_logit_softcapping, temperature, entropies };
-        let vocabulary = self.network.vocabulary();
+        let vocabulary = self.network.vocabulary(&Hooks::default());
         Ok(head.input(hidden).linear_log_probs(&vocabulary, head.bias().as_ref(), tokens, settings))
     }
 
@@ -417,10 +421,20 @@ impl LanguageModel {
             return Err(Error::Input(format!("token {token} is outside the vocabulary of {}", self.spec.vocab_size)));
         }
         let cached = forward.cache.as_ref().map_or(0, |cache| cache.len());
+        let behind =
+            if cached == 0 { self.network.prompt.of(&forward.hooks).map_or(0, |hook| hook.count()) } else { 0 };
         let last = match input.positions {
             Some(positions) => positions.iter().max().map_or(0, |&p| p as usize + 1),
             None => cached + time,
-        };
+        } + behind;
+        if behind > 0 && input.runs.is_some() {
+            return Err(Error::Input("texts that lie end to end cannot have virtual tokens in front of each".into()));
+        }
+        if let Hooks::Rows(rows) = &forward.hooks
+            && rows.len() != batch
+        {
+            return Err(Error::Input(format!("{} rows of hooks for a batch of {batch}", rows.len())));
+        }
         if self.has_last_position() && last > self.spec.max_position_embeddings {
             return Err(Error::Input(format!(
                 "{last} positions do not fit the context of {}",

@@ -1,20 +1,23 @@
 //! A whole network: the token table, one or two stacks, a head.
 
-use loam_nn::{Embedding, Init, Module, join};
+use loam_nn::{Embedding, Hooks, Init, Linear, Module, PromptHook, Slot, join};
 use loam_tensor::{Parameter, Tensor};
 
 use crate::head::Head;
+use crate::prompt::Layout;
 use crate::spec::Spec;
 use crate::stack::{Forward, Input, Stack};
 
 /// Everything of a model that has parameters.
 pub(crate) struct Network {
-    embed_tokens: Embedding,
+    pub(crate) embed_tokens: Embedding,
     embedding_scale: Option<f32>,
     /// Reads the source.
     encoder: Option<Stack>,
-    stack: Stack,
+    pub(crate) stack: Stack,
     pub(crate) head: Head,
+    /// What stands in front of every text, where something does.
+    pub(crate) prompt: Slot<dyn PromptHook>,
 }
 
 impl Network {
@@ -28,6 +31,7 @@ impl Network {
             encoder: spec.encoder.as_ref().map(|encoder| Stack::zeros(spec, encoder, first)),
             stack: Stack::zeros(spec, &spec.stack, 0),
             head: Head::zeros(spec),
+            prompt: Slot::default(),
         }
     }
 
@@ -47,22 +51,45 @@ impl Network {
 
     /// `[batch, time] -> [batch, time, hidden]`, of the stack that the head reads.
     pub(crate) fn hidden(&self, input: &Input<'_>, forward: Forward<'_>) -> Tensor {
-        self.stack.forward(self.vectors(input), input, forward)
+        let is_start = forward.cache.as_ref().is_none_or(|cache| cache.is_empty());
+        match self.prompt.of(&forward.hooks).filter(|hook| is_start && hook.count() > 0) {
+            None => self.stack.forward(self.vectors(input, &forward.hooks), input, forward, None),
+            Some(hook) => self.behind_prompt(hook.as_ref(), input, forward),
+        }
     }
 
     /// `[batch, time] -> [batch, time, hidden]`, of the encoder of two stacks.
     pub(crate) fn encoded(&self, input: &Input<'_>, forward: Forward<'_>) -> Option<Tensor> {
-        self.encoder.as_ref().map(|encoder| encoder.forward(self.vectors(input), input, forward))
+        self.encoder.as_ref().map(|encoder| encoder.forward(self.vectors(input, &forward.hooks), input, forward, None))
     }
 
-    fn vectors(&self, input: &Input<'_>) -> Tensor {
-        let x = self.embed_tokens.forward(input.tokens, input.batch, input.time);
+    /// The pass over every text and what stands in front of it; the latter's hidden states are left out.
+    fn behind_prompt(&self, hook: &dyn PromptHook, input: &Input<'_>, forward: Forward<'_>) -> Tensor {
+        let (prompt, layout) = (hook.prompt(), Layout::of(input, hook.count()));
+        let own = self.vectors(input, &forward.hooks);
+        let width = own.shape().width();
+        let rows = [&own.reshape([input.batch * input.time, width]), &prompt.vectors];
+        let x = Tensor::concat(&rows, 0).embedding(&layout.sources, [input.batch, layout.time]);
+        let prefix = (!prompt.keys_and_values.is_empty()).then(|| (&prompt.keys_and_values[..], layout.places.clone()));
+        let hidden = self.stack.forward(x, &layout.input(), forward, prefix);
+        let flat = hidden.reshape([input.batch * layout.time, width]);
+        flat.embedding(&layout.kept, [input.batch, input.time])
+    }
+
+    fn vectors(&self, input: &Input<'_>, hooks: &Hooks) -> Tensor {
+        let x = self.embed_tokens.hooked(input.tokens, input.batch, input.time, hooks);
         self.embedding_scale.map_or(x.clone(), |scale| x.scale(scale))
     }
 
     /// The weight `[vocab, hidden]` of a language model's head.
-    pub(crate) fn vocabulary(&self) -> Tensor {
-        Tensor::parameter(self.head.weight().unwrap_or(&self.embed_tokens.weight))
+    pub(crate) fn vocabulary(&self, hooks: &Hooks) -> Tensor {
+        let own = self.head.weight().unwrap_or(&self.embed_tokens.weight);
+        let hooked = match (self.head.hook.of(hooks), self.embed_tokens.hook.of(hooks)) {
+            (Some(hook), _) => Some(hook.table(own, false)),
+            (None, Some(hook)) if self.head.weight().is_none() => Some(hook.table(own, true)),
+            _ => None,
+        };
+        hooked.unwrap_or_else(|| Tensor::parameter(own))
     }
 }
 
@@ -96,5 +123,10 @@ impl Module for Network {
         self.stack.visit(path, visit);
         self.encoder.visit(&join(path, "encoder"), visit);
         self.head.visit(path, visit);
+    }
+
+    fn visit_linears(&self, path: &str, visit: &mut dyn FnMut(String, &Linear)) {
+        self.stack.visit_linears(path, visit);
+        self.encoder.visit_linears(&join(path, "encoder"), visit);
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use loam_nn::{
-    DropoutKey, Embedding, KvCache, LayerContext, Memory, Module, Norm, RelativePositions, Rope, RopeConfig, join,
-    sinusoids,
+    DropoutKey, Embedding, Hooks, KvCache, LayerContext, Linear, Memory, Module, Norm, Prefix, RelativePositions, Rope,
+    RopeConfig, join, sinusoids,
 };
 use loam_tensor::{CrossEntropyTerms, Parameter, Tensor};
 
@@ -54,7 +54,12 @@ pub struct Forward<'a> {
     pub auxiliary_scale: f32,
     /// What the loss has besides the negative log-likelihood, while training.
     pub terms: CrossEntropyTerms,
+    /// Which hooks the pass goes through.
+    pub hooks: Hooks,
 }
+
+/// Keys and values of every block, and for every position of the batch where its own are.
+pub(crate) type KeysAndValues<'a> = (&'a [(Tensor, Tensor)], Arc<[u32]>);
 
 /// Blocks, and what comes before and after them.
 pub(crate) struct Stack {
@@ -63,7 +68,7 @@ pub(crate) struct Stack {
     relative: Option<RelativePositions>,
     token_types: Option<Embedding>,
     embedding_norm: Option<Norm>,
-    layers: Vec<Block>,
+    pub(crate) layers: Vec<Block>,
     norm: Option<Norm>,
     /// The layers' rotations, each once.
     ropes: Vec<Rope>,
@@ -105,7 +110,14 @@ impl Stack {
     }
 
     /// From the vectors of the tokens `[batch, time, hidden]` to the hidden states, after the final norm.
-    pub(crate) fn forward(&self, tokens: Tensor, input: &Input<'_>, mut forward: Forward<'_>) -> Tensor {
+    /// A prefix is keys and values of every block, and for every position where its own are.
+    pub(crate) fn forward(
+        &self,
+        tokens: Tensor,
+        input: &Input<'_>,
+        mut forward: Forward<'_>,
+        prefix: Option<KeysAndValues<'_>>,
+    ) -> Tensor {
         let start = forward.cache.as_ref().map_or(0, |cache| cache.len());
         let row: Vec<u32> = (start as u32..(start + input.time) as u32).collect();
         let ropes: Vec<_> = self.ropes.iter().map(|rope| rope.tables(input.positions.unwrap_or(&row))).collect();
@@ -117,6 +129,8 @@ impl Stack {
             memory: input.memory.cloned(),
             dropout: forward.dropout,
             auxiliary_scale: forward.auxiliary_scale,
+            hooks: forward.hooks.clone(),
+            prefix: None,
         };
         let mut x = self.with_positions(tokens, input, &row);
         if let Some(norm) = &self.embedding_norm {
@@ -126,6 +140,10 @@ impl Stack {
         for (place, layer) in self.layers.iter().enumerate() {
             let index = self.first_index + place as u64;
             let mut context = LayerContext { rope: layer.rope.map(|rope| ropes[rope].clone()), ..context.clone() };
+            context.prefix = prefix.as_ref().map(|(layers, places)| {
+                let (keys, values) = layers[place].clone();
+                Prefix { keys, values, places: places.clone() }
+            });
             if let Some(memory) = &mut context.memory {
                 // A node of its own for every layer adds up the layer's gradients first, recomputed or not.
                 memory.hidden = memory.hidden.reshape(memory.hidden.shape());
@@ -173,15 +191,20 @@ fn recomputed(x: &Tensor, layer: &Block, index: u64, context: LayerContext) -> T
     let mut inputs = vec![x];
     inputs.extend(&context.bias);
     inputs.extend(context.memory.iter().map(|memory| &memory.hidden));
+    inputs.extend(context.prefix.iter().flat_map(|prefix| [&prefix.keys, &prefix.values]));
     let (own, layer) = (context.clone(), layer.clone());
-    Tensor::recomputed(&inputs, &layer.parameters(), move |inputs| {
+    let mut parameters = layer.parameters();
+    parameters.extend(layer.hooked_parameters(&context.hooks));
+    Tensor::recomputed(&inputs, &parameters, move |inputs| {
         let mut rest = inputs[1..].iter().cloned();
         let mut context = own.clone();
         context.bias = context.bias.and_then(|_| rest.next());
-        context.memory = match (context.memory, rest.next()) {
-            (Some(memory), Some(hidden)) => Some(Memory { hidden, ..memory }),
-            _ => None,
-        };
+        context.memory = context.memory.map(|memory| Memory { hidden: rest.next().unwrap_or(memory.hidden), ..memory });
+        if let Some(prefix) = &mut context.prefix
+            && let (Some(keys), Some(values)) = (rest.next(), rest.next())
+        {
+            (prefix.keys, prefix.values) = (keys, values);
+        }
         layer.forward(&inputs[0], index, &context, None)
     })
 }
@@ -194,5 +217,9 @@ impl Module for Stack {
         self.embedding_norm.visit(&join(path, "embedding_norm"), visit);
         self.layers.visit(&join(path, "layers"), visit);
         self.norm.visit(&join(path, "norm"), visit);
+    }
+
+    fn visit_linears(&self, path: &str, visit: &mut dyn FnMut(String, &Linear)) {
+        self.layers.visit_linears(&join(path, "layers"), visit);
     }
 }

@@ -106,7 +106,7 @@ pub(crate) struct Entry {
     pub(crate) feeds: Vec<String>,
     /// One parameter, or several that the file keeps in one tensor.
     pub(crate) parameters: Vec<Parameter>,
-    transform: Transform,
+    pub(crate) transform: Transform,
     head_dim: usize,
 }
 
@@ -161,7 +161,7 @@ impl Entry {
     }
 
     /// Which row of the file (or column, where it is transposed) each row of the parameters is, in their order.
-    fn places(&self) -> Vec<usize> {
+    pub(crate) fn places(&self) -> Vec<usize> {
         let (rows, head) = (self.rows(), self.head_dim);
         match self.transform {
             Transform::ByHead => {

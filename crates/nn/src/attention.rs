@@ -94,21 +94,24 @@ impl Attention {
 
     /// `[batch, time, hidden] -> [batch, time, hidden]`; with a cache, the keys of earlier calls are seen too.
     pub fn forward(&self, x: &Tensor, context: &LayerContext, cache: Option<&mut LayerCache>) -> Tensor {
-        let (mut q, (mut k, mut v)) = (self.queries(x), self.keys_and_values(x));
+        let (mut q, (mut k, mut v)) = (self.queries(x, context), self.keys_and_values(x, context));
         if let Some(tables) = &context.rope {
             q = q.rope(tables);
             k = k.rope(tables);
         }
+        if let Some(prefix) = &context.prefix {
+            (k, v) = (prefix.put(&k, &prefix.keys), prefix.put(&v, &prefix.values));
+        }
         (q, k, v) = (q.stored(), k.stored(), v.stored());
         if let Some(cache) = cache {
             if let (true, Some(runs)) = (cache.is_joined(), &context.runs) {
-                return self.o_proj.forward(&cache.attend([&q, &k, &v], runs, &self.spec()));
+                return self.o_proj.forward(&cache.attend([&q, &k, &v], runs, &self.spec()), context);
             }
             (k, v) = cache.append(&k, &v);
         }
         let (segments, runs) = (context.segments.clone(), context.runs.clone());
         let spec = AttentionSpec { segments, runs, bias: context.bias.clone(), ..self.spec() };
-        self.o_proj.forward(&q.attention(&k, &v, &spec))
+        self.o_proj.forward(&q.attention(&k, &v, &spec), context)
     }
 
     /// Queries from `x` `[batch, time, hidden]`, keys and values from the memory, which a cache keeps for later calls.
@@ -120,7 +123,7 @@ impl Attention {
         cache: Option<&mut LayerCache>,
     ) -> Tensor {
         let stored = || {
-            let (k, v) = self.keys_and_values(&memory.hidden);
+            let (k, v) = self.keys_and_values(&memory.hidden, context);
             (k.stored(), v.stored())
         };
         let (k, v) = match cache {
@@ -131,18 +134,18 @@ impl Attention {
         let whole_row = || vec![0; x.size(0) * x.size(1)].into();
         let query_segments = memory.segments.as_ref().map(|_| context.segments.clone().unwrap_or_else(whole_row));
         let spec = AttentionSpec { segments: memory.segments.clone(), query_segments, ..self.spec() };
-        self.o_proj.forward(&self.queries(x).stored().attention(&k, &v, &spec))
+        self.o_proj.forward(&self.queries(x, context).stored().attention(&k, &v, &spec), context)
     }
 
-    fn queries(&self, x: &Tensor) -> Tensor {
-        let q = self.q_proj.forward(x).split_heads(self.config.num_attention_heads);
+    fn queries(&self, x: &Tensor, context: &LayerContext) -> Tensor {
+        let q = self.q_proj.forward(x, context).split_heads(self.config.num_attention_heads);
         self.qk_norm.as_ref().map_or(q.clone(), |(norm, _)| norm.forward(&q))
     }
 
-    fn keys_and_values(&self, x: &Tensor) -> (Tensor, Tensor) {
+    fn keys_and_values(&self, x: &Tensor, context: &LayerContext) -> (Tensor, Tensor) {
         let heads = self.config.num_key_value_heads;
-        let k = self.k_proj.forward(x).split_heads(heads);
-        let v = self.v_proj.forward(x).split_heads(heads);
+        let k = self.k_proj.forward(x, context).split_heads(heads);
+        let v = self.v_proj.forward(x, context).split_heads(heads);
         (self.qk_norm.as_ref().map_or(k.clone(), |(_, norm)| norm.forward(&k)), v)
     }
 
@@ -167,5 +170,12 @@ impl Module for Attention {
             q_norm.visit(&join(path, "q_norm"), visit);
             k_norm.visit(&join(path, "k_norm"), visit);
         }
+    }
+
+    fn visit_linears(&self, path: &str, visit: &mut dyn FnMut(String, &Linear)) {
+        self.q_proj.visit_linears(&join(path, "q_proj"), visit);
+        self.k_proj.visit_linears(&join(path, "k_proj"), visit);
+        self.v_proj.visit_linears(&join(path, "v_proj"), visit);
+        self.o_proj.visit_linears(&join(path, "o_proj"), visit);
     }
 }

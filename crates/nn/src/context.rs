@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use loam_tensor::{Dropout, RopeTables, Tensor};
 
+use crate::hook::{Hooks, Prefix};
+
 /// Dropout of a training step: its probability, and the counter-based key that makes its masks reproducible.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropoutKey {
@@ -25,7 +27,7 @@ pub struct Memory {
 }
 
 /// Shared by all layers of one forward pass.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct LayerContext {
     /// Rotary tables of the positions at hand, for models that use them.
     pub rope: Option<RopeTables>,
@@ -41,19 +43,27 @@ pub struct LayerContext {
     pub dropout: Option<DropoutKey>,
     /// What a position's part in auxiliary losses is multiplied by, while training; else 0.
     pub auxiliary_scale: f32,
+    /// Which hooks the pass goes through.
+    pub hooks: Hooks,
+    /// Keys and values in place of some positions' own.
+    pub prefix: Option<Prefix>,
 }
 
 /// Most dropout places of one model: keeps the keys of different steps apart.
 const PLACES_PER_STEP: u64 = 1 << 20;
 
 impl LayerContext {
+    /// Drops elements of `x` with probability `p` if this pass trains; for hooks, which have a probability of their own.
+    pub fn drop_with(&self, x: Tensor, p: f32, place: u64) -> Tensor {
+        match self.dropout.filter(|_| p > 0.0) {
+            None => x,
+            Some(key) => x.dropout(Dropout { p, seed: key.seed, step: key.step.wrapping_mul(PLACES_PER_STEP) + place }),
+        }
+    }
+
     /// Drops elements of `x` if this pass trains with dropout; `place` names the call within the model.
     pub fn drop(&self, x: Tensor, place: u64) -> Tensor {
-        match self.dropout {
-            None => x,
-            Some(key) => {
-                x.dropout(Dropout { p: key.p, seed: key.seed, step: key.step.wrapping_mul(PLACES_PER_STEP) + place })
-            }
-        }
+        let p = self.dropout.map_or(0.0, |key| key.p);
+        self.drop_with(x, p, place)
     }
 }

@@ -84,14 +84,14 @@ impl Experts {
         let (shape, hidden) = (x.shape(), x.shape().width());
         let rows = x.count() / hidden;
         let x = x.reshape([rows, hidden]);
-        let probabilities = self.gate.forward(&x).softmax();
+        let probabilities = self.gate.apply(&x).softmax();
         let routes = Routes::of(&probabilities.to_vec(), &self.config);
         let answers: Vec<Tensor> = self
             .experts
             .iter()
             .zip(&routes.tokens)
             .filter(|(_, tokens)| !tokens.is_empty())
-            .map(|(expert, tokens)| expert.forward(&x.embedding(tokens, [tokens.len()])))
+            .map(|(expert, tokens)| expert.forward(&x.embedding(tokens, [tokens.len()]), context))
             .collect();
         let answers = Tensor::concat(&answers.iter().collect::<Vec<_>>(), 0);
         let weights: Vec<Tensor> = routes.choices.iter().map(|experts| probabilities.gather_last(experts)).collect();
@@ -126,5 +126,9 @@ impl Module for Experts {
     fn visit(&self, path: &str, visit: &mut dyn FnMut(String, &Parameter)) {
         self.gate.visit(&join(path, "gate"), visit);
         self.experts.visit(&join(path, "experts"), visit);
+    }
+
+    fn visit_linears(&self, path: &str, visit: &mut dyn FnMut(String, &Linear)) {
+        self.experts.visit_linears(&join(path, "experts"), visit);
     }
 }

@@ -3,6 +3,7 @@
 use loam_tensor::{Parameter, Tensor};
 
 use crate::activation::Activation;
+use crate::context::LayerContext;
 use crate::linear::Linear;
 use crate::module::{Module, join};
 
@@ -44,13 +45,13 @@ impl FeedForward {
     }
 
     /// `[.., hidden] -> [.., hidden]`.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        let up = self.up_proj.forward(x).stored();
+    pub fn forward(&self, x: &Tensor, context: &LayerContext) -> Tensor {
+        let up = self.up_proj.forward(x, context).stored();
         let wide = match &self.gate_proj {
-            Some(gate_proj) => gate_proj.forward(x).stored().gated(self.activation.0, &up),
+            Some(gate_proj) => gate_proj.forward(x, context).stored().gated(self.activation.0, &up),
             None => up.unary(self.activation.0),
         };
-        self.down_proj.forward(&wide)
+        self.down_proj.forward(&wide, context)
     }
 }
 
@@ -59,5 +60,11 @@ impl Module for FeedForward {
         self.gate_proj.visit(&join(path, "gate_proj"), visit);
         self.up_proj.visit(&join(path, "up_proj"), visit);
         self.down_proj.visit(&join(path, "down_proj"), visit);
+    }
+
+    fn visit_linears(&self, path: &str, visit: &mut dyn FnMut(String, &Linear)) {
+        self.gate_proj.visit_linears(&join(path, "gate_proj"), visit);
+        self.up_proj.visit_linears(&join(path, "up_proj"), visit);
+        self.down_proj.visit_linears(&join(path, "down_proj"), visit);
     }
 }

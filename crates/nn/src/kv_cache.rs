@@ -61,6 +61,12 @@ impl LayerCache {
         (copy(&self.keys), copy(&self.values))
     }
 
+    /// Keys and values of the positions stored, `[batch, time, kv_heads, head_dim]` each.
+    pub fn contents(&self) -> Option<(Tensor, Tensor)> {
+        let filled = |raw: &Raw| Tensor::constant(raw.narrowed(TIME, 0, self.len).transposed(1, TIME));
+        Some((filled(self.keys.as_ref()?), filled(self.values.as_ref()?)))
+    }
+
     /// Rows `rows` of the batch, in that order, instead of all. The memory stays: it is the same for all rows.
     fn select(&mut self, rows: &[u32]) {
         for slot in [&mut self.keys, &mut self.values].into_iter().flatten() {

@@ -14,7 +14,7 @@
 //! let mut names = Vec::new();
 //! layer.visit("down_proj", &mut |name, _| names.push(name));
 //! assert_eq!(names, ["down_proj.weight", "down_proj.bias"]);
-//! assert_eq!(layer.forward(&Tensor::full([4, 3], 1.0)).shape()[..], [4, 2]);
+//! assert_eq!(layer.apply(&Tensor::full([4, 3], 1.0)).shape()[..], [4, 2]);
 //! ```
 
 mod activation;
@@ -22,6 +22,7 @@ mod attention;
 mod context;
 mod experts;
 mod feed_forward;
+mod hook;
 mod init;
 mod kv_cache;
 mod linear;
@@ -35,6 +36,7 @@ pub use attention::{Attention, AttentionConfig};
 pub use context::{DropoutKey, LayerContext, Memory};
 pub use experts::{Experts, ExpertsConfig};
 pub use feed_forward::{FeedForward, FeedForwardConfig};
+pub use hook::{Hooks, JoinHook, LinearHook, Prefix, Prompt, PromptHook, Slot, TableHook, by_row};
 pub use init::{Fan, Init, gain};
 pub use kv_cache::{KvBlock, KvCache, LayerCache};
 pub use linear::{Embedding, Linear};

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::optim::{Optimizer, State};
 
 const MODEL: &str = "model.safetensors";
+const ADAPTER: &str = "adapter.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const TRAINER: &str = "trainer.json";
 const SOURCE: &str = "source.json";
@@ -68,12 +69,19 @@ impl FileCheck {
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     dir: PathBuf,
+    /// Name of the file with the weights.
+    weights: &'static str,
 }
 
 impl Checkpoints {
     /// The checkpoints in a directory, which need not exist yet.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), weights: MODEL }
+    }
+
+    /// The same, where an adapter is trained.
+    pub fn of_adapter(self) -> Self {
+        Self { weights: ADAPTER, ..self }
     }
 
     /// Where the checkpoint of a step lies.
@@ -93,9 +101,9 @@ impl Checkpoints {
     ) -> Result<PathBuf> {
         let path = self.path(progress.step);
         atomic::replace_dir(&path, |dir| -> Result<()> {
-            write_tensors(&dir.join(MODEL), parameters)?;
+            write_tensors(&dir.join(self.weights), parameters)?;
             write_state(&dir.join(OPTIMIZER), &optimizer.state())?;
-            let mut files = vec![FileCheck::of(dir, MODEL)?, FileCheck::of(dir, OPTIMIZER)?];
+            let mut files = vec![FileCheck::of(dir, self.weights)?, FileCheck::of(dir, OPTIMIZER)?];
             if let Some(source) = source {
                 atomic::write_file(dir.join(SOURCE), source.as_bytes())?;
                 files.push(FileCheck::of(dir, SOURCE)?);
@@ -197,7 +205,7 @@ impl Checkpoints {
                 ));
             }
         }
-        let weights = read_tensors(&dir.join(MODEL), parameters)?;
+        let weights = read_tensors(&dir.join(self.weights), parameters)?;
         let state = match &optimizer {
             Some(optimizer) => Some(read_state(&dir.join(OPTIMIZER), &optimizer.state())?),
             None => None,

@@ -24,6 +24,9 @@ pub enum Error {
     /// The model could not be made, opened, run or written.
     #[error(transparent)]
     Model(#[from] loam_models::Error),
+    /// The adapter could not be made, opened or written.
+    #[error(transparent)]
+    Adapter(#[from] loam_peft::Error),
     /// The tokenizer could not be trained, opened or written.
     #[error(transparent)]
     Tokenizer(#[from] loam_tokenizer::Error),
@@ -49,8 +52,10 @@ pub enum Error {
         value: f64,
     },
     /// A trainable tensor gets no gradient: the model is wired wrongly for this objective.
-    #[error("step 1: the gradient of `{name}` {problem}")]
+    #[error("step {step}: the gradient of `{name}` {problem}")]
     Gradient {
+        /// The optimizer step, the first being 1.
+        step: u64,
         /// The parameter.
         name: String,
         /// What is wrong with its gradient.
@@ -93,6 +98,7 @@ impl Error {
             })),
             Self::Files(error) => error.hint(),
             Self::Model(error) => error.hint(),
+            Self::Adapter(error) => error.hint(),
             Self::Tokenizer(error) => error.hint(),
             Self::Data(error) => error.hint(),
             Self::Examples { hint, .. } | Self::RunDir { hint, .. } => Some(hint.clone()),

@@ -7,6 +7,7 @@
 //!
 //! **Where to start.** [`train`] runs a whole recipe; [`Trainer`] is the loop alone.
 
+mod adapter;
 mod batch;
 mod checkpoint;
 mod clip;
@@ -30,6 +31,7 @@ mod system;
 mod trainer;
 mod watch;
 
+pub use adapter::AdapterRun;
 pub use batch::{LoaderSource, LoaderValidation, Source, Validation, split_rows};
 pub use checkpoint::{Checkpoints, Progress};
 pub use clip::{clip_factor, global_norm};

@@ -159,6 +159,8 @@ const MEAN: &str = "ema";
 struct Slot {
     name: String,
     parameter: Parameter,
+    /// Its learning rate over that of the run.
+    lr_factor: f64,
     rule: Box<dyn Rule>,
     state: Vec<State>,
     state_names: Vec<&'static str>,
@@ -184,6 +186,7 @@ impl Optimizer {
             Slot {
                 name: name.clone(),
                 parameter: parameter.clone(),
+                lr_factor: 1.0,
                 rule,
                 state,
                 state_names,
@@ -194,6 +197,12 @@ impl Optimizer {
         let slots: Vec<Slot> = parameters.iter().filter(|(_, parameter)| parameter.is_trainable()).map(slot).collect();
         let places = slots.iter().enumerate().map(|(index, slot)| (slot.parameter.address(), index)).collect();
         Self { slots, places, steps: 0, ema_decay: None }
+    }
+
+    /// Gives some parameters a learning rate of their own, as a factor on the run's.
+    pub fn with_lr_factors(mut self, factor: impl Fn(&str, &Parameter) -> f64) -> Self {
+        self.slots.iter_mut().for_each(|slot| slot.lr_factor = factor(&slot.name, &slot.parameter));
+        self
     }
 
     /// Keeps a running mean of every parameter besides: after the first step the weights themselves, after each further
@@ -224,8 +233,8 @@ impl Optimizer {
     /// gradient the parameter stays.
     pub fn update(&mut self, parameter: &Parameter, lr: f64, grad_scale: f64) {
         let Some(&index) = self.places.get(&parameter.address()) else { return };
-        let Slot { rule, state, mean, mean_step, .. } = &mut self.slots[index];
-        let step = Step { number: self.steps, lr, grad_scale };
+        let Slot { rule, state, mean, mean_step, lr_factor, .. } = &mut self.slots[index];
+        let step = Step { number: self.steps, lr: lr * *lr_factor, grad_scale };
         parameter.step(|value, grad| rule.update(value, grad, state, &step));
         // Once a step, also where a parameter had no gradient in it.
         if let (Some(State::F32(mean)), true) = (mean, *mean_step < self.steps) {

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 pub(crate) use start::Start;
 
+use crate::adapter::AdapterRun;
 use crate::batch::{Source, Validation};
 use crate::error::{Error, Result};
 use crate::objective::Objective;
@@ -63,6 +64,8 @@ pub(crate) struct StageRun<'a> {
     pub(crate) resume: bool,
     /// The outside.
     pub(crate) hooks: Hooks<'a>,
+    /// The adapter that is trained instead of the model.
+    pub(crate) adapter: Option<&'a AdapterRun>,
 }
 
 impl StageRun<'_> {
@@ -80,6 +83,7 @@ impl StageRun<'_> {
         validation: Option<&dyn Validation<O::Batch>>,
     ) -> Result<Summary> {
         Trainer::new(self.model, &mut objective, source, validation, Settings::of(self.recipe))
+            .with_adapter(self.adapter)
             .in_run_dir(self.dir, self.resume, self.hooks.observer)?
             .run(&mut self.hooks)
     }

@@ -8,6 +8,7 @@ mod check;
 mod data;
 mod depth;
 mod parse;
+mod peft;
 mod reference;
 mod resolve;
 
@@ -24,6 +25,7 @@ pub(crate) use data::{DOC_STRIDE, MASK_SHARE};
 pub use data::{DataMode, DataSection, Dedup, Labels, Noise, TextSplit};
 pub use depth::{DepthRule, depth_rule};
 pub(crate) use parse::changed_keys;
+pub use peft::{PeftEncoder, PeftInit, PeftMethod, PeftPromptInit, PeftSection};
 pub use reference::{annotated, reference_page, schema};
 pub use resolve::Facts;
 pub(crate) use resolve::{DEFAULT_MIN_FREQUENCY, DEFAULT_TOKENIZER_BYTES, DEFAULT_VOCAB_SIZE, HELD_OUT};
@@ -46,6 +48,9 @@ pub struct Recipe {
     /// The text.
     #[serde(default)]
     pub data: DataSection,
+    /// An adapter to train instead of the model. Default: none, the model is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peft: Option<PeftSection>,
     /// The optimization.
     #[serde(default)]
     pub train: TrainSection,
@@ -296,7 +301,8 @@ pub struct TrainSection {
     /// How gradients change weights.
     pub optimizer: OptimizerKind,
     /// Highest learning rate. Default: by `model.depth` where that is set, else 6e-4 for a new model, 5e-5 for one
-    /// that is opened, 2e-5 in `sft`, 1e-4 in `reward`, 3e-6 in `ppo` and 1e-6 in the other stages of alignment.
+    /// that is opened, 2e-5 in `sft`, 1e-4 in `reward`, 3e-6 in `ppo` and 1e-6 in the other stages of alignment; with
+    /// `[peft]` 2e-4, 1e-3 in `p_tuning`, 5e-3 in `vera`, `ia3`, `prefix` and `prompt`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
     /// Learning rate at the end of the run, as a fraction of `lr`; `inverse_sqrt` has no end and does not look at it.

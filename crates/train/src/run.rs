@@ -10,6 +10,7 @@ use loam_models::{LanguageModel, Task, footprint};
 use loam_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
+use crate::adapter::{AdapterRun, adapter_card};
 use crate::error::{Error, Result};
 use crate::export::{CardFacts, Export, export_model, model_card};
 use crate::prepare::{StageData, StageRun, Start, open_data};
@@ -42,7 +43,7 @@ pub struct Options<'a> {
 pub struct Outcome {
     /// The run's directory.
     pub dir: PathBuf,
-    /// The trained model; `None` where the run was interrupted.
+    /// The trained model, or the adapter where one was trained; `None` where the run was interrupted.
     pub model: Option<PathBuf>,
     /// How it went.
     pub summary: Summary,
@@ -83,12 +84,30 @@ fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome>
         Recipe { train: crate::recipe::TrainSection { name: Some(name), ..recipe.train.clone() }, ..recipe.clone() }
             .resolved(&facts);
     resolved.data.target_len = resolved.data.target_len.or(data.target_len());
+    let adapter = AdapterRun::begin(&resolved, &start.model, &start.tokenizer);
+    if adapter.is_err() && is_new {
+        dir.discard();
+    }
+    let adapter = adapter?;
     dir.describe(recipe, &resolved, &environment(threads, &data.description(), &start.base))?;
     announce(&start, &resolved, &mut log);
+    if let Some(adapter) = &adapter {
+        let (trained, all) = (adapter.adapter().num_parameters(), start.model.num_parameters());
+        let share = 100.0 * trained as f64 / all.max(1) as f64;
+        let name = adapter.adapter().config().method.name();
+        log.on_message(&format!("adapter: {name}, {trained} trained parameters ({share:.2} % of the model's)"));
+    }
     let mut sample = sampler(&start.tokenizer, &resolved);
     let hooks = Hooks { observer: &mut log, sample: Some(&mut sample), stop: options.stop };
-    let stage =
-        StageRun { start: &start, model: &start.model, recipe: &resolved, dir: &dir, resume: options.resume, hooks };
+    let stage = StageRun {
+        start: &start,
+        model: &start.model,
+        recipe: &resolved,
+        dir: &dir,
+        resume: options.resume,
+        hooks,
+        adapter: adapter.as_ref(),
+    };
     let summary = data.train(stage)?;
     drop(sample);
     if let Some(row) = &summary.evaluation {
@@ -96,7 +115,13 @@ fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome>
     }
     let model = match summary.ending {
         Ending::Interrupted => None,
-        _ => Some(export(&dir, &start, data.as_ref(), &resolved, &summary)?),
+        _ => Some(match &adapter {
+            Some(adapter) => {
+                let card = adapter_card(adapter, &resolved, &start.model, summary.progress.step);
+                adapter.export(&start.model, &dir.join("adapter"), &card)?
+            }
+            None => export(&dir, &start, data.as_ref(), &resolved, &summary)?,
+        }),
     };
     let facts = report::Facts {
         recipe: &resolved,

@@ -18,8 +18,9 @@ pub use observer::{Observer, Silent};
 pub use settings::Settings;
 pub use step::evaluate;
 
+use crate::adapter::AdapterRun;
 use crate::batch::{Source, Validation};
-use crate::checkpoint::Progress;
+use crate::checkpoint::{Checkpoints, Progress};
 use crate::error::Result;
 use crate::metrics::{EvalRow, MetricRow, Row};
 use crate::objective::Objective;
@@ -78,6 +79,7 @@ pub struct Trainer<'a, O: Objective> {
     progress: Progress,
     journal: Option<Journal<'a>>,
     watch: Watch,
+    adapter: Option<&'a AdapterRun>,
 }
 
 impl<'a, O: Objective> Trainer<'a, O> {
@@ -94,13 +96,41 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let validation = validation.filter(|validation| !validation.is_empty());
         let progress = Progress::default();
         let watch = Watch::default();
-        Self { model, parameters, objective, train, validation, settings, optimizer, progress, journal: None, watch }
+        Self {
+            model,
+            parameters,
+            objective,
+            train,
+            validation,
+            settings,
+            optimizer,
+            progress,
+            journal: None,
+            watch,
+            adapter: None,
+        }
+    }
+
+    /// Trains an adapter of the model instead of the model. To be called before [`Trainer::in_run_dir`].
+    pub fn with_adapter(mut self, adapter: Option<&'a AdapterRun>) -> Self {
+        if let Some(adapter) = adapter {
+            self.parameters = adapter.parameters().to_vec();
+            self.optimizer = Optimizer::new(&self.parameters, self.settings.optimizer)
+                .with_lr_factors(|name, parameter| adapter.lr_factor(name, parameter))
+                .with_ema(self.settings.ema_decay);
+        }
+        self.adapter = adapter;
+        self
+    }
+
+    fn checkpoints(&self, dir: &RunDir) -> Checkpoints {
+        if self.adapter.is_some() { dir.checkpoints().of_adapter() } else { dir.checkpoints() }
     }
 
     /// Keeps metrics, samples and checkpoints in a run directory; with `resume` goes on from its newest checkpoint.
     pub fn in_run_dir(mut self, dir: &'a RunDir, resume: bool, observer: &mut dyn Observer) -> Result<Self> {
         if resume {
-            let checkpoints = dir.checkpoints();
+            let checkpoints = self.checkpoints(dir);
             let mut report = |message: &str| observer.on_message(message);
             if let Some(progress) = checkpoints.load_latest(&self.parameters, &mut self.optimizer, &mut report)? {
                 if let Some(state) = checkpoints.source_state(progress.step)? {
@@ -162,6 +192,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             &mut self.optimizer,
             &self.settings,
             (self.progress.step, &micro_batches),
+            self.adapter,
         )?;
         self.progress.step += 1;
         self.progress.tokens += result.tokens;
@@ -266,7 +297,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
     fn save_checkpoint(&mut self, hooks: &mut Hooks<'_>) -> Result<()> {
         let Some(journal) = &self.journal else { return Ok(()) };
         journal.metrics.sync()?;
-        let checkpoints = journal.dir().checkpoints();
+        let checkpoints = self.checkpoints(journal.dir());
         let state = self.train.state()?;
         let state = state.as_deref();
         let path = checkpoints.save(
@@ -284,7 +315,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         let (Some(journal), best) = (&self.journal, self.progress.best_step) else { return Ok(()) };
         if best > 0 {
             // The state belongs to it: it has the mean of those weights.
-            journal.dir().checkpoints().load(best, &self.parameters, Some(&mut self.optimizer))?;
+            self.checkpoints(journal.dir()).load(best, &self.parameters, Some(&mut self.optimizer))?;
             hooks.observer.on_message(&format!("taking the weights of step {best}, the best evaluation"));
         }
         Ok(())

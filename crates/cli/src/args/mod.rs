@@ -15,7 +15,10 @@ use std::path::PathBuf;
 pub use bench::{BenchConfig, BenchVerb, PrecisionArg};
 pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg};
 pub use embed::{EmbedArgs, PoolingArg};
-pub use model::{ChatArgs, ConvertArgs, EvalArgs, FileDtype, GenerateArgs, LogitsArgs, ModelVerb, ShowArgs};
+pub use model::{
+    ChatArgs, CombineArgs, ConvertArgs, EvalArgs, FileDtype, GenerateArgs, LogitsArgs, MergeArgs, ModelVerb, ShowArgs,
+    Way,
+};
 pub use sampling::{GrammarArgs, SamplingArgs};
 pub use serve::{LogFormat, LogLevel, ServeArgs};
 pub use tokenizer::{AlgorithmArg, DecodeArgs, EncodeArgs, TokenizerShowArgs, TokenizerTrainArgs, TokenizerVerb};

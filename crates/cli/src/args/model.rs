@@ -15,6 +15,79 @@ pub enum ModelVerb {
     Logits(LogitsArgs),
     /// Write a model as a Hugging Face directory with safetensors or as a GGUF file, in an element type of choice
     Convert(ConvertArgs),
+    /// Put an adapter into the weights of its model, and report what that changes
+    Merge(MergeArgs),
+    /// Make one LoRA adapter of several
+    Combine(CombineArgs),
+}
+
+/// Arguments of `loam model merge`.
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// A Hugging Face directory, a run, or a name in the local store
+    pub base: String,
+    /// An adapter of it: a directory of PEFT, or a run
+    pub adapter: PathBuf,
+    /// The directory to write
+    pub out: PathBuf,
+    /// Compare on the lines of this file [default: on random tokens]
+    #[arg(long, value_name = "FILE")]
+    pub probe: Option<PathBuf>,
+    /// Compare both orders of merging and of rounding the weights to fewer bits, such as q8_0 or q4_k_m
+    #[arg(long, value_name = "TYPE")]
+    pub quant: Option<Mix>,
+    /// Replace the model that OUT holds
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON value
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `loam model combine`.
+#[derive(Debug, Args)]
+pub struct CombineArgs {
+    /// The model that the adapters were made for
+    pub base: String,
+    /// The adapter's directory to write
+    pub out: PathBuf,
+    /// Adapters with their weights: DIR or DIR=WEIGHT
+    #[arg(required = true, value_name = "DIR[=WEIGHT]")]
+    pub adapters: Vec<String>,
+    /// How they become one
+    #[arg(long, value_enum, default_value_t = Way::Cat)]
+    pub how: Way,
+    /// Rank of the result of svd [default: the largest of theirs]
+    #[arg(long, value_name = "R")]
+    pub rank: Option<usize>,
+    /// Share of the numbers that stays, in ties, dare-* and magnitude-prune
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    pub density: f64,
+    /// Seed of what stays, in dare-*
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Replace the adapter that OUT holds
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Ways to make one adapter of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Way {
+    /// Weighted sums of A and of B: an approximation
+    Linear,
+    /// All ranks side by side: exact
+    Cat,
+    /// The largest singular vectors of the sum
+    Svd,
+    /// The largest numbers, those with the majority's sign
+    Ties,
+    /// Random numbers, made larger for those that are gone
+    DareLinear,
+    /// The same, and those with the majority's sign
+    DareTies,
+    /// The largest numbers
+    MagnitudePrune,
 }
 
 /// Arguments of `loam model show`.
@@ -98,6 +171,9 @@ pub struct LogitsArgs {
     /// The decoder's tokens, for a model with an encoder, which then reads --tokens
     #[arg(long, value_delimiter = ',', value_name = "IDS")]
     pub decoder_tokens: Vec<u32>,
+    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, or a run
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
     #[arg(long, value_name = "TYPE")]
     pub quant: Option<Mix>,
@@ -116,6 +192,9 @@ pub struct GenerateArgs {
     pub model: String,
     /// The text to continue; `-` reads standard input
     pub prompt: String,
+    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, or a run
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
     #[arg(long, value_name = "TYPE")]
     pub quant: Option<Mix>,
@@ -146,8 +225,11 @@ pub struct EvalArgs {
     /// A Hugging Face directory, a GGUF file, a run, or a name in the local store
     pub model: String,
     /// Pairs of source and target (.jsonl, .csv, .parquet): how often the model writes the target
-    #[arg(long, value_name = "FILE")]
-    pub pairs: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "questions")]
+    pub pairs: Option<PathBuf>,
+    /// The garden's questions (questions.jsonl): how often the model answers right, by the garden's exact scorer
+    #[arg(long, value_name = "FILE", conflicts_with = "pairs")]
+    pub questions: Option<PathBuf>,
     /// Name of the field with the source
     #[arg(long, value_name = "FIELD", default_value = "source")]
     pub source: String,
@@ -163,6 +245,9 @@ pub struct EvalArgs {
     /// Most tokens to write
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub max_tokens: usize,
+    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, or a run
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
     #[arg(long, value_name = "TYPE")]
     pub quant: Option<Mix>,
@@ -179,6 +264,9 @@ pub struct EvalArgs {
 pub struct ChatArgs {
     /// A Hugging Face directory, a GGUF file, a run, or a name in the local store
     pub model: String,
+    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, or a run
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
     #[arg(long, value_name = "TYPE")]
     pub quant: Option<Mix>,

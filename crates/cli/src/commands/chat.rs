@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::args::ChatArgs;
+use crate::commands::merge::attach;
 use crate::commands::quantise;
 use crate::commands::sampling::{constraint, sampling};
 use crate::failure::Failure;
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub fn run(args: &ChatArgs, environment: &Environment) -> Result<Outcome, Failure> {
     let open = OpenModel::open(model_path(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
+    attach(&open.model, args.adapter.as_deref())?;
     let recommended = open.recommended.clone().unwrap_or_else(usual);
     let sampling = sampling(&args.sampling, &recommended);
     sampling.validate()?;

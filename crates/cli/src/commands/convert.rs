@@ -30,7 +30,7 @@ pub fn run(args: &ConvertArgs, environment: &Environment) -> Result<(), Failure>
         return Err(Failure::with_hint("--quant makes GGUF files", hint));
     }
     // Checked before the minutes that a large model takes to read.
-    let out = destination(args, &source)?;
+    let out = destination(&args.out, args.force, &source)?;
     let reading = Progress::new("reading", 0);
     let mut model = LanguageModel::open(&source)?;
     reading.finish();
@@ -47,12 +47,12 @@ pub fn run(args: &ConvertArgs, environment: &Environment) -> Result<(), Failure>
 }
 
 /// Where to write: a new or empty directory or, by force, one that holds a model.
-fn destination(args: &ConvertArgs, source: &Path) -> Result<PathBuf, Failure> {
-    let said = args.out.display();
+pub fn destination(out: &Path, force: bool, source: &Path) -> Result<PathBuf, Failure> {
+    let said = out.display();
     let fail = |e: io::Error| Failure::io(&format!("cannot write to {said}"), &e);
-    let out = match args.out.canonicalize() {
+    let out = match out.canonicalize() {
         Ok(path) => path,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return absolute(&args.out).map_err(fail),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return absolute(out).map_err(fail),
         Err(e) => return Err(fail(e)),
     };
     if !out.is_dir() {
@@ -66,7 +66,7 @@ fn destination(args: &ConvertArgs, source: &Path) -> Result<PathBuf, Failure> {
     if is_empty {
         return Ok(out);
     }
-    match (args.force, out.join(CONFIG).is_file()) {
+    match (force, out.join(CONFIG).is_file()) {
         (true, true) => Ok(out),
         (false, true) => Err(Failure::with_hint(format!("{said} holds a model already"), "--force replaces it")),
         // A mistyped path must not cost a directory of something else.
@@ -125,7 +125,7 @@ fn set_dtype(model: &mut LanguageModel, dtype: FileDtype) -> &'static str {
 }
 
 /// Writes everything beside `out` and puts it there when it is complete.
-fn write(model: &LanguageModel, source: &Path, out: &Path, max_shard_bytes: Option<u64>) -> Result<(), Failure> {
+pub fn write(model: &LanguageModel, source: &Path, out: &Path, max_shard_bytes: Option<u64>) -> Result<(), Failure> {
     let total = (model.num_parameters() * model.file_dtype()?.size()) as u64;
     let progress = RefCell::new((Progress::new("writing", total), 0));
     let watch = |written: usize| {

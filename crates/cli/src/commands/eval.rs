@@ -2,25 +2,33 @@
 
 use crate::Outcome;
 use crate::args::EvalArgs;
+use crate::commands::merge::attach;
 use crate::commands::quantise;
+use crate::commands::quickstart::exam::{Form, sit_with};
 use crate::failure::Failure;
 use crate::locate::model_path;
 use crate::output;
 use crate::setup::Environment;
 use crate::table::Table;
+use loam_data::garden::Question;
 use loam_data::labelled::squad;
 use loam_data::seq2seq::{self, PairFields};
 use loam_data::source::Source;
 use loam_infer::{BeamSettings, OpenModel};
 use rayon::prelude::*;
 use serde_json::json;
+use std::path::Path;
 use std::time::Instant;
 
 pub fn run(args: &EvalArgs, environment: &Environment) -> Result<Outcome, Failure> {
     let open = OpenModel::open(model_path(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
+    attach(&open.model, args.adapter.as_deref())?;
+    let Some(path) = &args.pairs else {
+        return ask(args, args.questions.as_deref().unwrap_or(Path::new("")), &open);
+    };
     let fields = PairFields { source: args.source.clone(), target: args.target.clone() };
-    let mut pairs = seq2seq::read(&[Source::open(&args.pairs)?], &fields)?;
+    let mut pairs = seq2seq::read(&[Source::open(path)?], &fields)?;
     pairs.truncate(args.limit.unwrap_or(usize::MAX));
     let generator = open.generator();
     let settings =
@@ -60,6 +68,28 @@ pub fn run(args: &EvalArgs, environment: &Environment) -> Result<Outcome, Failur
     rows.into_iter().for_each(|(name, value)| table.row(vec![name.into(), value]));
     for line in table.lines() {
         output::line(&line)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Puts the garden's questions: as a user's messages where the model has a chat template, else as text.
+fn ask(args: &EvalArgs, path: &Path, open: &OpenModel) -> Result<Outcome, Failure> {
+    let text =
+        std::fs::read_to_string(path).map_err(|e| Failure::io(&format!("cannot read {}", path.display()), &e))?;
+    let mut questions: Vec<Question> = Vec::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        questions.push(serde_json::from_str(line).map_err(|error| {
+            let hint = "each line is a question of the garden, as `loam data garden` writes them";
+            Failure::with_hint(format!("{} line {}: {error}", path.display(), number + 1), hint)
+        })?);
+    }
+    questions.truncate(args.limit.unwrap_or(usize::MAX));
+    let form = if open.template.is_some() { Form::Chat } else { Form::Text };
+    let score = sit_with(open, &questions, form, "questions")?;
+    if args.json {
+        output::json(&json!({"questions": questions.len(), "right": score.total()}))?;
+    } else {
+        output::line(&format!("{:.1} % of {} questions are answered right", 100.0 * score.total(), questions.len()))?;
     }
     Ok(Outcome::Done)
 }

@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::args::GenerateArgs;
+use crate::commands::merge::attach;
 use crate::commands::quantise;
 use crate::commands::sampling::{constraint, sampling};
 use crate::failure::Failure;
@@ -16,6 +17,7 @@ use std::io::Read;
 pub fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome, Failure> {
     let open = OpenModel::open(model_path(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
+    attach(&open.model, args.adapter.as_deref())?;
     let recommended = open.recommended.clone().unwrap_or_default();
     let sampling = Sampling { top_logprobs: args.top_logprobs, ..sampling(&args.sampling, &recommended) };
     sampling.validate()?;

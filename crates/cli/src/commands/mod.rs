@@ -12,6 +12,7 @@ mod embed;
 mod eval;
 mod generate;
 mod inspect;
+mod merge;
 mod model;
 mod prepare;
 mod quickstart;

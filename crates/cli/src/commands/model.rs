@@ -3,6 +3,7 @@
 use crate::Outcome;
 use crate::args::{LogitsArgs, ModelVerb, ShowArgs};
 use crate::commands::convert;
+use crate::commands::merge;
 use crate::commands::quantise;
 use crate::failure::Failure;
 use crate::locate::model_path;
@@ -21,6 +22,8 @@ pub fn run(verb: ModelVerb, environment: &Environment) -> Result<Outcome, Failur
         ModelVerb::Show(args) => show(&args, environment)?,
         ModelVerb::Logits(args) => logits(&args, environment)?,
         ModelVerb::Convert(args) => convert::run(&args, environment)?,
+        ModelVerb::Merge(args) => merge::merge_model(&args, environment)?,
+        ModelVerb::Combine(args) => merge::combine_adapters(&args, environment)?,
     }
     Ok(Outcome::Done)
 }
@@ -123,6 +126,7 @@ fn grouped_by_module(tensors: &[Stored]) -> Vec<&Stored> {
 fn logits(args: &LogitsArgs, environment: &Environment) -> Result<(), Failure> {
     let model = LanguageModel::open(model_path(&args.model, environment)?)?;
     quantise(&model, args.quant)?;
+    merge::attach(&model, args.adapter.as_deref())?;
     let read = |tokens: &[u32], memory: Option<&Memory>| {
         let input = Input { memory, ..Input::rows(tokens, 1) };
         match args.last {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use loam_chat::FinishReason;
-use loam_models::{Forward, Input, KvCache, Memory};
+use loam_models::{Forward, Hooks, Input, KvCache, Memory};
 use loam_tensor::{Tensor, no_grad};
 use rayon::prelude::*;
 
@@ -391,7 +391,7 @@ fn rate(generator: &Generator<'_>, parts: &mut [Part<'_, '_>], hidden: &Tensor) 
             let places: Vec<usize> = (0..followed).collect();
             for places in places.chunks(RATED_AT_ONCE) {
                 let rows: Vec<u32> = places.iter().map(|place| (first + place) as u32).collect();
-                let logits = model.logits_at(hidden, &rows)?.to_vec();
+                let logits = model.logits_at(hidden, &rows, &Hooks::default())?.to_vec();
                 let next = places.iter().map(|place| sequence.seen()[done + place + 1]);
                 rated.extend(logits.chunks_exact(vocab_size).zip(next).map(|(row, token)| sequence.given(row, token)));
             }
@@ -415,7 +415,7 @@ fn advance(generator: &Generator<'_>, parts: &mut [Part<'_, '_>], hidden: &Tenso
     if places.is_empty() {
         return Ok(0);
     }
-    let logits = generator.model().logits_at(hidden, &places)?.to_vec();
+    let logits = generator.model().logits_at(hidden, &places, &Hooks::default())?.to_vec();
     let rows = logits.par_chunks_exact(generator.model().spec().vocab_size);
     Ok(ready.into_par_iter().zip(rows).map(|(running, logits)| u64::from(running.take(logits))).sum())
 }

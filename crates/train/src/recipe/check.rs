@@ -33,6 +33,9 @@ impl Recipe {
         let batch = self.train.batch.zip(self.train.micro_batch);
         self.preference.check(self.stage, batch, &mut problems);
         self.rl.check(self.stage, self.train.batch, &mut problems);
+        if let Some(peft) = &self.peft {
+            peft.check(self, &mut problems);
+        }
         if problems.is_empty() { Ok(()) } else { Err(Error::Recipe { path: path.into(), problems, hint }) }
     }
 

@@ -169,7 +169,8 @@ fn refuse_unknown_keys(table: &Table, path: &Path) -> Result<(), Error> {
     let mut hint = None;
     for (name, value) in flat_keys(table) {
         // Which of these there are depends on family and stage: validation knows.
-        let is_open = ["model.", "data.fields."].iter().any(|section| name.starts_with(section));
+        let open = ["model.", "data.fields.", "peft.rank_pattern.", "peft.alpha_pattern."];
+        let is_open = open.iter().any(|section| name.starts_with(section));
         let is_section = value.is_table() && known.iter().any(|key| key.starts_with(&format!("{name}.")));
         if is_open || is_section || known.contains(&name) {
             continue;

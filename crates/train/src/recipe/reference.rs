@@ -77,8 +77,10 @@ pub fn annotated(stage: Stage) -> String {
     for (key, property) in root["properties"].as_object().into_iter().flatten() {
         match definition(&root, property) {
             Some(section) if section["properties"].is_object() => {
-                body.push_str(&format!("\n# {}\n[{key}]\n", text(property, "description")));
                 let inside = values.get(key).and_then(toml::Value::as_table);
+                // A section that may be left out, and is.
+                let mark = if inside.is_none() && !property["anyOf"].is_null() { "# " } else { "" };
+                body.push_str(&format!("\n# {}\n{mark}[{key}]\n", text(property, "description")));
                 for (name, inner) in section["properties"].as_object().into_iter().flatten() {
                     body.push_str(&annotated_key(name, inner, inside.and_then(|table| table.get(name))));
                 }

@@ -18,6 +18,15 @@ use crate::system::predicted_rss_mib;
 /// Most tokens of a forward pass, unless the recipe says otherwise.
 const MICRO_BATCH_TOKENS: usize = 8192;
 
+/// A step's memory where the model is frozen: next to no gradients of weights and no state of theirs.
+fn frozen(memory: StepMemory, is_frozen: bool) -> StepMemory {
+    if !is_frozen {
+        return memory;
+    }
+    let peak = memory.peak.saturating_sub(memory.optimizer + memory.gradients);
+    StepMemory { optimizer: 0, gradients: 0, peak: peak.max(memory.weights + memory.activations), ..memory }
+}
+
 impl TrainSection {
     /// Memory of a step, once batch and precision are settled.
     fn step_memory(&self, spec: &Spec, seq_len: usize) -> StepMemory {
@@ -91,11 +100,15 @@ impl Recipe {
         (recipe.data.validation_fraction, recipe.data.validation_tail) = self.held_out_shares();
         let precision = Precision::from_str(self.train.precision.name()).unwrap_or_default();
         let tokens = self.depth_tokens(facts.spec);
+        let adapter = self.peft.as_ref();
         let train = &mut recipe.train;
         train.precision = match precision {
             Precision::F32 => PrecisionChoice::F32,
             Precision::Bf16 => PrecisionChoice::Bf16,
         };
+        if let Some(peft) = adapter {
+            train.lr.get_or_insert(peft.learning_rate());
+        }
         train.lr.get_or_insert(match (self.stage, self.model.depth) {
             (_, Some(_)) => learning_rate(facts.spec.hidden_size),
             (Stage::Sft, None) => 2e-5,
@@ -111,7 +124,7 @@ impl Recipe {
         train.micro_batch = Some(train.micro_batch.unwrap_or((MICRO_BATCH_TOKENS / seq_len).max(1)).min(batch));
         if train.recompute == Recompute::Auto {
             train.recompute = Recompute::None;
-            let needed = predicted_rss_mib(&train.step_memory(facts.spec, seq_len));
+            let needed = predicted_rss_mib(&frozen(train.step_memory(facts.spec, seq_len), adapter.is_some()));
             if facts.available_mib.is_some_and(|available| needed > available / 10 * 9) {
                 train.recompute = Recompute::Block;
             }
@@ -130,7 +143,7 @@ impl Recipe {
 
     /// What a step of the resolved recipe takes.
     pub fn step_memory(&self, spec: &Spec) -> StepMemory {
-        self.train.step_memory(spec, self.seq_len(spec))
+        frozen(self.train.step_memory(spec, self.seq_len(spec)), self.peft.is_some())
     }
 
     /// Shares that are held out: of the documents, or of the text's end; both `None` where there are files for it.

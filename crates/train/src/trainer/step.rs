@@ -8,6 +8,7 @@ use loam_tensor::{CrossEntropyTerms, Parameter, no_grad, with_precision};
 
 use super::guard::check_gradients;
 use super::settings::Settings;
+use crate::adapter::AdapterRun;
 use crate::batch::Validation;
 use crate::clip::{clip_factor, global_norm, squared_norm};
 use crate::error::{Error, Result};
@@ -35,11 +36,14 @@ pub(super) fn optimizer_step<O: Objective>(
     optimizer: &mut Optimizer,
     settings: &Settings,
     (step, micro_batches): (u64, &[O::Batch]),
+    adapter: Option<&AdapterRun>,
 ) -> Result<StepResult> {
     let lr = settings.lr * settings.schedule.multiplier(step);
     optimizer.begin_step();
     // With nothing to wait for, a gradient lives from its last addend to its parameter's update only.
     let at_once = settings.clip == 0.0 && micro_batches.len() == 1 && step > 0;
+    let at_once =
+        at_once && adapter.is_none_or(|adapter| !adapter.needs_all_gradients() && !is_checked(settings, step));
     let mut squares = 0.0;
     let mut update = |parameter: &Parameter| {
         squares += squared_norm(parameter);
@@ -47,9 +51,13 @@ pub(super) fn optimizer_step<O: Objective>(
     };
     let consume = at_once.then_some(&mut update as &mut dyn FnMut(&Parameter));
     let Accumulated { loss, tokens, metrics } =
-        accumulate(model, objective, settings, step, micro_batches, consume).inspect_err(|_| clear(parameters))?;
-    if step == 0 && micro_batches.iter().any(|batch| objective.teaches(batch)) {
-        check_gradients(parameters)?;
+        accumulate(model, objective, settings, step, micro_batches, (consume, adapter))
+            .inspect_err(|_| clear(parameters))?;
+    let teaches = micro_batches.iter().any(|batch| objective.teaches(batch));
+    if teaches && adapter.map_or(step == 0, |_| is_checked(settings, step)) {
+        // Rows of tokens that the batch lacks have no gradient.
+        let checked: Vec<_> = parameters.iter().filter(|(name, _)| !name.ends_with("tokens_delta")).cloned().collect();
+        check_gradients(&checked, step + 1)?;
     }
     let grad_norm = if at_once { squares.sqrt() } else { global_norm(parameters) };
     if !grad_norm.is_finite() {
@@ -57,9 +65,20 @@ pub(super) fn optimizer_step<O: Objective>(
         return Err(Error::Diverged { step: step + 1, what: "gradient norm", value: grad_norm });
     }
     let grad_scale = clip_factor(grad_norm, settings.clip);
+    let after = adapter.map(AdapterRun::watch);
     parameters.iter().for_each(|(_, parameter)| optimizer.update(parameter, lr, grad_scale));
+    if let Some(after) = after {
+        after(step + 1);
+    }
     clear(parameters);
     Ok(StepResult { loss, lr, grad_norm, tokens, metrics })
+}
+
+/// Whether a step of an adapter's training is the first after something has moved: most adapters start with a zero that
+/// keeps other gradients at zero, and a warmup starts with a learning rate of zero.
+fn is_checked(settings: &Settings, step: u64) -> bool {
+    let moves = |step: u64| settings.schedule.multiplier(step) > 0.0;
+    step > 0 && moves(step - 1) && (step == 1 || !moves(step - 2))
 }
 
 fn clear(parameters: &[(String, Parameter)]) {
@@ -76,6 +95,8 @@ pub(crate) struct Accumulated {
     /// Means of what the objective reports.
     pub(crate) metrics: BTreeMap<String, f64>,
 }
+/// Receives a parameter once its gradient is complete.
+pub(crate) type Consume<'a> = &'a mut dyn FnMut(&Parameter);
 
 /// Adds up the gradients of the mean loss over all counted tokens of the micro-batches; `consume` gets each parameter
 /// once its gradient is complete.
@@ -85,7 +106,7 @@ pub(crate) fn accumulate<O: Objective>(
     settings: &Settings,
     step: u64,
     micro_batches: &[O::Batch],
-    mut consume: Option<&mut dyn FnMut(&Parameter)>,
+    (mut consume, adapter): (Option<Consume<'_>>, Option<&AdapterRun>),
 ) -> Result<Accumulated> {
     let counted: usize = micro_batches.iter().map(|batch| objective.counted(batch)).sum();
     if counted == 0 {
@@ -102,7 +123,8 @@ pub(crate) fn accumulate<O: Objective>(
             seed: settings.seed,
             step: step * MICRO_BATCHES_PER_STEP + index as u64,
         };
-        let dropout = (settings.dropout > 0.0).then(key);
+        // An adapter has a dropout of its own, for which the key is there.
+        let dropout = (settings.dropout > 0.0 || adapter.is_some()).then(key);
         let pass = Pass {
             scale: 1.0 / counted as f32,
             dropout,
@@ -119,6 +141,8 @@ pub(crate) fn accumulate<O: Objective>(
             if !value.is_finite() {
                 return Err(Error::Diverged { step: step + 1, what: "loss", value });
             }
+            let extra = adapter.filter(|_| index == 0).and_then(AdapterRun::regularisation);
+            let tensor = extra.map_or(tensor.clone(), |extra| tensor.with_auxiliary(&extra));
             match consume.as_mut() {
                 Some(consume) => tensor.backward_consuming(consume),
                 None => tensor.backward(),
@@ -206,7 +230,7 @@ mod tests {
         let run = |micro_batches: &[CausalBatch]| {
             let model = LanguageModel::new(&config, 3).unwrap();
             let Accumulated { loss, tokens, .. } =
-                accumulate(&model, &mut Tokens, &settings, 0, micro_batches, None).unwrap();
+                accumulate(&model, &mut Tokens, &settings, 0, micro_batches, (None, None)).unwrap();
             let grads = model
                 .parameters()
                 .iter()
@@ -242,7 +266,7 @@ mod tests {
             let mut norms = Vec::new();
             for step in 0..3 {
                 let batch = (step, &[rows(0..8)][..]);
-                let result = optimizer_step(&model, &parameters, &mut Tokens, &mut optimizer, &settings, batch);
+                let result = optimizer_step(&model, &parameters, &mut Tokens, &mut optimizer, &settings, batch, None);
                 norms.push(result.unwrap().grad_norm);
             }
             (parameters.iter().map(|(_, parameter)| parameter.to_vec()).collect::<Vec<_>>(), norms)
@@ -263,7 +287,7 @@ mod tests {
         let recipe = Recipe::parse("stage = \"pretrain\"", std::path::Path::new("test")).unwrap();
         let mut batch = rows(0..1);
         batch.targets.fill(IGNORED);
-        let error = accumulate(&model, &mut Tokens, &Settings::of(&recipe), 4, &[batch], None).unwrap_err();
+        let error = accumulate(&model, &mut Tokens, &Settings::of(&recipe), 4, &[batch], (None, None)).unwrap_err();
         assert_eq!(error.to_string(), "step 5: no token of the batch is trained on");
         assert!(error.hint().is_some());
     }

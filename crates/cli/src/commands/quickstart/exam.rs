@@ -52,7 +52,11 @@ impl Score {
 
 /// Puts all questions to the model in `dir`, always with the most likely answer.
 pub fn sit(dir: &Path, questions: &[Question], form: Form, name: &str) -> Result<Score, Failure> {
-    let open = OpenModel::open(dir)?;
+    sit_with(&OpenModel::open(dir)?, questions, form, name)
+}
+
+/// Puts all questions to an open model, always with the most likely answer.
+pub fn sit_with(open: &OpenModel, questions: &[Question], form: Form, name: &str) -> Result<Score, Failure> {
     let generator = open.generator();
     let mut score = Score::default();
     let mut progress = Progress::new(name, questions.len() as u64);

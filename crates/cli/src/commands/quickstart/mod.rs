@@ -5,7 +5,7 @@
 //! of answering, which is what makes a chat possible at all. Of the user's text no questions are known, so nothing is
 //! scored.
 
-mod exam;
+pub mod exam;
 mod finish;
 mod grow;
 mod plan;

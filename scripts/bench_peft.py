@@ -1,0 +1,85 @@
+"""One table: what each way to adapt a small model costs and gains on the garden.
+
+    cargo build --release && python scripts/bench_peft.py RUNS [LOAM]
+
+RUNS is a directory in which `loam quickstart --fast --dir RUNS` has left a pretrained model and its garden. Every method trains on
+the same conversations for the same steps, with a learning rate that its kind is used to, not tuned one by one. Accuracy is
+that of `loam eval --questions` on held-out questions of the same world, memory the process's peak.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RUNS = Path(sys.argv[1])
+LOAM = sys.argv[2] if len(sys.argv) > 2 else str(Path(__file__).resolve().parent.parent / "target/release/loam")
+STEPS = int(os.environ.get("STEPS", 60))
+ONLY = os.environ.get("ONLY", "").split(",") if os.environ.get("ONLY") else None
+ALL = 'targets = ["all-linear"]'
+METHODS = {
+    "full fine-tuning": (None, 2e-3),
+    "LoRA r8, all": (f'method = "lora"\nalpha = 16.0\n{ALL}', 5e-3),
+    "LoRA+ r8, all": (f'method = "lora"\nalpha = 16.0\nlr_ratio = 8.0\n{ALL}', 2e-3),
+    "DoRA r8, all": (f'method = "dora"\nalpha = 16.0\n{ALL}', 5e-3),
+    "PiSSA r8, all": (f'method = "pissa"\n{ALL}', 2e-3),
+    "AdaLoRA, all": (f'method = "adalora"\nalpha = 16.0\n{ALL}', 5e-3),
+    "VeRA r256, all": (f'method = "vera"\n{ALL}', 2e-2),
+    "QLoRA q8_0 r8, all": (f'method = "lora"\nalpha = 16.0\nquant = "q8_0"\n{ALL}', 5e-3),
+    "IA3": ('method = "ia3"', 3e-2),
+    "prefix, 20 of a text": ('method = "prefix"\ntext = "Answer the question in one short sentence."', 2e-2),
+    "P-tuning, 20": ('method = "p_tuning"', 5e-3),
+    "prompt tuning, 20": ('method = "prompt"', 3e-2),
+    "Houlsby /4": ('method = "houlsby"\nreduction = 4.0', 5e-3),
+    "Pfeiffer /4": ('method = "pfeiffer"\nreduction = 4.0', 5e-3),
+    "parallel /2": ('method = "parallel"', 2e-3),
+}
+
+
+def loam(*args):
+    done = subprocess.run([LOAM, *map(str, args)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"loam {' '.join(map(str, args))}:\n{done.stderr}")
+    return done.stdout
+
+
+def main():
+    run = max(RUNS.glob("*-quickstart-*"))
+    base, garden = run / "pretrain/model", run / "garden"
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        questions = garden / "questions.jsonl"
+        right = lambda model, *more: json.loads(loam("eval", model, "--questions", questions, "--json", *more))["right"]
+        print("| method | held-out loss | right | trained | s | peak MiB |\n|---|---|---|---|---|---|")
+        print(f"| the base model | | {100 * right(base):.1f} % | 0 | | |", flush=True)
+        for number, (name, (section, lr)) in enumerate(METHODS.items()):
+            if ONLY and not any(part in name for part in ONLY):
+                continue
+            recipe = work / f"{number}.toml"
+            peft = f"[peft]\n{section}\n" if section else ""
+            recipe.write_text(
+                f'stage = "sft"\n[model]\npath = "{base}"\n[data]\ntrain = ["{garden}/chats.jsonl"]\nvalidation = ["{garden}/valid-chats.jsonl"]\n'
+                f"{peft}[train]\nsteps = {STEPS}\nlr = {lr}\nbatch_tokens = 4096\nweight_decay = 0.0\neval_every = 0\nsample_every = 0\n"
+                "checkpoint_every = 0\n"
+            )
+            start = time.time()
+            run = Path(loam("train", recipe, "--dir", work / f"run{number}").strip())
+            seconds = time.time() - start
+            rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            peak = max(row.get("rss_mib", 0) for row in rows)
+            loss = [row["eval_loss"] for row in rows if "eval_loss" in row][-1]
+            adapter = run / "adapter"
+            if section:
+                share = right(base, "--adapter", adapter)
+                trained = (adapter / "README.md").read_text().split("| trained parameters | ")[1].split(" ")[0]
+            else:
+                share = right(run / "model")
+                trained = json.loads(loam("model", "show", base, "--json"))["footprint"]["parameters"]
+            print(f"| {name} | {loss:.4f} | {100 * share:.1f} % | {trained} | {seconds:.1f} | {peak:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
