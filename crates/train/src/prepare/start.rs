@@ -39,8 +39,15 @@ impl Start {
 
     fn open(path: &Path, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Self> {
         let dir = HfDir::open(path)?;
-        let (model, labels) = with_head(path, &dir, recipe, observer)?;
+        let (mut model, labels) = with_head(path, &dir, recipe, observer)?;
         let tokenizer = Tokenizer::open(path)?;
+        // transformers finds the last token of a padded row by it.
+        if recipe.stage == Stage::Reward
+            && model.config()["pad_token_id"].is_null()
+            && let Some(pad) = tokenizer.pad_id().or(tokenizer.eos_id())
+        {
+            model.set_config("pad_token_id", json!(pad));
+        }
         let special = tokenizer.special();
         let template = match dir.chat_template()? {
             Some(source) => Some(ChatTemplate::new(source, special.bos.as_deref(), special.eos.as_deref())?),
