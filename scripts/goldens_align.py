@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -224,6 +224,23 @@ def cases(normal):
     return found
 
 
+def share(arrays, index):
+    """The arrays, those that several cases have stored once: the cases then say under which name."""
+    content = {name: (str(value.dtype), tuple(value.shape), value.numpy().tobytes()) for name, value in arrays.items()}
+    counts = Counter(content.values())
+    names, left = {}, {}
+    for entry in index:
+        prefix = entry["case"] + "."
+        for name in [name for name in arrays if name.startswith(prefix)]:
+            if counts[content[name]] == 1:
+                left[name] = arrays[name]
+                continue
+            shared = names.setdefault(content[name], f"s{len(names)}")
+            left[shared] = arrays[name]
+            entry.setdefault("shared", {})[name.removeprefix(prefix)] = shared
+    return left
+
+
 def write(root):
     generator = torch.Generator().manual_seed(zlib.crc32(b"alignment"))
     normal = lambda *shape: torch.randn(shape, generator=generator)
@@ -243,7 +260,7 @@ def write(root):
         arrays |= {f"{case}.{key}": value.clone().contiguous() for key, value in stored.items()}
         index.append(dict(case=case, operation=operation, parameters=parameters,
                           inputs=[*inputs, *indices], gradients=[*inputs]))
-    save_file(arrays, root / "alignment.safetensors")
+    save_file(share(arrays, index), root / "alignment.safetensors")
     goldens_ops.write_json(root / "alignment.json", {"cases": index})
 
 

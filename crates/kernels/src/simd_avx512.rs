@@ -163,7 +163,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn dot_bf16(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: the caller vouches for AVX-512 BF16; both types are 512 bits.
-        unsafe { _mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute(b)) }
+        unsafe {
+            let (a, b) = (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
+            _mm512_dpbf16_ps(c, a, b)
+        }
     }
     #[inline(always)]
     fn low_bf16(self, pairs: __m512) -> __m512 {

@@ -121,6 +121,9 @@ struct OperationEntry {
     parameters: BTreeMap<String, serde_json::Value>,
     inputs: Vec<String>,
     gradients: Vec<String>,
+    /// Names of arrays that several cases have.
+    #[serde(default)]
+    shared: BTreeMap<String, String>,
 }
 
 /// All golden operations.
@@ -150,7 +153,7 @@ fn table(name: &str) -> Vec<Operation> {
 }
 
 fn operation(arrays: &Golden, entry: OperationEntry) -> Operation {
-    let key = |name: &str| format!("{}.{name}", entry.case);
+    let key = |name: &str| entry.shared.get(name).cloned().unwrap_or_else(|| format!("{}.{name}", entry.case));
     let floats = |name: &str| arrays.floats(&key(name)).clone();
     let number = |name: &String, value: &serde_json::Value| {
         let value = value.as_f64().or(value.as_bool().map(f64::from));

@@ -3,7 +3,7 @@
 use crate::args::{CombineArgs, MergeArgs, Way};
 use crate::commands::convert::{destination, write};
 use crate::failure::Failure;
-use crate::locate::{adapter_dir, model_dir};
+use crate::locate::{adapter_dir, model_path};
 use crate::output;
 use crate::setup::Environment;
 use crate::table::Table;
@@ -33,7 +33,7 @@ pub fn attach(model: &LanguageModel, adapter: Option<&Path>) -> Result<(), Failu
 
 /// `loam model merge`.
 pub fn merge_model(args: &MergeArgs, environment: &Environment) -> Result<(), Failure> {
-    let source = model_dir(&args.base, environment)?;
+    let source = model_path(&args.base, environment)?;
     let out = destination(&args.out, args.force, &source)?;
     let path = adapter_dir(&args.adapter)?;
     let model = LanguageModel::open(&source)?;
@@ -102,7 +102,7 @@ fn probe_texts(file: Option<&Path>, model: &LanguageModel, source: &Path) -> Res
 
 /// `loam model combine`.
 pub fn combine_adapters(args: &CombineArgs, environment: &Environment) -> Result<(), Failure> {
-    let model = LanguageModel::open(model_dir(&args.base, environment)?)?;
+    let model = LanguageModel::open(model_path(&args.base, environment)?)?;
     if args.out.exists() && !(args.force && args.out.join("adapter_config.json").is_file()) {
         let hint = "write to another directory; --force replaces an adapter";
         return Err(Failure::with_hint(format!("{} is there already", args.out.display()), hint));

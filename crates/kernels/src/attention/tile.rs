@@ -258,7 +258,9 @@ impl<'a> StoredRows<'a> {
             let high = (2 * i + 1 < self.count).then(|| &data[(2 * i + 1) * self.stride..][..self.width]);
             for (c, dst) in dst.chunks_exact_mut(S::LANES).enumerate() {
                 let at = c * S::LANES;
-                // SAFETY: the width is a multiple of the lanes, and both rows were checked to be as wide.
+                // SAFETY: the width is a multiple of the lanes, and both rows were checked to be as wide. No closure: one
+                // that is not inlined would be compiled without the instruction set.
+                #[allow(clippy::manual_map, reason = "see above")]
                 unsafe {
                     let high = match high {
                         Some(high) => Some(high.as_ptr().add(at)),
