@@ -30,11 +30,7 @@ const PIECE: usize = 1024;
 /// `out = op(x)` for numbers kept in bf16; the arithmetic is f32.
 pub fn unary_bf16(op: Unary, out: &mut [bf16], x: &[bf16]) {
     assert_eq!(out.len(), x.len(), "unary {op:?}: lengths differ");
-    map_bf16(out, |at, wide| {
-        let mut buffer = [0.0; PIECE];
-        let values = widened(&mut buffer, &x[at..at + wide.len()]);
-        unary(op, wide, values);
-    });
+    op.with(UnaryBf16 { isa: isa(), out, x });
 }
 
 /// `dx = dy * op'(x)` for an `x` kept in bf16.
@@ -113,6 +109,19 @@ impl Visit for UnaryForward<'_> {
     fn visit(self, function: impl Function) {
         for_chunks(self.out, CHUNK, |at, out| {
             dispatch_on(self.isa, Map1 { f: Value(function), x: &self.x[at..at + out.len()], out });
+        });
+    }
+}
+
+struct UnaryBf16<'a> {
+    isa: Isa,
+    out: &'a mut [bf16],
+    x: &'a [bf16],
+}
+impl Visit for UnaryBf16<'_> {
+    fn visit(self, function: impl Function) {
+        for_chunks(self.out, CHUNK, |at, out| {
+            dispatch_on(self.isa, MapBf16 { f: Value(function), x: &self.x[at..at + out.len()], out });
         });
     }
 }
@@ -198,6 +207,25 @@ impl<F: Op1> Kernel for Map1<'_, F> {
             s.store(out, self.f.apply(s, s.load(x)));
         }
         s.store_partial(out.into_remainder(), self.f.apply(s, s.load_partial(x.remainder())));
+    }
+}
+
+/// `out[i] = f(x[i])` of bf16.
+struct MapBf16<'a, F> {
+    f: F,
+    out: &'a mut [bf16],
+    x: &'a [bf16],
+}
+impl<F: Op1> Kernel for MapBf16<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut out = self.out.chunks_exact_mut(S::LANES);
+        let mut x = self.x.chunks_exact(S::LANES);
+        for (out, x) in (&mut out).zip(&mut x) {
+            s.store_bf16(out, self.f.apply(s, s.load_bf16(x)));
+        }
+        s.store_bf16_partial(out.into_remainder(), self.f.apply(s, s.load_bf16_partial(x.remainder())));
     }
 }
 

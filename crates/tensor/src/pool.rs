@@ -25,8 +25,9 @@ const LINE_BYTES: usize = 64;
 /// Buffers below this size come and go through the system allocator: it is fast enough for them.
 const POOLED_FROM_BYTES: usize = 4096;
 
-/// Slabs are this large, or as large as the request that did not fit into any: a multiple of a huge page.
-const SLAB_BYTES: usize = 16 << 20;
+/// Slabs are this large, or as large as the request that did not fit into any: a multiple of a huge page, and of the
+/// matrices of usual widths (768 x 768, 768 x 3072 and 1024 x 1024 in f32), so that little of a slab is left over.
+const SLAB_BYTES: usize = 36 << 20;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// What the pool has done so far.

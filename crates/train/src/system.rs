@@ -18,7 +18,7 @@ pub fn peak_rss_mib() -> u64 {
 const PROGRAM_MIB: u64 = 16;
 
 /// Most memory that a process will have that trains such steps, in MiB. The pool's gaps add three percent to what is
-/// held (measured); below 100 MiB its slabs of 16 MiB count for more than that.
+/// held (measured); below 200 MiB its slabs of 36 MiB count for more than that.
 pub fn predicted_rss_mib(step: &StepMemory) -> u64 {
     ((step.peak as u64 / 100 * 103) >> 20) + PROGRAM_MIB
 }
