@@ -13,7 +13,8 @@ use std::path::PathBuf;
     metrics. Ctrl-C or SIGTERM lets running answers end first."
 )]
 pub struct ServeArgs {
-    /// Hugging Face or sentence-transformers directories, runs, or names in the local store; NAME=MODEL gives a name
+    /// GGUF files, Hugging Face or sentence-transformers directories, runs, or names in the local store; NAME=MODEL
+    /// gives a name
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<String>,
     /// The address to listen at; 0.0.0.0 is every network of this machine
