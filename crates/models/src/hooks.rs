@@ -100,6 +100,13 @@ impl LanguageModel {
         self.entries().iter().filter_map(site).collect()
     }
 
+    /// Every linear layer in a block, by the name of its module here, such as `layers.0.attention.q_proj`.
+    pub fn linears(&self) -> Vec<(String, Linear)> {
+        let mut found = Vec::new();
+        self.network.visit_linears("", &mut |name, linear| found.push((name, linear.clone())));
+        found
+    }
+
     /// Every block of the stack that the head reads.
     pub fn join_sites(&self) -> Vec<JoinSite> {
         let entries = self.entries();

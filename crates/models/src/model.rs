@@ -412,7 +412,7 @@ impl LanguageModel {
     }
 
     /// Refuses what would otherwise be a bug's panic further down.
-    fn check(&self, input: &Input<'_>, forward: &Forward<'_>) -> Result<(), Error> {
+    pub(crate) fn check(&self, input: &Input<'_>, forward: &Forward<'_>) -> Result<(), Error> {
         let Input { tokens, batch, time, .. } = *input;
         if tokens.is_empty() || tokens.len() != batch * time {
             return Err(Error::Input(format!("{} tokens do not fill {batch} rows of {time}", tokens.len())));

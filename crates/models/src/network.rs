@@ -76,7 +76,7 @@ impl Network {
         flat.embedding(&layout.kept, [input.batch, input.time])
     }
 
-    fn vectors(&self, input: &Input<'_>, hooks: &Hooks) -> Tensor {
+    pub(crate) fn vectors(&self, input: &Input<'_>, hooks: &Hooks) -> Tensor {
         let x = self.embed_tokens.hooked(input.tokens, input.batch, input.time, hooks);
         self.embedding_scale.map_or(x.clone(), |scale| x.scale(scale))
     }

@@ -72,7 +72,7 @@ impl Mix {
     }
 
     /// `general.file_type` of GGUF files.
-    pub(crate) fn file_type(self) -> u32 {
+    pub fn file_type(self) -> u32 {
         self.file_type
     }
 

@@ -6,7 +6,7 @@ use loam_nn::{
     DropoutKey, Embedding, Hooks, KvCache, LayerContext, Linear, Memory, Module, Norm, Prefix, RelativePositions, Rope,
     RopeConfig, join, sinusoids,
 };
-use loam_tensor::{CrossEntropyTerms, Parameter, Tensor};
+use loam_tensor::{CrossEntropyTerms, Parameter, RopeTables, Tensor};
 
 use crate::block::Block;
 use crate::spec::{Position, Spec, StackSpec};
@@ -119,24 +119,8 @@ impl Stack {
         prefix: Option<KeysAndValues<'_>>,
     ) -> Tensor {
         let start = forward.cache.as_ref().map_or(0, |cache| cache.len());
-        let row: Vec<u32> = (start as u32..(start + input.time) as u32).collect();
-        let ropes: Vec<_> = self.ropes.iter().map(|rope| rope.tables(input.positions.unwrap_or(&row))).collect();
-        let context = LayerContext {
-            rope: None,
-            segments: input.segments.clone(),
-            runs: input.runs.clone(),
-            bias: self.relative.as_ref().map(|relative| relative.forward(input.time, start + input.time)),
-            memory: input.memory.cloned(),
-            dropout: forward.dropout,
-            auxiliary_scale: forward.auxiliary_scale,
-            hooks: forward.hooks.clone(),
-            prefix: None,
-        };
-        let mut x = self.with_positions(tokens, input, &row);
-        if let Some(norm) = &self.embedding_norm {
-            x = norm.forward(&x);
-        }
-        x = context.drop(x, Block::first_place(self.first_index));
+        let (context, ropes) = self.context(input, &forward, start);
+        let mut x = self.entered(tokens, input, start, &context);
         for (place, layer) in self.layers.iter().enumerate() {
             let index = self.first_index + place as u64;
             let mut context = LayerContext { rope: layer.rope.map(|rope| ropes[rope].clone()), ..context.clone() };
@@ -154,7 +138,53 @@ impl Stack {
                 None => layer.forward(&x, index, &context, None),
             };
         }
-        self.norm.as_ref().map_or(x.clone(), |norm| norm.forward(&x))
+        self.leave(&x)
+    }
+
+    /// What all blocks share in a pass that begins after `start` positions, and every rotation's tables.
+    fn context(&self, input: &Input<'_>, forward: &Forward<'_>, start: usize) -> (LayerContext, Vec<RopeTables>) {
+        let row = positions(input, start);
+        let ropes = self.ropes.iter().map(|rope| rope.tables(input.positions.unwrap_or(&row))).collect();
+        let context = LayerContext {
+            rope: None,
+            segments: input.segments.clone(),
+            runs: input.runs.clone(),
+            bias: self.relative.as_ref().map(|relative| relative.forward(input.time, start + input.time)),
+            memory: input.memory.cloned(),
+            dropout: forward.dropout,
+            auxiliary_scale: forward.auxiliary_scale,
+            hooks: forward.hooks.clone(),
+            prefix: None,
+        };
+        (context, ropes)
+    }
+
+    /// What the first block reads.
+    fn entered(&self, tokens: Tensor, input: &Input<'_>, start: usize, context: &LayerContext) -> Tensor {
+        let mut x = self.with_positions(tokens, input, &positions(input, start));
+        if let Some(norm) = &self.embedding_norm {
+            x = norm.forward(&x);
+        }
+        context.drop(x, Block::first_place(self.first_index))
+    }
+
+    /// What the first block reads in a pass from the first position on.
+    pub(crate) fn enter(&self, tokens: Tensor, input: &Input<'_>) -> Tensor {
+        let (context, _) = self.context(input, &Forward::default(), 0);
+        self.entered(tokens, input, 0, &context)
+    }
+
+    /// One block of such a pass.
+    pub(crate) fn step(&self, place: usize, x: &Tensor, input: &Input<'_>) -> Tensor {
+        let (context, ropes) = self.context(input, &Forward::default(), 0);
+        let layer = &self.layers[place];
+        let context = LayerContext { rope: layer.rope.map(|rope| ropes[rope].clone()), ..context };
+        layer.forward(x, self.first_index + place as u64, &context, None)
+    }
+
+    /// The final norm.
+    pub(crate) fn leave(&self, x: &Tensor) -> Tensor {
+        self.norm.as_ref().map_or(x.clone(), |norm| norm.forward(x))
     }
 
     /// Adds what tells a token's position and kind. `row` holds the positions of a row that states none.
@@ -183,6 +213,11 @@ impl Stack {
         }
         x
     }
+}
+
+/// Positions of a row that states none.
+fn positions(input: &Input<'_>, start: usize) -> Vec<u32> {
+    (start as u32..(start + input.time) as u32).collect()
 }
 
 /// The block's output, whose inside backward makes again.

@@ -218,6 +218,18 @@ impl Entry {
         is_kept && self.parameters.iter().all(|parameter| parameter.shape().len() == 2)
     }
 
+    /// Whether every parameter's rows lie one after the other in the tensor, so that nothing is copied.
+    pub(crate) fn is_in_order(&self) -> bool {
+        let places = self.places();
+        let mut places = places.as_slice();
+        self.has_whole_rows()
+            && self.parameters.iter().all(|parameter| {
+                let (own, rest) = places.split_at(parameter.shape()[0]);
+                places = rest;
+                own.windows(2).all(|pair| pair[1] == pair[0] + 1)
+            })
+    }
+
     /// Fills the parameters from a tensor of a GGUF file, which begins at `start` of `bytes`. Where `in_place`, they keep
     /// its element type and, unless rows change places, the file's own bytes; a row is whole blocks, so that nothing is
     /// rounded either way.

@@ -18,6 +18,8 @@ pub struct LayerCache {
     len: usize,
     /// Positions that are never exceeded, where that is known: room grows up to there at most.
     most: Option<usize>,
+    /// Positions that room is made for at once.
+    reserved: usize,
     /// Keys and values of the memory, for cross-attention.
     pub(crate) memory: Option<(Tensor, Tensor)>,
     /// Where several sequences run in one row: the cache of each, instead of all the above.
@@ -29,7 +31,8 @@ impl LayerCache {
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
         let start = self.len;
         self.len += k.size(1);
-        (store(&mut self.keys, k, start, self.most), store(&mut self.values, v, start, self.most))
+        let room = Room { most: self.most, reserved: self.reserved };
+        (store(&mut self.keys, k, start, room), store(&mut self.values, v, start, room))
     }
 
     /// Whether this is the cache of several sequences; then [`LayerCache::attend`] takes the place of
@@ -82,13 +85,21 @@ impl LayerCache {
 /// Axis of the positions in a cache.
 const TIME: usize = 2;
 
-fn store(slot: &mut Option<Raw>, new: &Tensor, start: usize, most: Option<usize>) -> Tensor {
+/// How much room is made when there is too little.
+#[derive(Clone, Copy)]
+struct Room {
+    most: Option<usize>,
+    reserved: usize,
+}
+
+fn store(slot: &mut Option<Raw>, new: &Tensor, start: usize, wanted: Room) -> Tensor {
     let backend = Device::Cpu.backend();
     let new = new.raw().transposed(1, TIME);
     let len = start + new.shape()[TIME];
     let capacity = slot.as_ref().map_or(0, |raw| raw.shape()[TIME]);
     if capacity < len {
-        let room = (2 * capacity).max(MIN_CAPACITY).min(most.unwrap_or(usize::MAX)).max(len);
+        let room = (2 * capacity).max(MIN_CAPACITY).max(wanted.reserved);
+        let room = room.min(wanted.most.unwrap_or(usize::MAX)).max(len);
         let mut grown = Raw::empty(new.dtype(), new.shape().with(TIME, room));
         if let Some(old) = slot.take() {
             backend.write_region(&mut grown, TIME, 0, &old.narrowed(TIME, 0, start));
@@ -123,6 +134,12 @@ impl KvCache {
     /// Promises that no more than `most` positions are stored, so that room is made for no more.
     pub fn limit(&mut self, most: usize) {
         self.layers.iter_mut().for_each(|layer| layer.most = Some(most));
+    }
+
+    /// Makes room for so many positions at once with the first that is stored, and for no more.
+    pub fn reserve(&mut self, positions: usize) {
+        self.limit(positions);
+        self.layers.iter_mut().for_each(|layer| layer.reserved = positions);
     }
 
     /// The caches of several sequences as one, for a pass over new tokens of all of them end to end in one row, whose

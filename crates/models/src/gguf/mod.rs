@@ -13,6 +13,7 @@ use loam_kernels::quant::can_dequantise;
 use loam_tensor::{DType, GgmlType, Parameter};
 
 use crate::error::Error;
+use crate::inference::WeightMemory;
 use crate::model::LanguageModel;
 use crate::quantise::{Mix, Plan, can_be_typed};
 use crate::spec::{Spec, Task};
@@ -91,7 +92,7 @@ impl LanguageModel {
     /// trained.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, Error> {
         let architecture = architecture_of(gguf)?;
-        let model = Self::zeros(config(gguf, architecture, &facts_of(gguf)?)?)?;
+        let model = Self::outline_of_gguf(gguf)?;
         let entries = architecture.weights.entries(&model.parameters(), model.spec());
         let mut used = 0;
         for entry in &entries {
@@ -119,6 +120,36 @@ impl LanguageModel {
             refuse_left_over(gguf, architecture, &entries)?;
         }
         Ok(model)
+    }
+
+    /// The architecture of a file, with weights of zeros.
+    pub(crate) fn outline_of_gguf(gguf: &Gguf) -> Result<Self, Error> {
+        Self::zeros(config(gguf, architecture_of(gguf)?, &facts_of(gguf)?)?)
+    }
+
+    /// What a file of these types takes in the process that opens it.
+    pub(crate) fn gguf_memory(&self, mix: Option<Mix>) -> Result<WeightMemory, Error> {
+        let (architecture, _) = self.describe()?;
+        let entries = architecture.weights.entries(&self.parameters(), self.spec());
+        let (types, mut memory) = (self.types(&entries, mix)?, WeightMemory::default());
+        for (entry, ty) in entries.iter().zip(types) {
+            let count: usize = entry.file_shape().iter().product();
+            memory.mapped += DType::Ggml(ty).bytes(count);
+            let in_place = ty != GgmlType::F32 && entry.feeds.iter().all(|name| can_be_typed(self.spec(), name));
+            memory.copied += match (in_place, entry.is_in_order()) {
+                (true, true) => 0,
+                (true, false) => DType::Ggml(ty).bytes(count),
+                (false, _) => 4 * count,
+            };
+        }
+        Ok(memory)
+    }
+
+    /// The tensors of a GGUF file of this model, each with the parameters that it feeds.
+    pub(crate) fn gguf_feeds(&self) -> Result<Vec<(String, Vec<String>)>, Error> {
+        let (architecture, _) = self.describe()?;
+        let entries = architecture.weights.entries(&self.parameters(), self.spec());
+        Ok(entries.into_iter().map(|entry| (entry.name, entry.feeds)).collect())
     }
 
     /// The tensors that a GGUF file holds for this model: name, shape and element type.
