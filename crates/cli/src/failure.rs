@@ -82,6 +82,12 @@ impl Hinted for loam_models::Error {
     }
 }
 
+impl Hinted for loam_compress::Error {
+    fn way_out(&self) -> Option<String> {
+        self.hint()
+    }
+}
+
 impl Hinted for loam_peft::Error {
     fn way_out(&self) -> Option<String> {
         self.hint()

@@ -65,7 +65,20 @@ fn holding(place: &Path, file: &str) -> Option<PathBuf> {
     if Gguf::is_one(place) {
         return Some(place.to_owned());
     }
-    [place.to_owned(), place.join("model")].into_iter().find(|dir| dir.join(file).is_file())
+    let places = [place.to_owned(), place.join("model")];
+    places.into_iter().find(|dir| dir.join(file).is_file()).or_else(|| only_gguf(place))
+}
+
+/// The one GGUF file of a directory, as a pulled model may have; of shards the first.
+pub fn only_gguf(dir: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(dir).ok()?;
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_later_shard = |path: &Path| {
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        stem.rsplit_once("-of-").is_some_and(|(rest, _)| !rest.ends_with("-00001") && rest.contains('-'))
+    };
+    let mut found: Vec<PathBuf> = paths.filter(|path| Gguf::is_one(path) && !is_later_shard(path)).collect();
+    if found.len() == 1 { found.pop() } else { None }
 }
 
 fn list(places: &[PathBuf]) -> String {

@@ -19,6 +19,22 @@ pub fn memory() -> Option<(u64, u64)> {
     Some((system.total_memory(), system.available_memory()))
 }
 
+/// Memory of this process now, in bytes.
+pub fn resident_bytes() -> Option<usize> {
+    of_process("VmRSS:")
+}
+
+/// Most memory that this process has had, in bytes.
+pub fn peak_bytes() -> Option<usize> {
+    of_process("VmHWM:")
+}
+
+fn of_process(key: &str) -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
+}
+
 /// Free bytes on the disk that holds `path`.
 pub fn free_disk(path: &Path) -> Option<u64> {
     let path = path.canonicalize().ok()?;

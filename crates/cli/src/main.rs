@@ -6,6 +6,7 @@
 mod args;
 mod commands;
 mod failure;
+mod hub;
 mod locate;
 mod machine;
 mod output;

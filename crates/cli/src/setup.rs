@@ -13,6 +13,10 @@ pub struct Environment {
     pub threads: Option<String>,
     /// `LOAM_HOME`, else `~/.loam`: the local store of models.
     pub home: Option<PathBuf>,
+    /// `HF_ENDPOINT`: the hub that models are pulled from.
+    pub hub_endpoint: Option<String>,
+    /// `HF_TOKEN`: who asks there.
+    pub hub_token: Option<String>,
 }
 
 impl Environment {
@@ -25,7 +29,8 @@ impl Environment {
         };
         let path = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let home = path("LOAM_HOME").or_else(|| Some(path("HOME").or_else(|| path("USERPROFILE"))?.join(".loam")));
-        Ok(Self { cpu: text("LOAM_CPU")?, threads: text("LOAM_THREADS")?, home })
+        let (hub_endpoint, hub_token) = (text("HF_ENDPOINT")?, text("HF_TOKEN")?);
+        Ok(Self { cpu: text("LOAM_CPU")?, threads: text("LOAM_THREADS")?, home, hub_endpoint, hub_token })
     }
 }
 

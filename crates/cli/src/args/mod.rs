@@ -1,9 +1,11 @@
 //! The command line as types. What the verbs do is in `commands`.
 
 mod bench;
+mod compress;
 mod data;
 mod embed;
 mod model;
+mod plan;
 mod sampling;
 mod serve;
 mod tokenizer;
@@ -13,12 +15,14 @@ use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 pub use bench::{BenchConfig, BenchVerb, PrecisionArg};
+pub use compress::{CalibrationArgs, CompareArgs, MethodArg, PruneArgs, QuantizeArgs, ReportArgs};
 pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg};
 pub use embed::{EmbedArgs, PoolingArg};
 pub use model::{
-    ChatArgs, CombineArgs, ConvertArgs, EvalArgs, FileDtype, GenerateArgs, LogitsArgs, MergeArgs, ModelVerb, ShowArgs,
-    Way,
+    ChatArgs, CombineArgs, ConvertArgs, EvalArgs, FileDtype, GenerateArgs, LogitsArgs, MergeArgs, ModelVerb, PullArgs,
+    RmArgs, ShowArgs, Way,
 };
+pub use plan::PlanArgs;
 pub use sampling::{GrammarArgs, SamplingArgs};
 pub use serve::{LogFormat, LogLevel, ServeArgs};
 pub use tokenizer::{AlgorithmArg, DecodeArgs, EncodeArgs, TokenizerShowArgs, TokenizerTrainArgs, TokenizerVerb};
@@ -61,6 +65,12 @@ pub enum Verb {
     Chat(ChatArgs),
     /// Measure how well a model does a task
     Eval(EvalArgs),
+    /// Write a model with fewer bits per weight as a GGUF file
+    Quantize(QuantizeArgs),
+    /// Write a model with fewer weights: zeros, or whole blocks, heads and widths less
+    Prune(PruneArgs),
+    /// Two models on the same text: perplexity, divergence, speed, bytes
+    Compare(CompareArgs),
     /// Turn texts into vectors
     Embed(EmbedArgs),
     /// Serve models over HTTP: the APIs of OpenAI, Anthropic and Ollama, and a page to chat in

@@ -4,6 +4,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use loam_models::Mix;
 use std::path::PathBuf;
 
+use super::JsonArgs;
+use super::plan::PlanArgs;
 use super::sampling::{GrammarArgs, SamplingArgs};
 
 /// Verbs of `loam model`.
@@ -19,6 +21,41 @@ pub enum ModelVerb {
     Merge(MergeArgs),
     /// Make one LoRA adapter of several
     Combine(CombineArgs),
+    /// What a model needs and how fast it will be here, before anything is loaded
+    Plan(PlanArgs),
+    /// Fetch a model from a hub (HF_ENDPOINT, HF_TOKEN) into the local store; continues where it was cut
+    Pull(PullArgs),
+    /// The models of the local store
+    List(JsonArgs),
+    /// Remove a model from the local store
+    Rm(RmArgs),
+}
+
+/// Arguments of `loam model pull`.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// The repository, such as Qwen/Qwen3-0.6B; its name in the local store, too
+    pub repo: String,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "REV", default_value = "main")]
+    pub revision: String,
+    /// Only files whose path matches, such as '*q4_k_m.gguf' [default: configuration, tokenizer, and safetensors weights
+    /// where there are any]
+    #[arg(long, value_name = "PATTERN")]
+    pub include: Vec<String>,
+    /// Not files whose path matches
+    #[arg(long, value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+    /// Print one JSON value
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `loam model rm`.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// Its name in the local store
+    pub name: String,
 }
 
 /// Arguments of `loam model merge`.

@@ -21,7 +21,7 @@ pub fn is_asked_for(out: &Path) -> bool {
 
 pub fn run(args: &ConvertArgs, source: &Path) -> Result<(), Failure> {
     // Checked before the minutes that a large model takes to read.
-    check_destination(args, source)?;
+    check_destination(&args.out, args.force, source)?;
     let reading = Progress::new("reading", 0);
     let model = LanguageModel::open(source)?;
     reading.finish();
@@ -29,30 +29,41 @@ pub fn run(args: &ConvertArgs, source: &Path) -> Result<(), Failure> {
     if mix.is_some_and(|mix| mix.name() == "f16") {
         check_range(&model)?;
     }
-    let metadata = metadata_of(source, &model)?;
+    let files = write(&model, source, &args.out, mix, args.max_shard_size)?;
+    report(args, &model, source, mix, &files)
+}
+
+/// Writes a model with the tokenizer, template and sampling of `source`.
+pub fn write(
+    model: &LanguageModel,
+    source: &Path,
+    out: &Path,
+    mix: Option<Mix>,
+    max_shard_bytes: Option<u64>,
+) -> Result<Vec<PathBuf>, Failure> {
+    let metadata = metadata_of(source, model)?;
     let progress = RefCell::new((Progress::new("writing", 0), 0));
     let watch = |written: usize| {
         let (progress, done) = &mut *progress.borrow_mut();
         *done += written as u64;
         progress.update(*done, &bytes(*done as usize));
     };
-    let settings = GgufSettings { mix, metadata, max_shard_bytes: args.max_shard_size, watch: Some(&watch) };
-    let files = model.save_gguf(&args.out, settings)?;
-    report(args, &model, source, mix, &files)
+    let settings = GgufSettings { mix, metadata, max_shard_bytes, watch: Some(&watch) };
+    Ok(model.save_gguf(out, settings)?)
 }
 
 /// Refuses to replace what is there, unless told to.
-fn check_destination(args: &ConvertArgs, source: &Path) -> Result<(), Failure> {
-    let said = args.out.display();
-    if args.out.is_dir() {
+pub fn check_destination(out: &Path, force: bool, source: &Path) -> Result<(), Failure> {
+    let said = out.display();
+    if out.is_dir() {
         return Err(Failure::with_hint(format!("{said} is a directory"), "give the name of a file to write"));
     }
-    let Ok(out) = args.out.canonicalize() else { return Ok(()) };
+    let Ok(out) = out.canonicalize() else { return Ok(()) };
     if source.canonicalize().is_ok_and(|source| source == out) {
         let hint = "write to another file; it can be renamed afterwards";
         return Err(Failure::with_hint(format!("{said} holds the model that is to be converted"), hint));
     }
-    if args.force {
+    if force {
         return Ok(());
     }
     Err(Failure::with_hint(format!("{said} exists already"), "--force replaces it"))

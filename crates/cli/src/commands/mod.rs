@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod completions;
+mod compress;
 mod config;
 mod convert;
 mod convert_gguf;
@@ -14,11 +15,13 @@ mod generate;
 mod inspect;
 mod merge;
 mod model;
+mod plan;
 mod prepare;
 mod quickstart;
 mod runs;
 mod sampling;
 mod serve;
+mod store;
 mod tokenizer;
 mod train;
 
@@ -39,6 +42,9 @@ pub fn run(verb: Verb, threads: Option<usize>, environment: &Environment) -> Res
         Verb::Generate(args) => generate::run(&args, environment),
         Verb::Chat(args) => chat::run(&args, environment),
         Verb::Eval(args) => eval::run(&args, environment),
+        Verb::Quantize(args) => compress::quantize(&args, environment),
+        Verb::Prune(args) => compress::prune(&args, environment),
+        Verb::Compare(args) => compress::compare(&args, environment),
         Verb::Embed(args) => embed::run(&args, environment),
         Verb::Serve(args) => serve::run(&args, threads, environment),
         Verb::Model(verb) => model::run(verb, environment),

@@ -4,7 +4,9 @@ use crate::Outcome;
 use crate::args::{LogitsArgs, ModelVerb, ShowArgs};
 use crate::commands::convert;
 use crate::commands::merge;
+use crate::commands::plan;
 use crate::commands::quantise;
+use crate::commands::store;
 use crate::failure::Failure;
 use crate::locate::model_path;
 use crate::output::{self, Colour, paint};
@@ -24,6 +26,10 @@ pub fn run(verb: ModelVerb, environment: &Environment) -> Result<Outcome, Failur
         ModelVerb::Convert(args) => convert::run(&args, environment)?,
         ModelVerb::Merge(args) => merge::merge_model(&args, environment)?,
         ModelVerb::Combine(args) => merge::combine_adapters(&args, environment)?,
+        ModelVerb::Plan(args) => return plan::run(&args, environment),
+        ModelVerb::Pull(args) => store::pull(&args, environment)?,
+        ModelVerb::List(args) => store::list(&args, environment)?,
+        ModelVerb::Rm(args) => store::remove(&args, environment)?,
     }
     Ok(Outcome::Done)
 }
