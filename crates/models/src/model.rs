@@ -337,6 +337,11 @@ impl LanguageModel {
         }
     }
 
+    /// Logits after hidden states `[.., hidden]`: `[.., vocab]`.
+    pub fn logits_of(&self, hidden: &Tensor) -> Result<Tensor, Error> {
+        self.tokens(hidden, &Hooks::default())
+    }
+
     /// Logits over the vocabulary of hidden states `[.., hidden]`.
     fn tokens(&self, hidden: &Tensor, hooks: &Hooks) -> Result<Tensor, Error> {
         self.expect_language_model()?;
@@ -409,6 +414,19 @@ impl LanguageModel {
         let settings = LogProbSettings { softcap: self.spec.final_logit_softcapping, temperature, entropies };
         let vocabulary = self.network.vocabulary(&Hooks::default());
         Ok(head.input(hidden).linear_log_probs(&vocabulary, head.bias().as_ref(), tokens, settings))
+    }
+
+    /// The sum over chunks of rows of `work(logits, rows)`, a scalar, where the logits `[rows, vocab]` are those after hidden
+    /// states `[.., hidden]`: a loss of logits that never exist as a whole.
+    pub fn loss_of_logits(
+        &self,
+        hidden: &Tensor,
+        work: impl FnMut(&Tensor, Range<usize>) -> Tensor,
+    ) -> Result<Tensor, Error> {
+        self.expect_language_model()?;
+        let head = &self.network.head;
+        let (vocabulary, cap) = (self.network.vocabulary(&Hooks::default()), self.spec.final_logit_softcapping);
+        Ok(head.input(hidden).linear_loss(&vocabulary, head.bias().as_ref(), cap, work))
     }
 
     /// Refuses what would otherwise be a bug's panic further down.

@@ -94,7 +94,7 @@ pub struct JsonArgs {
 /// Arguments of `loam quickstart`.
 #[derive(Debug, Args)]
 pub struct QuickstartArgs {
-    /// A smaller model and fewer steps: at most a minute
+    /// A smaller model and fewer steps: little more than a minute
     #[arg(long)]
     pub fast: bool,
     /// Train on this text instead of the garden's stories

@@ -10,6 +10,7 @@ mod data;
 mod doctor;
 mod embed;
 mod eval;
+mod eval_answers;
 mod generate;
 mod inspect;
 mod merge;
