@@ -41,11 +41,11 @@ pub const FULL: AlignPlan = AlignPlan {
     valid_prompts: 64,
     topics: 2000,
     valid_topics: 200,
-    reward: Run { steps: 500, batch: 32, lr: 1e-3 },
-    ppo: Run { steps: 160, batch: 64, lr: 1e-4 },
-    dpo: Run { steps: 250, batch: 16, lr: 1e-4 },
-    grpo: Run { steps: 60, batch: 64, lr: 2e-4 },
-    lora: Run { steps: 150, batch: 4, lr: 5e-3 },
+    reward: Run { steps: 400, batch: 24, lr: 1e-3 },
+    ppo: Run { steps: 120, batch: 64, lr: 1e-4 },
+    dpo: Run { steps: 200, batch: 16, lr: 1e-4 },
+    grpo: Run { steps: 50, batch: 64, lr: 2e-4 },
+    lora: Run { steps: 120, batch: 4, lr: 5e-3 },
 };
 
 /// The fast road's.
@@ -56,10 +56,10 @@ pub const FAST: AlignPlan = AlignPlan {
     valid_prompts: 16,
     topics: 400,
     valid_topics: 60,
-    reward: Run { steps: 50, batch: 16, lr: 1e-3 },
-    ppo: Run { steps: 24, batch: 32, lr: 5e-5 },
+    reward: Run { steps: 80, batch: 16, lr: 1e-3 },
+    ppo: Run { steps: 24, batch: 32, lr: 1e-4 },
     dpo: Run { steps: 40, batch: 16, lr: 1e-4 },
-    grpo: Run { steps: 6, batch: 32, lr: 1e-4 },
+    grpo: Run { steps: 12, batch: 32, lr: 2e-4 },
     lora: Run { steps: 30, batch: 4, lr: 5e-3 },
 };
 

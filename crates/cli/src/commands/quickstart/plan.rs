@@ -57,15 +57,15 @@ pub const FULL: Plan = Plan {
     valid_bytes: 100_000,
     chats: 12_000,
     valid_chats: 200,
-    questions: 400,
+    questions: 300,
     vocab_size: 2048,
     hidden_size: 128,
     intermediate_size: 352,
     layers: 4,
     heads: 4,
     context: 256,
-    pretrain: Run { steps: 650, batch: 8, lr: 3e-3 },
-    sft: Run { steps: 1000, batch: 8, lr: 2e-3 },
+    pretrain: Run { steps: 600, batch: 8, lr: 3e-3 },
+    sft: Run { steps: 900, batch: 8, lr: 2e-3 },
     align: align_plan::FULL,
 };
 
@@ -83,7 +83,7 @@ pub const FAST: Plan = Plan {
     heads: 3,
     context: 256,
     pretrain: Run { steps: 160, batch: 8, lr: 4e-3 },
-    sft: Run { steps: 200, batch: 8, lr: 4e-3 },
+    sft: Run { steps: 450, batch: 8, lr: 4e-3 },
     align: align_plan::FAST,
 };
 
