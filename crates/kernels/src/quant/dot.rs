@@ -80,7 +80,7 @@ pub(super) trait IntKernel {
 pub(super) fn dispatch_ints(isa: Isa, kernel: impl IntKernel) {
     assert!(isa.is_supported(), "this machine has no {}", isa.name());
     match isa {
-        Isa::Scalar => kernel.run(Plain),
+        Isa::Scalar | Isa::Neon => kernel.run(Plain),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: support was checked above.
         Isa::Avx2 => unsafe { super::dot_avx2::enter(kernel) },
@@ -93,7 +93,7 @@ pub(super) fn dispatch_ints(isa: Isa, kernel: impl IntKernel) {
         // SAFETY: a machine that has AVX-512 has AVX2.
         Isa::Avx512 => unsafe { super::dot_avx2::enter(kernel) },
         #[cfg(not(target_arch = "x86_64"))]
-        _ => unreachable!("only scalar is supported on this architecture"),
+        Isa::Avx2 | Isa::Avx512 => unreachable!("support was checked above"),
     }
 }
 
