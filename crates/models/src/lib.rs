@@ -42,7 +42,7 @@ pub use footprint::{Footprint, footprint};
 pub use gguf::{GgufSettings, generation_config as gguf_generation_config, sampling_keys as gguf_sampling_keys};
 pub use head::pool;
 pub use hooks::{JoinSite, LinearPart, LinearSite, TableSite};
-pub use loam_nn::{DropoutKey, Fan, Hooks, Init, KvBlock, KvCache, Memory};
+pub use loam_nn::{DropoutKey, Fan, Hooks, Init, KvBlock, KvCache, KvType, Memory};
 pub use memory::{StepMemory, StepShape, step_memory};
 pub use model::{LanguageModel, NewHead, set_labels};
 pub use noise::EmbeddingNoise;
