@@ -124,12 +124,15 @@ impl Job<'_> {
 type Run = fn(&Job<'_>, Range<usize>, &mut [i32]);
 
 /// Borrowed words per piece of work.
+#[cfg(target_arch = "x86_64")]
 fn scratch_len(isa: Isa, m: usize, k: usize) -> usize {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => avx2::scratch_len(m),
-        _ => plain::scratch_len(k),
-    }
+    if isa >= Isa::Avx2 { avx2::scratch_len(m) } else { plain::scratch_len(k) }
+}
+
+/// Borrowed words per piece of work.
+#[cfg(not(target_arch = "x86_64"))]
+fn scratch_len(_: Isa, _: usize, k: usize) -> usize {
+    plain::scratch_len(k)
 }
 
 /// The loop over columns for a type of scales in f32, the fastest that the instruction set has.
