@@ -283,6 +283,8 @@ mod avx2 {
 
     /// How far ahead a row of `w` is fetched, in bytes.
     const AHEAD: usize = 512;
+    /// Rows a multiple of this many bytes apart are fetched to the second-level cache.
+    const CROWDED: usize = 2048;
 
     /// # Safety
     /// As [`Job::run`]; AVX2, FMA and F16C must be available.
@@ -359,6 +361,8 @@ mod avx2 {
                 }
             }
             let w = job.w.as_ptr().add(j * job.w_stride);
+            // Rows this far apart share places in the first-level cache, which does not hold a line of each.
+            let is_crowded = (job.w_stride * size_of::<W>()).is_multiple_of(CROWDED);
             let mut p = 0;
             while p + line <= job.k {
                 // Past the end of these rows come the rows of the next group.
@@ -368,7 +372,12 @@ mod avx2 {
                     let rows = w.add(g * BLOCK * job.w_stride + p);
                     let next = w.wrapping_add(g * BLOCK * job.w_stride + ahead);
                     for r in 0..BLOCK {
-                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(r * job.w_stride).cast());
+                        let next = next.wrapping_add(r * job.w_stride).cast();
+                        if is_crowded {
+                            _mm_prefetch::<_MM_HINT_T1>(next);
+                        } else {
+                            _mm_prefetch::<_MM_HINT_T0>(next);
+                        }
                     }
                     for q in (0..line).step_by(BLOCK) {
                         block::<W, M>(job, rows.add(q), p + q, acc);

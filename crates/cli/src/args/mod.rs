@@ -12,7 +12,7 @@ mod train;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-pub use bench::{BenchConfig, BenchVerb, PrecisionArg};
+pub use bench::{BenchConfig, BenchVerb, ModelBench, PrecisionArg};
 pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg};
 pub use embed::{EmbedArgs, PoolingArg};
 pub use model::{
