@@ -72,7 +72,10 @@ fn check_recipe(recipe: &Recipe) -> (PathBuf, Witness, TempDir) {
     let mut rest = Witness::default();
     let resumed = run_in(dir.path(), recipe, "parts", true, &mut rest).unwrap();
     let model = |outcome: &Outcome| outcome.model.clone().unwrap();
-    let weights = |outcome: &Outcome| fs::read(model(outcome).join("model.safetensors")).unwrap();
+    let weights = |outcome: &Outcome| {
+        let names = ["model.safetensors", "adapter_model.safetensors"];
+        names.iter().find_map(|name| fs::read(model(outcome).join(name)).ok()).unwrap()
+    };
     assert!(weights(&whole) == weights(&resumed), "{stage}: the weights differ after an interruption");
     assert_eq!(rest.rows.first().map(|row| row.step), Some(6));
     for (a, b) in witness.rows[5..].iter().zip(&rest.rows) {
@@ -100,6 +103,27 @@ fn every_stage_of_preferences_learns_and_resumes_to_the_same_bytes() {
         let last = witness.evaluations.last().unwrap();
         assert!(last.metrics.contains_key("eval_rewards/chosen"), "{:?}", last.metrics);
         assert_eq!(LanguageModel::open(model).unwrap().spec().head.task, Task::LanguageModel);
+    }
+}
+
+#[test]
+fn adapters_learn_preferences_and_rewards_against_the_model_without_them() {
+    let peft = "[peft]\nmethod = \"lora\"\nr = 4\ntargets = [\"all-linear\"]";
+    let (adapter, witness, _dir) = check("dpo", "preferences", peft);
+    let margins = |step: usize| witness.rows[step].metrics["rewards/margins"];
+    assert!(margins(0).abs() < 1e-4 && margins(39) > 0.01, "{} and {}", margins(0), margins(39));
+    assert!(adapter.join("adapter_config.json").is_file() && !adapter.join("model.safetensors").exists());
+    let reward = "reward = { kind = \"match\", pattern = \"[0-9]\" }\nmax_new_tokens = 8";
+    for (stage, more) in [("grpo", "samples = 4\nbeta = 0.04"), ("ppo", "iterations = 2")] {
+        let (_, witness, dir) = check(stage, "prompts", &format!("{peft}\n[rl]\n{reward}\n{more}"));
+        assert!(witness.rows.iter().all(|row| row.metrics["sampling/logp_difference"] < 1e-5), "{stage}");
+        if stage == "ppo" {
+            // The value head is trained, and resumed, beside the adapter.
+            let steps: Vec<_> = fs::read_dir(dir.path().join("whole/checkpoints")).unwrap().flatten().collect();
+            let file = steps.iter().map(|step| step.path().join("adapter.safetensors")).find(|file| file.is_file());
+            let weights = loam_formats::SafeTensors::open(file.unwrap()).unwrap();
+            assert!(weights.get("value_head.weight").unwrap().to_f32().unwrap().iter().any(|&x| x != 0.0));
+        }
     }
 }
 
