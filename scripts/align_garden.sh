@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Alignment on the garden, from the model of `quickstart` (or of `quickstart --fast`, with FAST=1): a reward model, then every stage from the same tuned model,
-# and a table of held-out scores. Usage: scripts/align_garden.sh DIR [STAGE...]; needs `cargo build -p loam-cli` and
-# `cargo build -p loam-train --example garden_score`.
+# Alignment on the garden, from the model of `quickstart` (or of `quickstart --fast`, with FAST=1): a reward model, then every stage from the same tuned model
+# with every seed, and a table of held-out scores, mean ± deviation. Usage: [SEEDS="1 2 3"] scripts/align_garden.sh DIR [STAGE...];
+# needs `cargo build -p loam-cli` and `cargo build -p loam-train --example garden_score`. What is there already is not run again,
+# so a long table can be made in slices: name one stage per call.
 set -euo pipefail
 dir=$1; shift
 stages=${*:-reward dpo kto orpo simpo cpo grpo rloo ppo}
@@ -14,14 +15,24 @@ fi
 sft=$(ls -d "$dir"/*quickstart*/sft/model | tail -1)
 [ -d "$dir/garden" ] || "$bin/loam" data garden "$dir/garden" --train-bytes 1000 --chats 10 --examples 8000 >/dev/null
 for stage in $stages; do
-    [ -d "$dir/$stage/model" ] && continue
-    sed -e "s#runs/sft-chat/model#$sft#; s#runs/reward/model#$dir/reward/model#; s#\"garden/#\"$dir/garden/#" \
-        "$here/recipes/$stage.toml" >"$dir/$stage.toml"
-    start=$SECONDS
-    "$bin/loam" train "$dir/$stage.toml" --dir "$dir/$stage" --set train.sample_every=0 --set train.checkpoint_every=0 \
-        --set train.eval_every=0 >/dev/null 2>"$dir/$stage.log" || { tail -5 "$dir/$stage.log"; exit 1; }
-    echo "$stage: $((SECONDS - start)) s; $(grep 'held-out loss' "$dir/$stage.log" | tail -1)"
+    for seed in ${SEEDS:-42}; do
+        # One judge for all of them.
+        run=$stage-s$seed
+        [ "$stage" = reward ] && run=reward
+        [ -d "$dir/$run/model" ] && continue
+        sed -e "s#runs/sft-chat/model#$sft#; s#runs/reward/model#$dir/reward/model#; s#\"garden/#\"$dir/garden/#" \
+            "$here/recipes/$stage.toml" >"$dir/$run.toml"
+        start=$SECONDS
+        "$bin/loam" train "$dir/$run.toml" --dir "$dir/$run" --set seed="$seed" --set train.sample_every=0 \
+            --set train.checkpoint_every=0 --set train.eval_every=0 >/dev/null 2>"$dir/$run.log" \
+            || { tail -5 "$dir/$run.log"; exit 1; }
+        echo "$run: $((SECONDS - start)) s; $(grep 'held-out loss' "$dir/$run.log" | tail -1)"
+    done
 done
 models=("$sft")
-for stage in $stages; do [ "$stage" = reward ] || models+=("$dir/$stage/model"); done
-"$bin/examples/garden_score" "${models[@]}"
+for stage in $stages; do
+    [ "$stage" = reward ] && continue
+    for seed in ${SEEDS:-42}; do models+=("$dir/$stage-s$seed/model"); done
+done
+"$bin/examples/garden_score" "${models[@]}" | tee "$dir/scores.txt"
+python3 "$here/scripts/align_table.py" <"$dir/scores.txt"

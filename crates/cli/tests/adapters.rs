@@ -72,3 +72,17 @@ fn adapters_combine_and_what_does_not_fit_is_said() {
         assert!(ran.code == 2 && ran.stderr.contains(said), "{args:?}: {}", ran.stderr);
     }
 }
+
+#[test]
+fn a_lora_becomes_a_gguf_file_and_gives_the_same_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = golden_dir("llama-gqa").display().to_string();
+    let ran = loam(dir.path(), &["model", "combine", &base, "lora.gguf", &adapter("llama-lora")]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let file = dir.path().join("lora.gguf").display().to_string();
+    let expected = logits(dir.path(), "llama-lora", &base, &["--adapter", &adapter("llama-lora")]);
+    let got = logits(dir.path(), "llama-lora", &base, &["--adapter", &file]);
+    assert!(gap(&got, &expected) < 2e-5, "{}", gap(&got, &expected));
+    let again = loam(dir.path(), &["model", "combine", &base, "lora.gguf", &adapter("llama-lora")]);
+    assert!(again.code == 2 && again.stderr.contains("--force"), "{}", again.stderr);
+}

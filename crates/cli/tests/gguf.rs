@@ -154,3 +154,27 @@ fn what_cannot_be_is_refused() {
     let bert = loam_testkit::golden_dir("bert");
     assert!(said(&["model", "convert", bert.to_str().unwrap(), "b.gguf"]).contains("cannot be written as GGUF"));
 }
+
+#[test]
+fn a_file_is_measured_in_the_terms_of_llama_bench() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    make(dir, TrainKind::ByteBpe, "llama");
+    text(dir, &["model", "convert", "model", "out.gguf", "--quant", "q8_0"]);
+    let args = ["bench", "infer", "out.gguf", "-p", "24", "-n", "4", "-d", "8", "-r", "2", "--no-roof", "--json"];
+    let json = loam(dir, &args).json();
+    let tests = json.as_array().unwrap();
+    assert_eq!(tests.len(), 2, "a prompt and decoding: {json}");
+    for (test, counts) in tests.iter().zip([(24, 0), (0, 4)]) {
+        assert_eq!((test["n_prompt"].as_u64().unwrap(), test["n_gen"].as_u64().unwrap()), counts);
+        assert_eq!((test["n_depth"].as_u64(), test["model_type"].as_str()), (Some(8), Some("llama Q8_0")));
+        assert_eq!(test["samples_ts"].as_array().unwrap().len(), 2);
+        for field in ["avg_ns", "avg_ts", "model_size", "model_n_params", "n_threads", "load_ms"] {
+            assert!(test[field].as_f64().is_some_and(|x| x > 0.0), "{field} in {test}");
+        }
+    }
+    let nothing = loam(dir, &["bench", "infer", "out.gguf", "-p", "0", "-n", "0"]);
+    assert!(nothing.code != 0 && nothing.stderr.contains("nothing to measure"), "{}", nothing.stderr);
+    let both = loam(dir, &["bench", "infer", "out.gguf", "--config", "small"]);
+    assert!(both.code != 0 && both.stderr.contains("cannot be used with"), "{}", both.stderr);
+}

@@ -189,6 +189,9 @@ impl Error {
                 Some(format!("did you mean '{name}'? The field to read in place of '{field}' can be set"))
             }
             Self::NoField { field, .. } => Some(format!("set which field to read in place of '{field}'")),
+            Self::Malformed { .. } => {
+                Some("correct that row or leave it out; `loam data inspect FILE` shows how rows are read".into())
+            }
             Self::NoToken { .. } => Some("use a tokenizer made for this task, or add the token to this one".into()),
             Self::OtherTokenizer { .. } => {
                 Some("prepare the data again with this tokenizer, or use the tokenizer it was prepared with".into())

@@ -8,6 +8,7 @@
 
 pub mod corrupt;
 pub mod dedup;
+pub mod dialogue;
 mod error;
 mod fingerprint;
 pub mod garden;

@@ -8,24 +8,22 @@ use std::path::PathBuf;
 
 use loam_chat::Message;
 use loam_data::Garden;
+use loam_data::dialogue::{Layout, Table};
 use loam_data::garden::preferences::{Flaw, quality};
 use loam_data::garden::{Question, Split};
-use loam_data::preference::{
-    Encoder, PreferenceFields, Turns, implicit_prompt, read_pairs, read_prompts, read_rated, unpaired,
-};
-use loam_data::source::Source;
+use loam_data::preference::{Encoder, Turns, implicit_prompt, read_pairs, read_prompts, read_rated, unpaired};
 use loam_tokenizer::{ChatTemplate, TrainConfig, TrainKind, train};
 
 fn text(text: &str) -> Turns {
     Turns::Text(text.into())
 }
 
-fn written(name: &str, content: &str) -> (tempfile::TempDir, Vec<Source>) {
+fn written(name: &str, content: &str) -> (tempfile::TempDir, loam_data::Result<Vec<Table>>) {
     let dir = tempfile::tempdir().unwrap();
     let path: PathBuf = dir.path().join(name);
     fs::write(&path, content).unwrap();
-    let source = Source::open(&path).unwrap();
-    (dir, vec![source])
+    let table = Table::open(&path, &Layout::default());
+    (dir, table.map(|table| vec![table]))
 }
 
 #[test]
@@ -72,12 +70,11 @@ fn what_two_answers_begin_with_is_their_prompt() {
 
 #[test]
 fn pairs_are_read_from_lines_lists_and_tables_alike() {
-    let fields = PreferenceFields::default();
     let row = r#"{"prompt": "a?", "chosen": "b", "rejected": "c", "margin": 0.5}"#;
     let (_a, lines) = written("a.jsonl", row);
     let (_b, list) = written("a.json", &format!("[{row}]"));
     let (_c, table) = written("a.csv", "prompt,chosen,rejected,margin\na?,b,c,0.5\n");
-    let read = |sources: &[Source]| read_pairs(sources, &fields).unwrap();
+    let read = |tables: &loam_data::Result<Vec<Table>>| read_pairs(tables.as_ref().unwrap()).unwrap();
     assert_eq!(read(&lines), read(&list));
     assert_eq!(read(&lines), read(&table));
     assert_eq!((read(&lines)[0].margin, &read(&lines)[0].chosen), (0.5, &text("b")));
@@ -87,29 +84,28 @@ fn pairs_are_read_from_lines_lists_and_tables_alike() {
     let rated = unpaired(&read(&lines));
     assert_eq!(rated.iter().map(|one| one.wanted).collect::<Vec<_>>(), [true, false]);
     let (_e, single) = written("b.jsonl", r#"{"prompt": "a?", "completion": "b", "label": false}"#);
-    assert_eq!(read_rated(&single, &fields).unwrap()[0].completion, text("b"));
+    assert_eq!(read_rated(&single.unwrap()).unwrap()[0].completion, text("b"));
     let (_f, prompts) = written("c.jsonl", r#"{"question": "a?", "answer": 7}"#);
-    let named = PreferenceFields { prompt: "question".into(), ..fields.clone() };
-    assert_eq!(read_prompts(&prompts, &named).unwrap()[0].row["answer"], 7);
+    let prompt = read_prompts(&prompts.unwrap()).unwrap().remove(0);
+    assert_eq!((&prompt.prompt, &prompt.row["answer"]), (&text("a?"), &7.into()));
 }
 
 #[test]
 fn rows_that_cannot_be_used_are_named() {
-    let fields = PreferenceFields::default();
     for (content, problem) in [
         (r#"{"prompt": "a?", "chosen": "b", "rejected": "b"}"#, "line 1: chosen and rejected are the same"),
         (r#"{"prompt": "a?", "chosen": 3, "rejected": "b"}"#, "'chosen' should be a text or a list of messages"),
         (r#"{"chosen": [{"role": "x"}], "rejected": "b"}"#, "'chosen' is no list of messages"),
         (r#"{"chosen": [{"role": "user", "content": "a"}], "rejected": "b"}"#, "one answer is a text"),
     ] {
-        let (_dir, sources) = written("a.jsonl", content);
-        let error = read_pairs(&sources, &fields).unwrap_err().to_string();
+        let (_dir, tables) = written("a.jsonl", content);
+        let error = read_pairs(&tables.unwrap()).unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");
     }
-    let (_dir, sources) = written("a.jsonl", r#"{"prompt": "a?", "completion": "b", "label": "maybe"}"#);
-    assert!(read_rated(&sources, &fields).unwrap_err().to_string().contains("true or false"));
-    let (_dir, sources) = written("a.json", r#"{"chosen": "a"}"#);
-    assert!(read_pairs(&sources, &fields).unwrap_err().to_string().contains("one object per line is .jsonl"));
+    let (_dir, tables) = written("a.jsonl", r#"{"prompt": "a?", "completion": "b", "label": "maybe"}"#);
+    assert!(read_rated(&tables.unwrap()).unwrap_err().to_string().contains("true or false"));
+    let (_dir, tables) = written("a.json", r#"{"chosen": "a"}"#);
+    assert!(tables.unwrap_err().to_string().contains("one object per line is .jsonl"));
 }
 
 #[test]

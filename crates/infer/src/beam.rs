@@ -71,7 +71,7 @@ impl<'a> Walk<'a> {
             let all = Memory { hidden: Tensor::concat(&rows, 0), segments: None };
             [memory, all]
         });
-        Ok(Self { generator, cache: generator.model().new_cache(), memory, start, beams })
+        Ok(Self { generator, cache: generator.new_cache(), memory, start, beams })
     }
 
     /// Log-probabilities of what follows: after the prompt where there are no tokens yet, else after each of `tokens`, of

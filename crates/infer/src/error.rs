@@ -16,6 +16,12 @@ pub enum Error {
     /// The tokenizer or the chat template failed.
     #[error(transparent)]
     Tokenizer(#[from] loam_tokenizer::Error),
+    /// An adapter does not fit.
+    #[error(transparent)]
+    Adapter(#[from] loam_peft::Error),
+    /// A request names an adapter that is not there.
+    #[error("there is no such adapter, or it was unloaded")]
+    NoAdapter,
     /// A setting without meaning, or an input longer than the context.
     #[error(transparent)]
     Chat(#[from] loam_chat::Error),
@@ -92,6 +98,8 @@ impl Error {
             Self::Files(error) => error.hint(),
             Self::Model(error) => error.hint(),
             Self::Tokenizer(error) => error.hint(),
+            Self::Adapter(error) => error.hint(),
+            Self::NoAdapter => None,
             Self::Chat(error) => error.hint(),
             Self::NoFiniteLogit { .. } => {
                 Some("the weights are damaged, or training diverged: use an earlier checkpoint".into())

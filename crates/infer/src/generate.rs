@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use loam_chat::{Completion, FinishReason, Message, Sampling};
-use loam_models::{Forward, Input, LanguageModel, Memory};
+use loam_models::{Forward, Input, KvCache, KvType, LanguageModel, Memory};
 use loam_tensor::no_grad;
 use loam_tokenizer::{ChatTemplate, Special, Tokenizer};
 use rayon::prelude::*;
@@ -26,6 +26,7 @@ pub struct Generator<'a> {
     keep_logprobs: bool,
     constraint: Option<&'a Constraint>,
     interrupt: Option<&'a AtomicBool>,
+    kv_type: KvType,
 }
 
 /// What a text begins with, before its first token is written.
@@ -75,6 +76,7 @@ impl<'a> Generator<'a> {
             keep_logprobs: false,
             constraint: None,
             interrupt: None,
+            kv_type: KvType::Full,
         }
     }
 
@@ -101,6 +103,19 @@ impl<'a> Generator<'a> {
     /// Ends a text early once the flag is up.
     pub fn with_interrupt(self, interrupt: &'a AtomicBool) -> Self {
         Self { interrupt: Some(interrupt), ..self }
+    }
+
+    /// Keeps keys and values as `kind` says. An error where the model's heads are no whole blocks of it.
+    pub fn with_kv_type(self, kv_type: KvType) -> Result<Self, Error> {
+        if !self.model.fits(kv_type) {
+            let problem = "keeps blocks of 32 numbers: the model's heads have another width; take f16 or bf16";
+            return Err(Error::Setting { key: "kv_type", problem });
+        }
+        Ok(Self { kv_type, ..self })
+    }
+
+    pub(crate) fn new_cache(&self) -> KvCache {
+        self.model.new_cache_of(self.kv_type)
     }
 
     /// The model.
@@ -165,7 +180,7 @@ impl<'a> Generator<'a> {
         sampler: Sampler,
         on_token: &mut dyn FnMut(u32) -> bool,
     ) -> Result<Generated, Error> {
-        let mut cache = self.model.new_cache();
+        let mut cache = self.new_cache();
         let (mut tokens, mut logprobs, mut alternatives) = (Vec::new(), Vec::new(), Vec::new());
         let begin = Instant::now();
         let Prefix { start, memory } = self.prefix(prompt)?;
@@ -204,12 +219,7 @@ impl<'a> Generator<'a> {
         Ok(Generated { tokens, logprobs, top_logprobs: alternatives, end, finish_reason, timings })
     }
 
-    fn next_logits(
-        &self,
-        tokens: &[u32],
-        memory: Option<&Memory>,
-        cache: &mut loam_models::KvCache,
-    ) -> Result<Vec<f32>, Error> {
+    fn next_logits(&self, tokens: &[u32], memory: Option<&Memory>, cache: &mut KvCache) -> Result<Vec<f32>, Error> {
         let forward = Forward { cache: Some(cache), ..Forward::default() };
         Ok(self.model.last_logits(&Input { memory, ..Input::rows(tokens, 1) }, forward)?.to_vec())
     }

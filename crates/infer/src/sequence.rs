@@ -75,10 +75,25 @@ impl Sequence {
         self.seen.len() - self.start
     }
 
+    /// How many may follow at most.
+    pub(crate) fn left(&self) -> usize {
+        self.limit.saturating_sub(self.written())
+    }
+
+    /// What would choose the next tokens, for trying out what another model says: it draws the same numbers.
+    pub(crate) fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// Whether a token ends the text.
+    pub(crate) fn is_end(&self, token: u32) -> bool {
+        self.stop_ids.contains(&token)
+    }
+
     /// Chooses the next token from the logits of the last one.
     pub(crate) fn advance(&mut self, logits: &[f32]) -> Result<Step, Error> {
         let Choice { token, logprob } = self.sampler.choose(logits, &self.seen, self.written() as u64)?;
-        if self.stop_ids.contains(&token) {
+        if self.is_end(token) {
             return Ok(Step::Ended(Choice { token, logprob }));
         }
         self.seen.push(token);

@@ -6,7 +6,7 @@ use loam_infer::scheduler::{Event, Listener, SchedulerStats};
 use loam_infer::{
     Constraint, ConstraintCompiler, Error, Generator, Grammar, Request, Scheduler, SchedulerSettings, Token, Written,
 };
-use loam_models::LanguageModel;
+use loam_models::{KvType, LanguageModel};
 use loam_testkit::Random;
 use loam_tokenizer::{Tokenizer, TrainConfig, TrainKind, train};
 use serde_json::json;
@@ -134,9 +134,23 @@ fn assert_same(heard: &Heard, expected: &Written, what: &str) {
 
 /// Requests that arrive and are given up at random.
 fn storm(generator: &Generator<'_>, settings: &SchedulerSettings, requests: &[Request], seed: u64) -> SchedulerStats {
+    storm_with(generator, None, settings, requests, seed)
+}
+
+/// The same, with a model that guesses.
+fn storm_with(
+    generator: &Generator<'_>,
+    draft: Option<&LanguageModel>,
+    settings: &SchedulerSettings,
+    requests: &[Request],
+    seed: u64,
+) -> SchedulerStats {
     let expected: Vec<Written> = requests.iter().map(|request| alone(generator, request)).collect();
     let mut random = Random::new(seed);
     let mut scheduler = Scheduler::new(generator.clone(), settings.clone()).unwrap();
+    if let Some(draft) = draft {
+        scheduler = scheduler.with_draft(draft).unwrap();
+    }
     let (mut ears, mut cancelled, mut next) = (Vec::new(), Vec::new(), 0);
     while next < requests.len() || !scheduler.is_idle() {
         while next < requests.len() && (scheduler.is_idle() || random.range(0, 2) == 0) {
@@ -185,9 +199,9 @@ fn many_texts_at_once_are_the_same_texts_as_alone() {
     let tokenizer = tokenizer();
     let schema = schema(&tokenizer);
     let settings = [
-        SchedulerSettings { max_running: 5, kv_tokens: 600, step_tokens: 7, prefix_block: 4 },
-        SchedulerSettings { max_running: 16, kv_tokens: 4000, step_tokens: 64, prefix_block: 16 },
-        SchedulerSettings { max_running: 3, kv_tokens: 300, step_tokens: 1, prefix_block: 0 },
+        SchedulerSettings { max_running: 5, kv_tokens: 600, step_tokens: 7, prefix_block: 4, guess_tokens: 0 },
+        SchedulerSettings { max_running: 16, kv_tokens: 4000, step_tokens: 64, prefix_block: 16, guess_tokens: 0 },
+        SchedulerSettings { max_running: 3, kv_tokens: 300, step_tokens: 1, prefix_block: 0, guess_tokens: 0 },
     ];
     for family in ["llama", "gpt2", "gemma2", "mixtral"] {
         let model = model(family, &tokenizer);
@@ -204,6 +218,129 @@ fn many_texts_at_once_are_the_same_texts_as_alone() {
 }
 
 #[test]
+fn guesses_change_no_text_whoever_makes_them() {
+    let tokenizer = tokenizer();
+    let schema = schema(&tokenizer);
+    for (index, family) in ["llama", "gemma2", "mixtral"].into_iter().enumerate() {
+        let model = model(family, &tokenizer);
+        let generator = Generator::new(&model, &tokenizer);
+        let mut random = Random::new(40 + index as u64);
+        let requests: Vec<Request> = (0..14).map(|_| request(&mut random, &tokenizer, &schema)).collect();
+        let settings = SchedulerSettings {
+            max_running: 5,
+            kv_tokens: 700,
+            step_tokens: 24,
+            guess_tokens: 6,
+            ..SchedulerSettings::default()
+        };
+        let found = storm_with(&generator, None, &settings, &requests, 3);
+        // The model itself guesses right but where a constraint or the end says otherwise; another one, now and then.
+        let other = LanguageModel::new(model.config(), 8).unwrap();
+        let own = storm_with(&generator, Some(&model), &settings, &requests, 3);
+        assert!(own.accepted_tokens * 2 > own.guessed_tokens && own.steps < found.steps, "{own:?} {found:?}");
+        let strange = storm_with(&generator, Some(&other), &settings, &requests, 3);
+        assert!(strange.guessed_tokens > 0 && strange.steps > own.steps, "{strange:?} {own:?}");
+    }
+}
+
+#[test]
+fn however_keys_and_values_are_kept_a_text_is_the_same_in_company() {
+    let tokenizer = tokenizer();
+    let schema = schema(&tokenizer);
+    let mut config = model("llama", &tokenizer).config().clone();
+    config["head_dim"] = json!(32);
+    let model = LanguageModel::new(&config, 7).unwrap();
+    let settings = SchedulerSettings {
+        max_running: 5,
+        kv_tokens: 700,
+        step_tokens: 24,
+        guess_tokens: 3,
+        ..SchedulerSettings::default()
+    };
+    let mut random = Random::new(60);
+    // How likely a prompt is would be asked of the model without a cache.
+    let ask = |_| Request { prompt_logprobs: false, ..request(&mut random, &tokenizer, &schema) };
+    let requests: Vec<Request> = (0..8).map(ask).collect();
+    let mut logprobs = Vec::new();
+    for kind in KvType::ALL {
+        let generator = Generator::new(&model, &tokenizer).with_kv_type(kind).unwrap();
+        // Its prompts and texts have beginnings in common, which are kept and taken as they are.
+        let stats = storm(&generator, &settings, &requests, 5);
+        assert!(stats.prefix_hits > 0 && stats.accepted_tokens <= stats.guessed_tokens, "{kind:?}: {stats:?}");
+        let sampling = Sampling { max_tokens: 1, ..Sampling::default() };
+        let written = generator.keep_logprobs(true).write(&requests[0].prompt, &sampling, &mut |_| {}).unwrap();
+        logprobs.push(written.completion.logprobs.unwrap()[0].to_bits());
+    }
+    // They are really kept in so many ways.
+    let (mut different, count) = (logprobs.clone(), logprobs.len());
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!(different.len(), count, "{logprobs:?}");
+    let narrow = self::model("llama", &tokenizer);
+    let refused = Generator::new(&narrow, &tokenizer).with_kv_type(KvType::Q8_0);
+    assert!(matches!(refused, Err(Error::Setting { key: "kv_type", .. })));
+}
+
+#[test]
+fn what_a_sliding_window_has_left_behind_is_forgotten_and_texts_are_the_same() {
+    let tokenizer = tokenizer();
+    let mut config = model("gemma2", &tokenizer).config().clone();
+    config["max_position_embeddings"] = json!(2000);
+    let model = LanguageModel::new(&config, 7).unwrap();
+    let common =
+        tokenizer.encode(&"the fox and the goose ate a pear. ".repeat(24), loam_tokenizer::Special::Parse).unwrap();
+    assert!(common.len() > 300);
+    let request = |rest: &[u32], seed| {
+        let sampling = Sampling { max_tokens: 330, seed, ..Sampling::default() };
+        let prompt = [&common, rest].concat();
+        Request { stop_ids: Some(Vec::new()), ..Request::new(prompt, sampling) }
+    };
+    let requests = [request(&[5], 1), request(&[6, 7], 2), request(&[5], 3), request(&[5, 9, 11], 4)];
+    for kind in [KvType::Full, KvType::F16] {
+        let generator = Generator::new(&model, &tokenizer).with_kv_type(kind).unwrap();
+        for guess_tokens in [0, 4] {
+            let settings = SchedulerSettings {
+                max_running: 3,
+                kv_tokens: 4000,
+                step_tokens: 50,
+                guess_tokens,
+                ..SchedulerSettings::default()
+            };
+            let stats = storm(&generator, &settings, &requests, 8);
+            assert!(stats.prefix_hits > 250, "{stats:?}");
+        }
+    }
+}
+
+#[test]
+fn a_draft_of_another_vocabulary_is_refused() {
+    let tokenizer = tokenizer();
+    let llama = model("llama", &tokenizer);
+    let mut config = llama.config().clone();
+    config["vocab_size"] = json!(tokenizer.vocab_size() + 1);
+    let other = LanguageModel::new(&config, 1).unwrap();
+    let generator = Generator::new(&llama, &tokenizer);
+    let scheduler = Scheduler::new(generator, SchedulerSettings::default()).unwrap();
+    assert!(matches!(scheduler.with_draft(&other), Err(Error::Setting { key: "draft", .. })));
+}
+
+#[test]
+fn a_text_that_repeats_itself_takes_fewer_passes() {
+    let tokenizer = tokenizer();
+    let model = model("llama", &tokenizer);
+    let generator = Generator::new(&model, &tokenizer);
+    let prompt = tokenizer.encode(&"the fox and the goose ".repeat(3), loam_tokenizer::Special::Parse).unwrap();
+    // One token above all others.
+    let sampling = Sampling { max_tokens: 200, logit_bias: [(40, 100.0)].into(), ..Sampling::default() };
+    let request = Request { stop_ids: Some(Vec::new()), ..Request::new(prompt, sampling) };
+    let steps = [0, 8].map(|guess_tokens| {
+        let settings = SchedulerSettings { guess_tokens, ..SchedulerSettings::default() };
+        storm_with(&generator, None, &settings, std::slice::from_ref(&request), 1)
+    });
+    assert!(steps[1].steps * 4 < steps[0].steps && steps[1].accepted_tokens > 100, "{steps:?}");
+}
+
+#[test]
 fn models_with_a_source_write_at_the_same_time_too() {
     let tokenizer = tokenizer();
     let schema = schema(&tokenizer);
@@ -212,7 +349,8 @@ fn models_with_a_source_write_at_the_same_time_too() {
     let mut random = Random::new(5);
     let mut requests: Vec<Request> = (0..12).map(|_| request(&mut random, &tokenizer, &schema)).collect();
     requests.iter_mut().for_each(|request| request.prompt_logprobs = false);
-    let settings = SchedulerSettings { max_running: 4, kv_tokens: 200, step_tokens: 8, prefix_block: 4 };
+    let settings =
+        SchedulerSettings { max_running: 4, kv_tokens: 200, step_tokens: 8, prefix_block: 4, guess_tokens: 0 };
     storm(&generator, &settings, &requests, 1);
 }
 
@@ -221,7 +359,8 @@ fn a_common_beginning_is_read_once_and_kept_within_the_budget() {
     let tokenizer = tokenizer();
     let model = model("llama", &tokenizer);
     let generator = Generator::new(&model, &tokenizer);
-    let settings = SchedulerSettings { max_running: 8, kv_tokens: 400, step_tokens: 32, prefix_block: 8 };
+    let settings =
+        SchedulerSettings { max_running: 8, kv_tokens: 400, step_tokens: 32, prefix_block: 8, guess_tokens: 0 };
     let mut scheduler = Scheduler::new(generator.clone(), settings).unwrap();
     let prompt: Vec<u32> = (0..80).map(|i| 20 + i % 50).collect();
     let sampling = |seed| Sampling { seed, max_tokens: 6, ..Sampling::default() };
@@ -264,7 +403,8 @@ fn what_never_fits_is_refused_and_what_does_not_fit_yet_waits() {
     let tokenizer = tokenizer();
     let model = model("llama", &tokenizer);
     let generator = Generator::new(&model, &tokenizer);
-    let settings = SchedulerSettings { max_running: 8, kv_tokens: 100, step_tokens: 32, prefix_block: 8 };
+    let settings =
+        SchedulerSettings { max_running: 8, kv_tokens: 100, step_tokens: 32, prefix_block: 8, guess_tokens: 0 };
     let mut scheduler = Scheduler::new(generator.clone(), settings.clone()).unwrap();
     let sampling = |max_tokens| Sampling { max_tokens, ..Sampling::greedy() };
     let nobody = || Box::new(|_: Event| {});

@@ -22,6 +22,7 @@ const PIECE_BYTES: usize = 128 * 1024;
 /// What a weight may be stored as.
 pub(crate) trait Weight: Copy + Send + Sync + 'static {
     /// Whether products need [`Isa::Avx512`] with its bf16 dot instruction.
+    #[cfg(target_arch = "x86_64")]
     const IS_PAIR: bool = false;
     /// What a lane holds of it.
     fn unit(self) -> f32;
@@ -135,21 +136,24 @@ impl<W: Weight> Job<'_, W> {
         // SAFETY: passed on from the caller; the instruction set was checked.
         unsafe {
             match isa {
-                Isa::Scalar => self.scalar(columns),
+                Isa::Scalar => self.portable::<false>(columns),
+                Isa::Neon => self.portable::<true>(columns),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 | Isa::Avx512 if W::IS_PAIR => avx2::run_pairs(self, columns),
                 #[cfg(target_arch = "x86_64")]
                 // Sixteen lanes would not help: this is bound by memory.
                 Isa::Avx2 | Isa::Avx512 => avx2::run(self, columns),
                 #[cfg(not(target_arch = "x86_64"))]
-                _ => unreachable!("only scalar is supported on this architecture"),
+                Isa::Avx2 | Isa::Avx512 => unreachable!("support was checked above"),
             }
         }
     }
 
+    /// Plain Rust; with `FUSED` the chains are those of an instruction set that rounds once per step.
+    ///
     /// # Safety
     /// As [`Job::run`].
-    unsafe fn scalar(&self, columns: Range<usize>) {
+    unsafe fn portable<const FUSED: bool>(&self, columns: Range<usize>) {
         for first in columns.clone().step_by(BLOCK) {
             let width = BLOCK.min(columns.end - first);
             for i in 0..self.rows {
@@ -162,7 +166,8 @@ impl<W: Weight> Job<'_, W> {
                 });
                 for (p, &a) in a.iter().enumerate() {
                     for (j, acc) in acc[..width].iter_mut().enumerate() {
-                        *acc += a * self.w[(first + j) * self.w_stride + p].unit();
+                        let w = self.w[(first + j) * self.w_stride + p].unit();
+                        *acc = if FUSED { a.mul_add(w, *acc) } else { a * w + *acc };
                     }
                 }
                 for (j, &acc) in acc[..width].iter().enumerate() {
@@ -238,6 +243,7 @@ impl Weight for f16 {
 }
 
 impl Weight for Pair {
+    #[cfg(target_arch = "x86_64")]
     const IS_PAIR: bool = true;
 
     #[inline(always)]
@@ -277,6 +283,8 @@ mod avx2 {
 
     /// How far ahead a row of `w` is fetched, in bytes.
     const AHEAD: usize = 512;
+    /// Rows a multiple of this many bytes apart are fetched to the second-level cache.
+    const CROWDED: usize = 2048;
 
     /// # Safety
     /// As [`Job::run`]; AVX2, FMA and F16C must be available.
@@ -353,6 +361,8 @@ mod avx2 {
                 }
             }
             let w = job.w.as_ptr().add(j * job.w_stride);
+            // Rows this far apart share places in the first-level cache, which does not hold a line of each.
+            let is_crowded = (job.w_stride * size_of::<W>()).is_multiple_of(CROWDED);
             let mut p = 0;
             while p + line <= job.k {
                 // Past the end of these rows come the rows of the next group.
@@ -362,7 +372,12 @@ mod avx2 {
                     let rows = w.add(g * BLOCK * job.w_stride + p);
                     let next = w.wrapping_add(g * BLOCK * job.w_stride + ahead);
                     for r in 0..BLOCK {
-                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(r * job.w_stride).cast());
+                        let next = next.wrapping_add(r * job.w_stride).cast();
+                        if is_crowded {
+                            _mm_prefetch::<_MM_HINT_T1>(next);
+                        } else {
+                            _mm_prefetch::<_MM_HINT_T0>(next);
+                        }
                     }
                     for q in (0..line).step_by(BLOCK) {
                         block::<W, M>(job, rows.add(q), p + q, acc);

@@ -5,7 +5,8 @@
 
 use std::sync::OnceLock;
 
-/// An instruction set that the kernels are compiled for, in ascending order: a machine that has one has all before it.
+/// An instruction set that the kernels are compiled for. Those of one architecture are in ascending order: a machine that
+/// has one has all before it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Isa {
     /// Plain Rust, eight lanes in an array. Runs everywhere.
@@ -14,6 +15,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ and VL, sixteen lanes.
     Avx512,
+    /// The vectors of 64-bit ARM, eight lanes in two of them.
+    Neon,
 }
 
 impl Isa {
@@ -23,23 +26,28 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
         }
     }
 
     /// f32 values in a vector.
     pub fn lanes(self) -> usize {
         match self {
-            Isa::Scalar | Isa::Avx2 => 8,
+            Isa::Scalar | Isa::Avx2 | Isa::Neon => 8,
             Isa::Avx512 => 16,
         }
     }
 
     /// Every instruction set, whether or not this machine has it.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon];
 
     /// Whether this machine can run it.
     pub fn is_supported(self) -> bool {
-        self <= best()
+        match self {
+            Isa::Scalar => true,
+            Isa::Avx2 | Isa::Avx512 => cfg!(target_arch = "x86_64") && self <= best(),
+            Isa::Neon => self == best(),
+        }
     }
 }
 
@@ -51,14 +59,14 @@ pub fn isa() -> Isa {
     *CHOSEN.get_or_init(best)
 }
 
-/// Chooses the instruction set by name (`scalar`, `avx2`, `avx512`), before any kernel ran.
+/// Chooses the instruction set by name (`scalar`, `avx2`, `avx512`, `neon`), before any kernel ran.
 ///
 /// It fails where the machine lacks the instruction set, and where another one is already in use.
 pub fn force(name: &str) -> Result<Isa, String> {
     let wanted = Isa::ALL
         .into_iter()
         .find(|i| i.name() == name)
-        .ok_or_else(|| format!("unknown instruction set `{name}`: expected scalar, avx2 or avx512"))?;
+        .ok_or_else(|| format!("unknown instruction set `{name}`: expected scalar, avx2, avx512 or neon"))?;
     if !wanted.is_supported() {
         return Err(format!("this machine has no {name}: its best instruction set is {}", best().name()));
     }
@@ -98,7 +106,12 @@ fn detect() -> Isa {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn detect() -> Isa {
+    Isa::Neon
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn detect() -> Isa {
     Isa::Scalar
 }

@@ -6,13 +6,15 @@
 //! and minima (`unpack::Block256`). Decoding and the products both start from there. The remaining types can be read.
 
 mod activations;
-mod decode;
-mod dot;
 #[cfg(target_arch = "x86_64")]
-mod dot_avx2;
+mod avx2;
+mod decode;
+mod decode_iq;
 mod encode;
 mod encode_k;
 mod half_bits;
+mod iq_grids;
+mod plain;
 mod product;
 mod search;
 #[cfg(test)]

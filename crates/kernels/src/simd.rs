@@ -244,8 +244,9 @@ pub fn dispatch_on<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: support was checked above.
         Isa::Avx512 => unsafe { crate::simd_avx512::enter(kernel) },
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => unreachable!("only scalar is supported on this architecture"),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => kernel.run(crate::simd_neon::Neon),
+        _ => unreachable!("support was checked above"),
     }
 }
 

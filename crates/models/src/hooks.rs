@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use loam_nn::{JoinHook, Linear, Module, PromptHook, Slot, TableHook};
 use loam_tensor::Parameter;
 
+use crate::error::Error;
 use crate::model::LanguageModel;
-use crate::weight_map::Transform;
+use crate::weight_map::{Entry, Transform};
 
 /// A linear layer of the files, which may feed several here.
 #[derive(Clone)]
@@ -78,11 +79,21 @@ pub struct TableSite {
 impl LanguageModel {
     /// Every linear layer in a block.
     pub fn linear_sites(&self) -> Vec<LinearSite> {
+        self.sites(&self.entries())
+    }
+
+    /// The same by the names of a GGUF file, such as `blk.0.attn_q`, with the architecture's name.
+    pub fn gguf_linear_sites(&self) -> Result<(&'static str, Vec<LinearSite>), Error> {
+        let (architecture, entries) = self.gguf_entries()?;
+        Ok((architecture, self.sites(&entries)))
+    }
+
+    fn sites(&self, entries: &[Entry]) -> Vec<LinearSite> {
         let mut layers = HashMap::new();
         self.network.visit_linears("", &mut |name, linear| {
             layers.insert(format!("{name}.weight"), linear.clone());
         });
-        let site = |entry: &crate::weight_map::Entry| {
+        let site = |entry: &Entry| {
             let linears: Option<Vec<Linear>> = entry.feeds.iter().map(|name| layers.get(name).cloned()).collect();
             let places = entry.places();
             let mut start = 0;
@@ -97,7 +108,7 @@ impl LanguageModel {
                 is_transposed: entry.transform == Transform::Transpose,
             })
         };
-        self.entries().iter().filter_map(site).collect()
+        entries.iter().filter_map(site).collect()
     }
 
     /// Every linear layer in a block, by the name of its module here, such as `layers.0.attention.q_proj`.

@@ -1,67 +1,13 @@
 //! What running a model holds at most, predicted from its [`Spec`] and the bytes of its weights: the buffers of a pass,
 //! counted where the most of them exist at once.
 
-use std::str::FromStr;
-
 use loam_formats::Dtype;
+use loam_nn::KvType;
 use loam_tensor::{DType, GgmlType};
 
-use crate::error::Error;
 use crate::model::LanguageModel;
 use crate::quantise::Mix;
 use crate::spec::{LayerSpec, Spec};
-
-/// How keys and values are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvType {
-    /// Single precision.
-    F32,
-    /// Half precision.
-    F16,
-    /// bfloat16.
-    Bf16,
-    /// Blocks of 32 in 34 bytes.
-    Q8_0,
-    /// Blocks of 32 in 18 bytes.
-    Q4_0,
-}
-
-impl KvType {
-    /// Every one.
-    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0];
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::Q8_0 => "q8_0",
-            Self::Q4_0 => "q4_0",
-        }
-    }
-
-    /// Bytes of a number, blocks' scales included.
-    pub fn bytes(self) -> f64 {
-        match self {
-            Self::F32 => 4.0,
-            Self::F16 | Self::Bf16 => 2.0,
-            Self::Q8_0 => 34.0 / 32.0,
-            Self::Q4_0 => 18.0 / 32.0,
-        }
-    }
-}
-
-impl FromStr for KvType {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let names: Vec<&str> = Self::ALL.iter().map(|kv| kv.name()).collect();
-        let unknown =
-            || Error::Input(format!("unknown type of keys and values `{text}`; known are {}", names.join(", ")));
-        Self::ALL.into_iter().find(|kv| kv.name().eq_ignore_ascii_case(text)).ok_or_else(unknown)
-    }
-}
 
 /// How a model is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +168,7 @@ mod tests {
             run_memory(model.spec(), weights, &RunShape { context, sequences, chunk: 16, kv, threads: 1 }).kv
         };
         // 3 blocks, keys and values, 2 heads of 16.
-        assert_eq!(kv(100, 1, KvType::F32), 3 * 2 * 32 * 100 * 4);
+        assert_eq!(kv(100, 1, KvType::Full), 3 * 2 * 32 * 100 * 4);
         assert_eq!(kv(100, 4, KvType::F16), 3 * 2 * 32 * 100 * 4 * 2);
         assert_eq!(kv(32, 1, KvType::Q8_0), 3 * 2 * 32 * 34);
         assert!("q8_1".parse::<KvType>().is_err() && "Q4_0".parse::<KvType>().is_ok());

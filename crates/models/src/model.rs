@@ -6,7 +6,7 @@ use std::path::Path;
 
 use loam_formats::{Dtype, Gguf, HfDir, HfWriter, TensorOut, Weights, nearest};
 use loam_kernels::cross_entropy::IGNORED;
-use loam_nn::{Hooks, Init, KvCache, Memory, Module};
+use loam_nn::{Hooks, Init, KvCache, KvType, Memory, Module};
 use loam_tensor::{HeadSettings, LogProbSettings, Parameter, Tensor};
 use serde_json::{Value, json};
 
@@ -278,7 +278,19 @@ impl LanguageModel {
 
     /// An empty cache for step-by-step decoding.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.spec.stack.layers.len())
+        self.new_cache_of(KvType::Full)
+    }
+
+    /// The same, with keys and values kept in another type, which must fit all heads ([`LanguageModel::fits`]). Layers with
+    /// a sliding window keep what it reaches.
+    pub fn new_cache_of(&self, kind: KvType) -> KvCache {
+        let attentions = self.spec.stack.layers.iter().map(|layer| &layer.attention);
+        KvCache::with_windows(attentions.map(|a| a.sliding_window.filter(|_| a.is_causal)), kind)
+    }
+
+    /// Whether a cache can keep this model's keys and values so.
+    pub fn fits(&self, kind: KvType) -> bool {
+        self.spec.stack.layers.iter().all(|layer| kind.fits(layer.attention.head_dim))
     }
 
     /// What the encoder makes of a source, for the other stack to look at.
@@ -335,6 +347,11 @@ impl LanguageModel {
             Some(bad) => Err(Error::Input(format!("document {bad:?} lies outside of {positions} positions"))),
             None => Ok(self.network.head.scores(&hidden, documents, &hooks)),
         }
+    }
+
+    /// Logits after hidden states `[.., hidden]`: `[.., vocab]`.
+    pub fn logits_of(&self, hidden: &Tensor) -> Result<Tensor, Error> {
+        self.tokens(hidden, &Hooks::default())
     }
 
     /// Logits over the vocabulary of hidden states `[.., hidden]`.
@@ -411,6 +428,19 @@ impl LanguageModel {
         Ok(head.input(hidden).linear_log_probs(&vocabulary, head.bias().as_ref(), tokens, settings))
     }
 
+    /// The sum over chunks of rows of `work(logits, rows)`, a scalar, where the logits `[rows, vocab]` are those after hidden
+    /// states `[.., hidden]`: a loss of logits that never exist as a whole.
+    pub fn loss_of_logits(
+        &self,
+        hidden: &Tensor,
+        work: impl FnMut(&Tensor, Range<usize>) -> Tensor,
+    ) -> Result<Tensor, Error> {
+        self.expect_language_model()?;
+        let head = &self.network.head;
+        let (vocabulary, cap) = (self.network.vocabulary(&Hooks::default()), self.spec.final_logit_softcapping);
+        Ok(head.input(hidden).linear_loss(&vocabulary, head.bias().as_ref(), cap, work))
+    }
+
     /// Refuses what would otherwise be a bug's panic further down.
     pub(crate) fn check(&self, input: &Input<'_>, forward: &Forward<'_>) -> Result<(), Error> {
         let Input { tokens, batch, time, .. } = *input;
@@ -432,6 +462,7 @@ impl LanguageModel {
         }
         if let Hooks::Rows(rows) = &forward.hooks
             && rows.len() != batch
+            && !(batch == 1 && rows.len() == time)
         {
             return Err(Error::Input(format!("{} rows of hooks for a batch of {batch}", rows.len())));
         }

@@ -53,20 +53,20 @@ impl Network {
     pub(crate) fn hidden(&self, input: &Input<'_>, forward: Forward<'_>) -> Tensor {
         let is_start = forward.cache.as_ref().is_none_or(|cache| cache.is_empty());
         match self.prompt.of(&forward.hooks).filter(|hook| is_start && hook.count() > 0) {
-            None => self.stack.forward(self.vectors(input, &forward.hooks), input, forward, None),
+            None => self.stack.forward(self.vectors(input, &forward), input, forward, None),
             Some(hook) => self.behind_prompt(hook.as_ref(), input, forward),
         }
     }
 
     /// `[batch, time] -> [batch, time, hidden]`, of the encoder of two stacks.
     pub(crate) fn encoded(&self, input: &Input<'_>, forward: Forward<'_>) -> Option<Tensor> {
-        self.encoder.as_ref().map(|encoder| encoder.forward(self.vectors(input, &forward.hooks), input, forward, None))
+        self.encoder.as_ref().map(|encoder| encoder.forward(self.vectors(input, &forward), input, forward, None))
     }
 
     /// The pass over every text and what stands in front of it; the latter's hidden states are left out.
     fn behind_prompt(&self, hook: &dyn PromptHook, input: &Input<'_>, forward: Forward<'_>) -> Tensor {
         let (prompt, layout) = (hook.prompt(), Layout::of(input, hook.count()));
-        let own = self.vectors(input, &forward.hooks);
+        let own = self.vectors(input, &forward);
         let width = own.shape().width();
         let rows = [&own.reshape([input.batch * input.time, width]), &prompt.vectors];
         let x = Tensor::concat(&rows, 0).embedding(&layout.sources, [input.batch, layout.time]);
@@ -76,9 +76,11 @@ impl Network {
         flat.embedding(&layout.kept, [input.batch, input.time])
     }
 
-    pub(crate) fn vectors(&self, input: &Input<'_>, hooks: &Hooks) -> Tensor {
-        let x = self.embed_tokens.hooked(input.tokens, input.batch, input.time, hooks);
-        self.embedding_scale.map_or(x.clone(), |scale| x.scale(scale))
+    /// What the first block reads of the tokens.
+    pub(crate) fn vectors(&self, input: &Input<'_>, forward: &Forward<'_>) -> Tensor {
+        let x = self.embed_tokens.hooked(input.tokens, input.batch, input.time, &forward.hooks);
+        let x = self.embedding_scale.map_or(x.clone(), |scale| x.scale(scale));
+        forward.noise.map_or(x.clone(), |noise| &x + &noise.of(input, x.shape().width()))
     }
 
     /// The weight `[vocab, hidden]` of a language model's head.

@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use loam_formats::{Gguf, HfDir};
-use loam_nn::Hooks;
 use loam_tensor::Tensor;
 
 use crate::error::Error;
 use crate::model::LanguageModel;
-use crate::stack::Input;
+use crate::stack::{Forward, Input};
 
 impl LanguageModel {
     /// The architecture of a Hugging Face directory or a GGUF file, from headers alone: weights of zeros that take no
@@ -29,11 +28,11 @@ impl LanguageModel {
 
     /// What the first block reads, `[batch, time, hidden]`, in a pass from the first position on. Of a model of one stack.
     pub fn first_states(&self, input: &Input<'_>) -> Result<Tensor, Error> {
-        self.check(input, &crate::stack::Forward::default())?;
+        self.check(input, &Forward::default())?;
         if self.spec().encoder.is_some() {
             return Err(Error::Input(format!("a {} model has two stacks, not one", self.spec().family)));
         }
-        Ok(self.network.stack.enter(self.network.vectors(input, &Hooks::On), input))
+        Ok(self.network.stack.enter(self.network.vectors(input, &Forward::default()), input))
     }
 
     /// What block `index` makes of such states, through the hooks.

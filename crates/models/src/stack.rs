@@ -9,6 +9,7 @@ use loam_nn::{
 use loam_tensor::{CrossEntropyTerms, Parameter, RopeTables, Tensor};
 
 use crate::block::Block;
+use crate::noise::EmbeddingNoise;
 use crate::spec::{Position, Spec, StackSpec};
 
 /// Tokens of a batch, row after row, and where they sit.
@@ -47,6 +48,8 @@ pub struct Forward<'a> {
     pub cache: Option<&'a mut KvCache>,
     /// Dropout, while training with it.
     pub dropout: Option<DropoutKey>,
+    /// Noise on the token vectors, while training with it.
+    pub noise: Option<EmbeddingNoise>,
     /// Whether backward computes each block's activations again instead of keeping them: the same numbers, a third more
     /// time, a fraction of the memory.
     pub recompute: bool,

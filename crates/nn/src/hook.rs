@@ -49,7 +49,8 @@ pub enum Hooks {
     On,
     /// None: the network as it is by itself.
     Off,
-    /// For every row of the batch the number of what it goes through, or none. What the numbers mean, hooks know.
+    /// For every row of the batch, or for every position of a single row, the number of what it goes through, or none.
+    /// What the numbers mean, hooks know.
     Rows(Arc<[Option<usize>]>),
 }
 
@@ -120,9 +121,14 @@ impl Prefix {
 }
 
 /// Runs `work` on the rows of a batch by the number that [`Hooks::Rows`] gives them, and puts the results back in order.
-/// All `inputs` are `[batch, ..]`.
+/// All `inputs` are `[batch, ..]`; where a single row has a number for each position, `work` sees positions as rows.
 pub fn by_row(ids: &[Option<usize>], inputs: &[&Tensor], work: impl Fn(Option<usize>, &[Tensor]) -> Tensor) -> Tensor {
     let rows = inputs[0].size(0);
+    if rows == 1 && ids.len() > 1 && inputs[0].size(1) == ids.len() {
+        let turn = |x: &Tensor, rows: usize, time: usize| x.reshape(x.shape().with(0, rows).with(1, time));
+        let turned: Vec<Tensor> = inputs.iter().map(|x| turn(x, ids.len(), 1)).collect();
+        return turn(&by_row(ids, &turned.iter().collect::<Vec<_>>(), work), 1, ids.len());
+    }
     assert_eq!(rows, ids.len(), "hooks for {} rows in a batch of {rows}", ids.len());
     let mut numbers = ids.to_vec();
     numbers.sort_unstable();
@@ -158,6 +164,11 @@ mod tests {
         let ids = [Some(1), None, Some(0), Some(1)];
         let y = by_row(&ids, &[&x], |id, parts| parts[0].scale(id.map_or(1.0, |id| 10.0 * (id + 1) as f32)));
         assert_eq!(y.shape()[..], [4, 2, 1]);
-        assert_eq!(y.to_vec(), [0.0, 20.0, 2.0, 3.0, 40.0, 50.0, 120.0, 140.0]);
+        let expected = [0.0, 20.0, 2.0, 3.0, 40.0, 50.0, 120.0, 140.0];
+        assert_eq!(y.to_vec(), expected);
+        // The same of the positions of one row.
+        let x = x.reshape([1, 4, 2]);
+        let y = by_row(&ids, &[&x], |id, parts| parts[0].scale(id.map_or(1.0, |id| 10.0 * (id + 1) as f32)));
+        assert_eq!((y.shape()[..].to_vec(), y.to_vec()), (vec![1, 4, 2], expected.to_vec()));
     }
 }

@@ -2,20 +2,29 @@
 
 use std::ops::Range;
 
-use loam_tensor::{AttentionSpec, Device, Raw, Tensor};
+use loam_tensor::{AttentionSpec, DType, Tensor};
 use rayon::prelude::*;
 
-/// Positions that a fresh or grown cache has room for, at least.
-const MIN_CAPACITY: usize = 64;
+use crate::kv_store::{KvType, Part, Room, Store};
 
-/// The cache of one attention layer: `[batch, kv_heads, capacity, head_dim]` in the precision of activations, of which
-/// the first positions are filled. A head's keys lie one after the other, so that decoding streams them: side by side
-/// with those of other heads they come at a sixth of the speed.
+/// What is forgotten of a sliding window is whole pieces of this length, a multiple of the tiles of keys that attention
+/// walks: so the bits of what is left do not change.
+const PIECE: usize = 128;
+
+/// The cache of one attention layer.
 #[derive(Default)]
 pub struct LayerCache {
-    keys: Option<Raw>,
-    values: Option<Raw>,
+    keys: Store,
+    values: Store,
+    kind: KvType,
+    /// Positions seen so far.
     len: usize,
+    /// Positions at the beginning that are forgotten, since no query sees them any more.
+    first: usize,
+    /// The first position that is what was computed for it: those before it only fill a place.
+    real: usize,
+    /// How many positions a query sees, where that is limited.
+    window: Option<usize>,
     /// Positions that are never exceeded, where that is known: room grows up to there at most.
     most: Option<usize>,
     /// Positions that room is made for at once.
@@ -27,12 +36,38 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// Stores keys and values of new positions `[batch, time, kv_heads, head_dim]`; returns those of all positions.
+    /// Stores keys and values of new positions `[batch, time, kv_heads, head_dim]`; returns those of all positions that may
+    /// still be seen.
     pub fn append(&mut self, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
-        let start = self.len;
+        self.forget_unseen();
+        let (start, room) = (self.len - self.first, self.room());
         self.len += k.size(1);
-        let room = Room { most: self.most, reserved: self.reserved };
-        (store(&mut self.keys, k, start, room), store(&mut self.values, v, start, room))
+        self.keys.write(k, start, room, self.kind);
+        self.values.write(v, start, room, self.kind);
+        let len = self.len - self.first;
+        (self.keys.read(len, k.raw().dtype()), self.values.read(len, v.raw().dtype()))
+    }
+
+    fn room(&self) -> Room {
+        Room { least: self.reserved.saturating_sub(self.first), most: self.most.map(|most| most - self.first) }
+    }
+
+    /// The first position that must be there for the query at `position`, at a border.
+    fn needed(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window) / PIECE * PIECE)
+    }
+
+    /// Forgets what lies before the window of the next query, now and then, so that little is moved.
+    fn forget_unseen(&mut self) {
+        let needed = self.needed(self.len);
+        if let Some(window) = self.window
+            && needed >= self.first + window.max(PIECE)
+        {
+            for store in [&mut self.keys, &mut self.values] {
+                store.forget_first(needed - self.first, self.len - self.first);
+            }
+            self.first = needed;
+        }
     }
 
     /// Whether this is the cache of several sequences; then [`LayerCache::attend`] takes the place of
@@ -54,68 +89,52 @@ impl LayerCache {
         Tensor::concat(&parts.iter().collect::<Vec<_>>(), 1)
     }
 
-    /// A copy of the keys and values of some positions.
-    fn copy(&self, positions: &Range<usize>) -> (Tensor, Tensor) {
-        let copy = |slot: &Option<Raw>| {
-            let raw = slot.as_ref().expect("the positions are stored");
-            let part = Device::Cpu.backend().copy(&raw.narrowed(TIME, positions.start, positions.len()));
-            Tensor::constant(part.transposed(1, TIME))
-        };
-        (copy(&self.keys), copy(&self.values))
+    /// A copy of the keys and values of some positions, if they are all there.
+    fn copy(&self, positions: &Range<usize>) -> Option<(Part, Part)> {
+        let start = positions.start.checked_sub(self.first).filter(|_| positions.start >= self.real)?;
+        let own = start..positions.end - self.first;
+        Some((self.keys.part(&own), self.values.part(&own)))
+    }
+
+    /// Stores the parts of a beginning, one after the other. Of those that no later query sees, any other takes the place.
+    fn begin(&mut self, parts: &[Option<&(Part, Part)>], time: usize) {
+        let total = parts.len() * time;
+        self.first = self.needed(total);
+        self.real = total - time * parts.iter().rev().take_while(|part| part.is_some()).count();
+        let Some(any) = parts.iter().rev().find_map(|part| *part) else { return };
+        for (index, part) in parts.iter().enumerate() {
+            let (start, (keys, values)) = (index * time, part.unwrap_or(any));
+            let skip = self.first.saturating_sub(start);
+            if skip < time {
+                let (at, room) = (start + skip - self.first, self.room());
+                self.keys.put(keys, skip, at, room);
+                self.values.put(values, skip, at, room);
+            }
+        }
+        self.len = total;
     }
 
     /// Keys and values of the positions stored, `[batch, time, kv_heads, head_dim]` each.
     pub fn contents(&self) -> Option<(Tensor, Tensor)> {
-        let filled = |raw: &Raw| Tensor::constant(raw.narrowed(TIME, 0, self.len).transposed(1, TIME));
-        Some((filled(self.keys.as_ref()?), filled(self.values.as_ref()?)))
+        let len = self.len - self.first;
+        let read = |store: &Store| store.read(len, DType::F32);
+        self.keys.is_some().then(|| (read(&self.keys), read(&self.values)))
     }
 
     /// Rows `rows` of the batch, in that order, instead of all. The memory stays: it is the same for all rows.
     fn select(&mut self, rows: &[u32]) {
-        for slot in [&mut self.keys, &mut self.values].into_iter().flatten() {
-            let mut picked = Raw::empty(slot.dtype(), slot.shape().with(0, rows.len()));
-            for (place, &row) in rows.iter().enumerate() {
-                Device::Cpu.backend().write_region(&mut picked, 0, place, &slot.narrowed(0, row as usize, 1));
-            }
-            *slot = picked;
-        }
+        self.keys.select(rows);
+        self.values.select(rows);
     }
-}
-
-/// Axis of the positions in a cache.
-const TIME: usize = 2;
-
-/// How much room is made when there is too little.
-#[derive(Clone, Copy)]
-struct Room {
-    most: Option<usize>,
-    reserved: usize,
-}
-
-fn store(slot: &mut Option<Raw>, new: &Tensor, start: usize, wanted: Room) -> Tensor {
-    let backend = Device::Cpu.backend();
-    let new = new.raw().transposed(1, TIME);
-    let len = start + new.shape()[TIME];
-    let capacity = slot.as_ref().map_or(0, |raw| raw.shape()[TIME]);
-    if capacity < len {
-        let room = (2 * capacity).max(MIN_CAPACITY).max(wanted.reserved);
-        let room = room.min(wanted.most.unwrap_or(usize::MAX)).max(len);
-        let mut grown = Raw::empty(new.dtype(), new.shape().with(TIME, room));
-        if let Some(old) = slot.take() {
-            backend.write_region(&mut grown, TIME, 0, &old.narrowed(TIME, 0, start));
-        }
-        *slot = Some(grown);
-    }
-    let buffer = slot.as_mut().expect("room was just made");
-    backend.write_region(buffer, TIME, start, &new);
-    Tensor::constant(buffer.narrowed(TIME, 0, len).transposed(1, TIME))
 }
 
 /// Keys and values of consecutive positions of a sequence, in all layers: what sequences with a common beginning need not
 /// compute again.
 #[derive(Clone)]
 pub struct KvBlock {
-    layers: Vec<(Tensor, Tensor)>,
+    /// None of a layer that had forgotten them.
+    layers: Vec<Option<(Part, Part)>>,
+    time: usize,
 }
 
 /// One [`LayerCache`] per layer.
@@ -128,7 +147,18 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache.
     pub fn new(num_layers: usize) -> Self {
-        Self { layers: (0..num_layers).map(|_| LayerCache::default()).collect() }
+        Self::with_windows(std::iter::repeat_n(None, num_layers), KvType::Full)
+    }
+
+    /// An empty cache of layers of which some see a limited number of positions: what no query sees any more is forgotten.
+    pub fn with_windows(windows: impl IntoIterator<Item = Option<usize>>, kind: KvType) -> Self {
+        let layer = |window| LayerCache { window, kind, ..LayerCache::default() };
+        Self { layers: windows.into_iter().map(layer).collect() }
+    }
+
+    /// Bytes that keys and values take.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.keys.bytes() + layer.values.bytes()).sum()
     }
 
     /// Promises that no more than `most` positions are stored, so that room is made for no more.
@@ -163,15 +193,30 @@ impl KvCache {
         sequences
     }
 
-    /// A copy of some positions, which must be stored.
+    /// A copy of some positions.
     pub fn block(&self, positions: Range<usize>) -> KvBlock {
-        KvBlock { layers: self.layers.iter().map(|layer| layer.copy(&positions)).collect() }
+        KvBlock { layers: self.layers.iter().map(|layer| layer.copy(&positions)).collect(), time: positions.len() }
     }
 
-    /// Stores the positions of a block after those that are there.
-    pub fn append_block(&mut self, block: &KvBlock) {
-        for (layer, (k, v)) in self.layers.iter_mut().zip(&block.layers) {
-            layer.append(k, v);
+    /// How many of these blocks, all of one length, can be the beginning of a sequence: each layer needs what the next query
+    /// sees, and the last block.
+    pub fn usable(&self, blocks: &[&KvBlock]) -> usize {
+        let Some(time) = blocks.first().map(|block| block.time) else { return 0 };
+        let is_there = |count: &usize| {
+            self.layers.iter().enumerate().all(|(index, layer)| {
+                let seen = layer.window.map_or(0, |window| (count * time + 1).saturating_sub(window) / time);
+                (seen.min(count - 1)..*count).all(|block| blocks[block].layers[index].is_some())
+            })
+        };
+        (1..=blocks.len()).rev().find(is_there).unwrap_or(0)
+    }
+
+    /// Fills an empty cache with blocks, all of which are [`KvCache::usable`].
+    pub fn begin(&mut self, blocks: &[&KvBlock]) {
+        let Some(time) = blocks.first().map(|block| block.time) else { return };
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let parts: Vec<_> = blocks.iter().map(|block| block.layers[index].as_ref()).collect();
+            layer.begin(&parts, time);
         }
     }
 
@@ -195,9 +240,10 @@ impl KvCache {
         self.layers.iter_mut().for_each(|layer| layer.memory = None);
     }
 
-    /// Forgets every position from `len` on.
+    /// Forgets every position from `len` on, which must not lie before the last pass: windows have moved on.
     pub fn truncate(&mut self, len: usize) {
         for layer in &mut self.layers {
+            debug_assert!(len >= layer.first, "truncated to {len}, but positions from {} on are left", layer.first);
             layer.len = layer.len.min(len);
         }
     }

@@ -115,7 +115,17 @@ impl PromptHook for InFront {
 impl AdapterSet {
     /// Puts adapters, made for this model, into its seams; the first is in use.
     pub fn attach(model: &LanguageModel, adapters: Vec<Arc<Adapter>>) -> Self {
-        let (active, count) = (Active::default(), adapters.len());
+        Self::attach_at(model, adapters, 0)
+    }
+
+    /// The same, but with none in use: a pass goes through them where [`AdapterSet::rows`] says so, and is else that of the
+    /// model alone.
+    pub fn attach_idle(model: &LanguageModel, adapters: Vec<Arc<Adapter>>) -> Self {
+        Self::attach_at(model, adapters, usize::MAX)
+    }
+
+    fn attach_at(model: &LanguageModel, adapters: Vec<Arc<Adapter>>, first: usize) -> Self {
+        let (active, count) = (Active::new(AtomicUsize::new(first)), adapters.len());
         let mut undo: Vec<Box<dyn Fn() + Send + Sync>> = Vec::new();
         let mut linears: Places<'_, Linear, dyn LinearAdapter> = BTreeMap::new();
         let mut joins: Places<'_, Slot<dyn JoinHook>, dyn JoinHook> = BTreeMap::new();
@@ -164,7 +174,7 @@ impl AdapterSet {
         Ok(())
     }
 
-    /// A pass whose rows go through different adapters, or through none.
+    /// A pass whose rows (or, of a single row, positions) go through different adapters, or through none.
     pub fn rows(&self, numbers: &[Option<usize>]) -> Result<Hooks> {
         for &number in numbers.iter().flatten() {
             let adapter = self.adapters.get(number);

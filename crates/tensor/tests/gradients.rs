@@ -392,3 +392,30 @@ fn a_map_has_the_slope_that_its_function_says() {
     let inputs = [random("x", &[7])];
     assert!(gradient_error(&inputs, |x| x[0].map(|x| (x.sin(), x.cos()))) < 1e-2);
 }
+
+#[test]
+fn a_loss_of_logits_is_the_same_in_chunks_as_at_once_with_its_gradients() {
+    for softcap in [None, Some(3.0)] {
+        let inputs = [random("hidden", &[5, 6]), random("head", &[9, 6]), random("bias", &[9])];
+        let square = |logits: &Tensor| logits.log_softmax().unary(Unary::Square).sum();
+        let fused = |x: &[Tensor]| x[0].linear_loss(&x[1], Some(&x[2]), softcap, |logits, _| square(logits)).scale(0.5);
+        let plain = |x: &[Tensor]| {
+            let logits = x[0].linear(&x[1], Some(&x[2]));
+            square(&softcap.map_or(logits.clone(), |cap| logits.softcap(cap))).scale(0.5)
+        };
+        assert!(gradient_error(&inputs, fused) < 1e-2);
+        let run = |work: &dyn Fn(&[Tensor]) -> Tensor| {
+            inputs.iter().for_each(Parameter::clear_grad);
+            let loss = work(&inputs.iter().map(Tensor::parameter).collect::<Vec<_>>());
+            let value = loss.item();
+            loss.backward();
+            (value, inputs.iter().flat_map(|x| x.grad().unwrap().f32().to_vec()).collect::<Vec<f32>>())
+        };
+        let (a, b) = (run(&fused), run(&plain));
+        assert!((a.0 - b.0).abs() < 1e-5 * b.0.abs());
+        assert!(a.1.iter().zip(&b.1).all(|(x, y)| (x - y).abs() < 1e-4 * y.abs().max(1.0)), "{:?} {:?}", a.1, b.1);
+        // Without a gradient to collect, the value is the same.
+        let value = loam_tensor::no_grad(|| fused(&inputs.iter().map(Tensor::parameter).collect::<Vec<_>>()).item());
+        assert_eq!(value, a.0);
+    }
+}

@@ -3,6 +3,7 @@
 mod answers;
 mod classify;
 mod contrastive;
+mod distill;
 mod dpo;
 mod kto;
 mod labelled;
@@ -15,12 +16,13 @@ mod seq2seq;
 mod token_classify;
 mod tokens;
 
-use loam_models::{DropoutKey, Forward, Input, LanguageModel};
+use loam_models::{DropoutKey, EmbeddingNoise, Forward, Input, LanguageModel};
 use loam_tensor::{CrossEntropyTerms, Parameter, Tensor};
 
 pub(crate) use answers::{Scored, states, with_input};
 pub use classify::Classify;
 pub use contrastive::Contrastive;
+pub use distill::Distill;
 pub use dpo::{Dpo, PairLabel};
 pub use kto::{Kto, KtoBatch, KtoLabel};
 pub use odds::{Odds, OddsKind};
@@ -50,6 +52,8 @@ pub struct Pass {
     pub scale: f32,
     /// Dropout, while training with it.
     pub dropout: Option<DropoutKey>,
+    /// Noise on the token vectors, while training with it.
+    pub noise: Option<EmbeddingNoise>,
     /// Whether backward computes each block's activations again.
     pub recompute: bool,
     /// Label smoothing and z-loss: none in an evaluation, whose loss is the model's likelihood.
@@ -59,9 +63,20 @@ pub struct Pass {
 }
 
 impl Pass {
+    /// A pass that only looks: the sum of the loss, without dropout or noise.
+    pub fn measuring() -> Self {
+        let terms = CrossEntropyTerms::default();
+        Self { scale: 1.0, dropout: None, noise: None, recompute: false, terms, measures: true }
+    }
+
+    /// The same pass without anything random.
+    pub(crate) fn quiet(&self) -> Self {
+        Self { dropout: None, noise: None, ..*self }
+    }
+
     pub(crate) fn forward<'a>(&self) -> Forward<'a> {
-        let &Self { dropout, recompute, terms, .. } = self;
-        Forward { dropout, recompute, terms, ..Forward::default() }
+        let &Self { dropout, noise, recompute, terms, .. } = self;
+        Forward { dropout, noise, recompute, terms, ..Forward::default() }
     }
 }
 

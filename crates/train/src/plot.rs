@@ -1,4 +1,4 @@
-//! The loss curve of a run as SVG.
+//! The loss curve of a run, and shares as bars, as SVG.
 
 use plotters::prelude::*;
 
@@ -85,6 +85,65 @@ fn draw(
     Ok(())
 }
 
+/// Shares between 0 and 1 as groups of bars: one group per name, in it a bar per series; what is `None` has no bar.
+pub fn bars_svg(series: &[&str], groups: &[(String, Vec<Option<f64>>)]) -> String {
+    let mut svg = String::new();
+    if let Err(error) = draw_bars(&mut svg, series, groups) {
+        svg = format!("<svg xmlns=\"http://www.w3.org/2000/svg\"><text y=\"20\">no plot: {error}</text></svg>");
+    }
+    svg
+}
+
+/// Colours of series of bars.
+const COLOURS: [RGBColor; 4] =
+    [RGBColor(31, 119, 180), RGBColor(44, 160, 44), RGBColor(255, 127, 14), RGBColor(148, 103, 189)];
+
+fn draw_bars(
+    svg: &mut String,
+    series: &[&str],
+    groups: &[(String, Vec<Option<f64>>)],
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&root)
+        .margin(16)
+        .x_label_area_size(40)
+        .y_label_area_size(56)
+        .build_cartesian_2d(0.0..groups.len().max(1) as f64, 0.0..100.0)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(BLACK.mix(0.05))
+        .x_labels(0)
+        .y_desc("%")
+        .y_label_formatter(&|y| format!("{y:.0}"))
+        .draw()?;
+    let width = 0.8 / series.len().max(1) as f64;
+    for (place, name) in series.iter().enumerate() {
+        let colour = COLOURS[place % COLOURS.len()];
+        let bars = groups.iter().enumerate().filter_map(|(group, (_, values))| {
+            let left = group as f64 + 0.1 + width * place as f64;
+            let share = (*values.get(place)?)?;
+            Some(Rectangle::new([(left, 0.0), (left + width, 100.0 * share)], colour.filled()))
+        });
+        let bars: Vec<_> = bars.collect();
+        chart
+            .draw_series(bars)?
+            .label(*name)
+            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
+    }
+    let names = groups.iter().enumerate().map(|(group, (name, _))| {
+        let style = ("sans-serif", 14).into_font().color(&BLACK);
+        let offset = (-(4 * name.chars().count() as i32), 8);
+        EmptyElement::at((group as f64 + 0.5, 0.0)) + Text::new(name.clone(), offset, style)
+    });
+    chart.draw_series(names.collect::<Vec<_>>())?;
+    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    root.present()?;
+    drop(chart);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +186,17 @@ mod tests {
             assert!(svg.contains(text), "{text}");
         }
         assert!(svg.len() < 100_000, "{} bytes", svg.len());
+    }
+
+    #[test]
+    fn bars_have_their_names_and_a_missing_value_has_none() {
+        let groups = [("SFT".to_owned(), vec![Some(0.5), None]), ("DPO".to_owned(), vec![Some(0.7), Some(0.9)])];
+        let svg = bars_svg(&["right", "ranked"], &groups);
+        assert!(["SFT", "DPO", "right", "ranked"].iter().all(|text| svg.contains(text)), "{svg}");
+        let bars = |svg: &str| svg.matches("fill=\"#1F77B4\"").count() + svg.matches("fill=\"#2CA02C\"").count();
+        // Three bars, and one mark per series in the legend.
+        assert_eq!(bars(&svg), 5, "{svg}");
+        assert!(bars_svg(&[], &[]).contains("</svg>"));
     }
 
     #[test]

@@ -3,8 +3,10 @@
 mod answers;
 mod chats;
 mod labelled;
+mod lessons;
 mod online;
 mod pairs;
+mod rated;
 mod records;
 mod reference;
 mod start;
@@ -110,11 +112,12 @@ pub(crate) fn open_data(
             Box::new(Text::open(recipe, start, seq_len, cache_dir, observer)?)
         }
         Stage::Sft => Box::new(Chats::open(recipe, start, seq_len, observer)?),
+        Stage::Distill => Box::new(lessons::Lessons::open(recipe, start, seq_len, observer)?),
         Stage::Classify => Box::new(labelled::classify(recipe, start, seq_len, observer)?),
         Stage::TokenClassify => Box::new(labelled::token_classify(recipe, start, seq_len, observer)?),
         Stage::Qa => Box::new(labelled::qa(recipe, start, seq_len, observer)?),
         Stage::Contrastive => Box::new(labelled::contrastive(recipe, start, seq_len, observer)?),
-        Stage::Kto => Box::new(answers::RatedData::open(recipe, start, seq_len, cache_dir, observer)?),
+        Stage::Kto => Box::new(rated::RatedData::open(recipe, start, seq_len, cache_dir, observer)?),
         stage if stage.learns_preferences() => {
             Box::new(answers::PairData::open(recipe, start, seq_len, cache_dir, observer)?)
         }
@@ -126,7 +129,11 @@ pub(crate) fn open_data(
 fn check_stage(stage: Stage, start: &Start) -> Result<()> {
     let spec = start.model.spec();
     let (fits, needed, families) = match stage {
-        stage if stage.learns_preferences() || stage.is_online() || matches!(stage, Stage::Pretrain | Stage::Sft) => {
+        stage
+            if stage.learns_preferences()
+                || stage.is_online()
+                || matches!(stage, Stage::Pretrain | Stage::Sft | Stage::Distill) =>
+        {
             (spec.encoder.is_none() && spec.is_causal(), "a model that writes from left to right", "`llama` or `gpt2`")
         }
         Stage::MaskedLm => (!spec.is_causal(), "a model that sees both sides", "`bert` or `modernbert`"),

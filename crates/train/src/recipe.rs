@@ -11,8 +11,8 @@ mod parse;
 mod peft;
 mod reference;
 mod resolve;
+mod stage;
 
-use loam_models::Task;
 use loam_models::{Fan, Init};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,15 +20,16 @@ use serde_json::{Map, Value};
 
 use crate::optim::OptimizerSettings;
 
-pub use align::{PreferenceSection, RewardKind, RewardSource, RlSection};
+pub use align::{DEFAULT_PATTERN, DistillSection, PreferenceSection, RewardKind, RewardSource, RlSection};
 pub(crate) use data::{DOC_STRIDE, MASK_SHARE};
-pub use data::{DataMode, DataSection, Dedup, Labels, Noise, TextSplit};
+pub use data::{DataFormat, DataMode, DataSection, Dedup, Labels, Noise, TextSplit};
 pub use depth::{DepthRule, depth_rule};
 pub(crate) use parse::changed_keys;
 pub use peft::{PeftEncoder, PeftInit, PeftMethod, PeftPromptInit, PeftSection};
 pub use reference::{annotated, reference_page, schema};
 pub use resolve::Facts;
 pub(crate) use resolve::{DEFAULT_MIN_FREQUENCY, DEFAULT_TOKENIZER_BYTES, DEFAULT_VOCAB_SIZE, HELD_OUT};
+pub use stage::Stage;
 
 /// What a run starts from and what it does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -57,120 +58,12 @@ pub struct Recipe {
     /// How preferences are learnt.
     #[serde(default, skip_serializing_if = "PreferenceSection::is_default")]
     pub preference: PreferenceSection,
+    /// How a teacher is imitated.
+    #[serde(default, skip_serializing_if = "DistillSection::is_default")]
+    pub distill: DistillSection,
     /// How a model learns from rewards.
     #[serde(default, skip_serializing_if = "RlSection::is_default")]
     pub rl: RlSection,
-}
-
-/// What is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// The next token of plain text.
-    Pretrain,
-    /// The assistant's tokens of conversations.
-    Sft,
-    /// The masked tokens of plain text, for models that see both sides.
-    MaskedLm,
-    /// The target of a source, or what was damaged in a text, for models with an encoder and a decoder.
-    Seq2seq,
-    /// Classes of texts, or of pairs of texts.
-    Classify,
-    /// A class for every word (NER).
-    TokenClassify,
-    /// Where a passage has the answer to a question.
-    Qa,
-    /// Sentence embeddings: texts near to their paraphrases.
-    Contrastive,
-    /// A number for an answer: the better of two has the larger one.
-    Reward,
-    /// Preferences, against a reference (direct preference optimisation and its family).
-    Dpo,
-    /// Answers that are wanted or not.
-    Kto,
-    /// Preferences, by odds and without a reference.
-    Orpo,
-    /// Preferences, by likelihood per token and without a reference.
-    Simpo,
-    /// Preferences, by likelihood and without a reference.
-    Cpo,
-    /// Rewards of own answers, each against the others to its prompt.
-    Grpo,
-    /// The same, against the mean of the others.
-    Rloo,
-    /// The same, against the mean of all.
-    Reinforce,
-    /// The same, against what a value function expects.
-    Ppo,
-}
-
-impl Stage {
-    /// Every stage.
-    pub const ALL: [Self; 18] = [
-        Self::Pretrain,
-        Self::Sft,
-        Self::MaskedLm,
-        Self::Seq2seq,
-        Self::Classify,
-        Self::TokenClassify,
-        Self::Qa,
-        Self::Contrastive,
-        Self::Reward,
-        Self::Dpo,
-        Self::Kto,
-        Self::Orpo,
-        Self::Simpo,
-        Self::Cpo,
-        Self::Grpo,
-        Self::Rloo,
-        Self::Reinforce,
-        Self::Ppo,
-    ];
-
-    /// The name that recipes use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pretrain => "pretrain",
-            Self::Sft => "sft",
-            Self::MaskedLm => "masked_lm",
-            Self::Seq2seq => "seq2seq",
-            Self::Classify => "classify",
-            Self::TokenClassify => "token_classify",
-            Self::Qa => "qa",
-            Self::Contrastive => "contrastive",
-            Self::Reward => "reward",
-            Self::Dpo => "dpo",
-            Self::Kto => "kto",
-            Self::Orpo => "orpo",
-            Self::Simpo => "simpo",
-            Self::Cpo => "cpo",
-            Self::Grpo => "grpo",
-            Self::Rloo => "rloo",
-            Self::Reinforce => "reinforce",
-            Self::Ppo => "ppo",
-        }
-    }
-
-    /// What the model's head is for.
-    pub(crate) fn task(self) -> Task {
-        match self {
-            Self::Classify | Self::Reward => Task::SequenceClassification,
-            Self::TokenClassify => Task::TokenClassification,
-            Self::Qa => Task::QuestionAnswering,
-            Self::Contrastive => Task::Embedding,
-            _ => Task::LanguageModel,
-        }
-    }
-
-    /// Whether its data are answers that are preferred, wanted or not.
-    pub(crate) fn learns_preferences(self) -> bool {
-        matches!(self, Self::Reward | Self::Dpo | Self::Kto | Self::Orpo | Self::Simpo | Self::Cpo)
-    }
-
-    /// Whether the model's own answers are what it learns from.
-    pub(crate) fn is_online(self) -> bool {
-        matches!(self, Self::Grpo | Self::Rloo | Self::Reinforce | Self::Ppo)
-    }
 }
 
 /// The model: an existing one (`path`), or a new one (`family` with its `config.json` fields, or `depth` alone).
@@ -301,7 +194,7 @@ pub struct TrainSection {
     /// How gradients change weights.
     pub optimizer: OptimizerKind,
     /// Highest learning rate. Default: by `model.depth` where that is set, else 6e-4 for a new model, 5e-5 for one
-    /// that is opened, 2e-5 in `sft`, 1e-4 in `reward`, 3e-6 in `ppo` and 1e-6 in the other stages of alignment; with
+    /// that is opened, 2e-5 in `sft` and `distill`, 1e-4 in `reward`, 3e-6 in `ppo` and 1e-6 in the other stages of alignment; with
     /// `[peft]` 2e-4, 1e-3 in `p_tuning`, 5e-3 in `vera`, `ia3`, `prefix` and `prompt`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
@@ -359,6 +252,10 @@ pub struct TrainSection {
     pub clip: f64,
     /// Probability that a residual branch's element is zeroed in training.
     pub dropout: f64,
+    /// Strength α of uniform noise on the token vectors in training, α / sqrt(tokens of the text × width) at most (NEFTune, Jain
+    /// et al. 2023); 5 is usual, `sft` only. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub neftune_alpha: Option<f64>,
     /// Share of the target's weight that is spread over all tokens alike, in training (Szegedy et al. 2016). 0 is off.
     pub label_smoothing: f64,
     /// Factor of the mean of (ln of the sum of e^logit)², which is added to the loss in training and keeps the logits from
@@ -421,6 +318,7 @@ impl Default for TrainSection {
             momentum: None,
             clip: 1.0,
             dropout: 0.0,
+            neftune_alpha: None,
             label_smoothing: 0.0,
             z_loss: 0.0,
             ema_decay: None,

@@ -10,7 +10,7 @@ use loam_data::garden::preferences::quality;
 use loam_data::loader::Example;
 use loam_data::preference::{AnswerBatch, Answers, Whole};
 use loam_models::{LanguageModel, Task};
-use loam_tensor::{CrossEntropyTerms, Precision, no_grad, with_precision};
+use loam_tensor::{Precision, no_grad, with_precision};
 use loam_tokenizer::Tokenizer;
 
 pub use matcher::Matcher;
@@ -99,8 +99,7 @@ impl ModelReward {
 impl Reward for ModelReward {
     fn rewards(&mut self, answers: &[Answered<'_>]) -> Result<Vec<f64>> {
         let mut rewards = Vec::with_capacity(answers.len());
-        let terms = CrossEntropyTerms::default();
-        let pass = Pass { scale: 1.0, dropout: None, recompute: false, terms, measures: true };
+        let pass = Pass::measuring();
         for part in answers.chunks(BATCH) {
             let text = |answer: &Answered<'_>| {
                 let ids = [&answer.prompt.ids[..], answer.tokens].concat();

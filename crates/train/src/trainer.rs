@@ -114,7 +114,8 @@ impl<'a, O: Objective> Trainer<'a, O> {
     /// Trains an adapter of the model instead of the model. To be called before [`Trainer::in_run_dir`].
     pub fn with_adapter(mut self, adapter: Option<&'a AdapterRun>) -> Self {
         if let Some(adapter) = adapter {
-            self.parameters = adapter.parameters().to_vec();
+            // What the objective has of its own, such as a value head, is trained beside the adapter.
+            self.parameters = [adapter.parameters().to_vec(), self.objective.parameters()].concat();
             self.optimizer = Optimizer::new(&self.parameters, self.settings.optimizer)
                 .with_lr_factors(|name, parameter| adapter.lr_factor(name, parameter))
                 .with_ema(self.settings.ema_decay);

@@ -59,17 +59,23 @@ fn recipe(stage: &str, file: &str, steps: u64, more: &str) -> Recipe {
 
 /// Trains, interrupts, resumes; the weights and metrics must be the same. Returns the model, the losses and the witness.
 fn check(stage: &str, file: &str, more: &str) -> (PathBuf, Witness, TempDir) {
-    let dir = tempfile::tempdir().unwrap();
-    let recipe = recipe(stage, file, 40, more);
+    check_recipe(&recipe(stage, file, 40, more))
+}
+
+fn check_recipe(recipe: &Recipe) -> (PathBuf, Witness, TempDir) {
+    let (dir, stage) = (tempfile::tempdir().unwrap(), recipe.stage.name());
     let mut witness = Witness::default();
-    let whole = run_in(dir.path(), &recipe, "whole", false, &mut witness).unwrap();
+    let whole = run_in(dir.path(), recipe, "whole", false, &mut witness).unwrap();
     assert_eq!(whole.summary.ending, Ending::Finished);
-    let part = run_in(dir.path(), &recipe, "parts", false, &mut Witness::stopping_at(5)).unwrap();
+    let part = run_in(dir.path(), recipe, "parts", false, &mut Witness::stopping_at(5)).unwrap();
     assert_eq!(part.summary.ending, Ending::Interrupted);
     let mut rest = Witness::default();
-    let resumed = run_in(dir.path(), &recipe, "parts", true, &mut rest).unwrap();
+    let resumed = run_in(dir.path(), recipe, "parts", true, &mut rest).unwrap();
     let model = |outcome: &Outcome| outcome.model.clone().unwrap();
-    let weights = |outcome: &Outcome| fs::read(model(outcome).join("model.safetensors")).unwrap();
+    let weights = |outcome: &Outcome| {
+        let names = ["model.safetensors", "adapter_model.safetensors"];
+        names.iter().find_map(|name| fs::read(model(outcome).join(name)).ok()).unwrap()
+    };
     assert!(weights(&whole) == weights(&resumed), "{stage}: the weights differ after an interruption");
     assert_eq!(rest.rows.first().map(|row| row.step), Some(6));
     for (a, b) in witness.rows[5..].iter().zip(&rest.rows) {
@@ -97,6 +103,27 @@ fn every_stage_of_preferences_learns_and_resumes_to_the_same_bytes() {
         let last = witness.evaluations.last().unwrap();
         assert!(last.metrics.contains_key("eval_rewards/chosen"), "{:?}", last.metrics);
         assert_eq!(LanguageModel::open(model).unwrap().spec().head.task, Task::LanguageModel);
+    }
+}
+
+#[test]
+fn adapters_learn_preferences_and_rewards_against_the_model_without_them() {
+    let peft = "[peft]\nmethod = \"lora\"\nr = 4\ntargets = [\"all-linear\"]";
+    let (adapter, witness, _dir) = check("dpo", "preferences", peft);
+    let margins = |step: usize| witness.rows[step].metrics["rewards/margins"];
+    assert!(margins(0).abs() < 1e-4 && margins(39) > 0.01, "{} and {}", margins(0), margins(39));
+    assert!(adapter.join("adapter_config.json").is_file() && !adapter.join("model.safetensors").exists());
+    let reward = "reward = { kind = \"match\", pattern = \"[0-9]\" }\nmax_new_tokens = 8";
+    for (stage, more) in [("grpo", "samples = 4\nbeta = 0.04"), ("ppo", "iterations = 2")] {
+        let (_, witness, dir) = check(stage, "prompts", &format!("{peft}\n[rl]\n{reward}\n{more}"));
+        assert!(witness.rows.iter().all(|row| row.metrics["sampling/logp_difference"] < 1e-5), "{stage}");
+        if stage == "ppo" {
+            // The value head is trained, and resumed, beside the adapter.
+            let steps: Vec<_> = fs::read_dir(dir.path().join("whole/checkpoints")).unwrap().flatten().collect();
+            let file = steps.iter().map(|step| step.path().join("adapter.safetensors")).find(|file| file.is_file());
+            let weights = loam_formats::SafeTensors::open(file.unwrap()).unwrap();
+            assert!(weights.get("value_head.weight").unwrap().to_f32().unwrap().iter().any(|&x| x != 0.0));
+        }
     }
 }
 
@@ -151,6 +178,58 @@ fn every_stage_of_rewards_resumes_to_the_same_bytes_and_sampler_and_trainer_agre
         assert_eq!(last.metrics["eval_reward"], -last.eval_loss, "{stage}");
         LanguageModel::open(model).unwrap();
     }
+}
+
+/// A recipe whose answers are the chosen ones of the garden's preferences.
+fn on_chosen(stage: &str, steps: u64, more: &str) -> Recipe {
+    let mut recipe = recipe(stage, "preferences", steps, more);
+    recipe.data.fields.insert("completion".into(), "chosen".into());
+    recipe
+}
+
+#[test]
+fn tuning_with_noise_on_the_embeddings_resumes_to_the_same_bytes_and_is_evaluated_without() {
+    let (_, noisy, _dir) = check_recipe(&on_chosen("sft", 40, "neftune_alpha = 5.0"));
+    let (_, plain, _dir) = check_recipe(&on_chosen("sft", 40, ""));
+    assert_ne!(noisy.rows[0].loss, plain.rows[0].loss);
+    assert!(plain.rows[39].loss < plain.rows[0].loss && noisy.rows[39].loss < noisy.rows[0].loss);
+    // Before the first step the weights are the same: what is measured then is, too.
+    let before = |alpha: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recipe = on_chosen("sft", 1, alpha);
+        recipe.train.lr = Some(1e-30);
+        run_in(dir.path(), &recipe, "run", false, &mut Witness::default())
+            .unwrap()
+            .summary
+            .evaluation
+            .unwrap()
+            .eval_loss
+    };
+    assert_eq!(before("neftune_alpha = 5.0"), before(""));
+}
+
+#[test]
+fn a_student_comes_near_its_teacher_on_given_and_on_own_answers_and_resumes_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let tuned = run_in(dir.path(), &on_chosen("sft", 60, ""), "teacher", false, &mut Witness::default()).unwrap();
+    let teacher = tuned.model.unwrap();
+    for more in
+        ["beta = 0.0\non_policy = 0.0", "beta = 0.5\non_policy = 0.5", "beta = 1.0\non_policy = 1.0\ntemperature = 1.0"]
+    {
+        let more =
+            format!("eval_every = 5\n[distill]\nteacher = \"{}\"\nmax_new_tokens = 8\n{more}", teacher.display());
+        let (_, witness, _dir) = check_recipe(&on_chosen("distill", 40, &more));
+        let losses: Vec<f64> = witness.evaluations.iter().map(|row| row.eval_loss).collect();
+        assert!(losses.last().unwrap() < &(0.9 * losses[0]), "{more}: {losses:?}");
+        assert!(witness.evaluations.last().unwrap().metrics["eval_agreement"] > 0.1, "{:?}", witness.evaluations);
+    }
+    let run = |recipe: &Recipe| {
+        run_in(dir.path(), recipe, "refused", false, &mut Witness::default()).unwrap_err().to_string()
+    };
+    assert!(run(&on_chosen("distill", 1, "")).contains("`distill.teacher` must be set"));
+    let reward = run_in(dir.path(), &recipe("reward", "preferences", 1, ""), "reward", false, &mut Witness::default());
+    let reward = format!("[distill]\nteacher = \"{}\"", reward.unwrap().model.unwrap().display());
+    assert!(run(&on_chosen("distill", 1, &reward)).contains("a teacher writes from left to right"));
 }
 
 #[test]

@@ -30,9 +30,14 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Prefill and single-stream decoding of a GPT-2-style model on random tokens
+    /// Prefill and single-stream decoding: of a model on disk, as llama-bench does it, or of a GPT-2-style shape
     Infer {
-        /// The shape
+        /// A GGUF file, or the directory of a model or of a run; its weights stay in the types that they have there
+        #[arg(conflicts_with_all = ["config", "precision", "quant", "tokens"])]
+        model: Option<String>,
+        #[command(flatten)]
+        bench: ModelBench,
+        /// Without MODEL: the shape
         #[arg(long, value_enum, default_value = "gpt2")]
         config: BenchConfig,
         /// Element type of the matrix products
@@ -68,6 +73,26 @@ pub enum BenchVerb {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// What of a MODEL is measured: the letters are llama-bench's.
+#[derive(Debug, clap::Args)]
+pub struct ModelBench {
+    /// Tokens of the prompt; 0 for none
+    #[arg(short = 'p', long, default_value_t = 512, value_name = "N", requires = "model")]
+    pub n_prompt: usize,
+    /// Tokens that are decoded; 0 for none
+    #[arg(short = 'n', long, default_value_t = 128, value_name = "N", requires = "model")]
+    pub n_gen: usize,
+    /// Tokens that are in the cache before either begins
+    #[arg(short = 'd', long, default_value_t = 0, value_name = "N", requires = "model")]
+    pub n_depth: usize,
+    /// Times that each is measured, after one to warm up where there is more than one
+    #[arg(short, long, default_value = "5", value_name = "N", requires = "model")]
+    pub repetitions: NonZeroUsize,
+    /// Leave out what the memory could do, which takes a second and a buffer of 256 MiB
+    #[arg(long, requires = "model")]
+    pub no_roof: bool,
 }
 
 /// Shapes that training is measured on.

@@ -30,15 +30,18 @@ pub enum SplitArg {
 pub enum DataVerb {
     /// Turn text files into memory-mapped token shards; a second run with the same input is instant
     Prepare(PrepareArgs),
-    /// Look into prepared shards, into text files, or into preferences as a model is trained on them
+    /// Look into prepared shards, into text files, or into conversations and preferences as a model is trained on them
     Inspect {
         /// A directory that `prepare` made, or text files
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<String>,
-        /// Show the beginning of shards as text, or the first row of preferences token by token, by this tokenizer.json or
-        /// model
+        /// Show the beginning of shards as text, or a record of conversations, preferences or prompts token by token with
+        /// what is trained, by this tokenizer.json or model
         #[arg(short, long, value_name = "TOKENIZER_OR_MODEL")]
         tokenizer: Option<String>,
+        /// Which record to show
+        #[arg(long, default_value_t = 1, value_name = "N", requires = "tokenizer")]
+        record: usize,
         /// Print one JSON value
         #[arg(long)]
         json: bool,

@@ -14,7 +14,7 @@ mod train;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-pub use bench::{BenchConfig, BenchVerb, PrecisionArg};
+pub use bench::{BenchConfig, BenchVerb, ModelBench, PrecisionArg};
 pub use compress::{CalibrationArgs, CompareArgs, MethodArg, PruneArgs, QuantizeArgs, ReportArgs};
 pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg};
 pub use embed::{EmbedArgs, PoolingArg};
@@ -32,7 +32,7 @@ pub use train::{ConfigVerb, RunsVerb, TrainArgs};
 #[derive(Debug, Parser)]
 #[command(name = "loam", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "New here? `loam quickstart` trains a small model before your eyes and lets you talk to it.\n\
-    Environment: LOAM_HOME (local store, default ~/.loam), LOAM_THREADS, LOAM_CPU=scalar|avx2|avx512, NO_COLOR.\n\
+    Environment: LOAM_HOME (local store, default ~/.loam), LOAM_THREADS, LOAM_CPU=scalar|avx2|avx512|neon, NO_COLOR.\n\
     Exit status: 0 done, 1 a negative result, 2 an error.")]
 pub struct Cli {
     /// Threads to compute with [default: LOAM_THREADS, else all cores]
@@ -104,7 +104,7 @@ pub struct JsonArgs {
 /// Arguments of `loam quickstart`.
 #[derive(Debug, Args)]
 pub struct QuickstartArgs {
-    /// A smaller model and fewer steps: at most a minute
+    /// A smaller model and fewer steps: little more than a minute
     #[arg(long)]
     pub fast: bool,
     /// Train on this text instead of the garden's stories

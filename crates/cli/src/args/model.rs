@@ -86,7 +86,7 @@ pub struct MergeArgs {
 pub struct CombineArgs {
     /// The model that the adapters were made for
     pub base: String,
-    /// The adapter's directory to write
+    /// The adapter's directory to write, or a file NAME.gguf for llama.cpp
     pub out: PathBuf,
     /// Adapters with their weights: DIR or DIR=WEIGHT
     #[arg(required = true, value_name = "DIR[=WEIGHT]")]
@@ -208,7 +208,7 @@ pub struct LogitsArgs {
     /// The decoder's tokens, for a model with an encoder, which then reads --tokens
     #[arg(long, value_delimiter = ',', value_name = "IDS")]
     pub decoder_tokens: Vec<u32>,
-    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, or a run
+    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, a GGUF file, or a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
@@ -229,7 +229,7 @@ pub struct GenerateArgs {
     pub model: String,
     /// The text to continue; `-` reads standard input
     pub prompt: String,
-    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, or a run
+    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, a GGUF file, or a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
@@ -262,11 +262,21 @@ pub struct EvalArgs {
     /// A Hugging Face directory, a GGUF file, a run, or a name in the local store
     pub model: String,
     /// Pairs of source and target (.jsonl, .csv, .parquet): how often the model writes the target
-    #[arg(long, value_name = "FILE", required_unless_present = "questions")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["questions", "answers"])]
     pub pairs: Option<PathBuf>,
     /// The garden's questions (questions.jsonl): how often the model answers right, by the garden's exact scorer
     #[arg(long, value_name = "FILE", conflicts_with = "pairs")]
     pub questions: Option<PathBuf>,
+    /// Questions in any layout of conversations, with the right answer in a field of its own: how often the last number of the
+    /// reply is the right one (GSM8K)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pairs", "questions"])]
+    pub answers: Option<PathBuf>,
+    /// What is compared instead of the last number: a regular expression, whose first group counts where it has one
+    #[arg(long, value_name = "REGEX", requires = "answers")]
+    pub pattern: Option<String>,
+    /// Name of the field with the right answer
+    #[arg(long, value_name = "FIELD", default_value = "answer")]
+    pub field: String,
     /// Name of the field with the source
     #[arg(long, value_name = "FIELD", default_value = "source")]
     pub source: String,
@@ -282,7 +292,7 @@ pub struct EvalArgs {
     /// Most tokens to write
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub max_tokens: usize,
-    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, or a run
+    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, a GGUF file, or a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
@@ -301,7 +311,7 @@ pub struct EvalArgs {
 pub struct ChatArgs {
     /// A Hugging Face directory, a GGUF file, a run, or a name in the local store
     pub model: String,
-    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, or a run
+    /// Put this adapter into the model first: a directory of PEFT or AdapterHub, a GGUF file, or a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0

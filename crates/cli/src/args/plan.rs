@@ -12,7 +12,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "TYPES", value_delimiter = ',')]
     pub quant: Vec<Mix>,
     /// Types of keys and values; those that the engine does not run yet are planned for memory alone
-    #[arg(long, value_name = "TYPES", value_delimiter = ',', default_value = "f32")]
+    #[arg(long, value_name = "TYPES", value_delimiter = ',', default_value = "full")]
     pub kv: Vec<KvType>,
     /// Positions that each sequence has room for [default: 2048, or the model's context where that is less]
     #[arg(long, value_name = "N", value_delimiter = ',')]

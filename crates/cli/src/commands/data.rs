@@ -19,12 +19,12 @@ use std::path::Path;
 pub fn run(verb: DataVerb, environment: &Environment) -> Result<Outcome, Failure> {
     match verb {
         DataVerb::Prepare(args) => super::prepare::run(&args, environment),
-        DataVerb::Inspect { paths, tokenizer, json } => {
+        DataVerb::Inspect { paths, tokenizer, record, json } => {
             let path = tokenizer.map(|name| tokenizer_path(&name, environment)).transpose()?;
             let opened = path.as_ref().map(Tokenizer::open).transpose()?;
             if let ([one], Some(path), Some(tokenizer)) = (&paths[..], &path, &opened)
                 && Path::new(one).is_file()
-                && super::inspect::answers(one, path, tokenizer, json)?
+                && super::inspect::answers(one, path, tokenizer, record, json)?
             {
                 return Ok(Outcome::Done);
             }

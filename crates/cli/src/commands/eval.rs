@@ -24,6 +24,9 @@ pub fn run(args: &EvalArgs, environment: &Environment) -> Result<Outcome, Failur
     let open = OpenModel::open(model_path(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
     attach(&open.model, args.adapter.as_deref())?;
+    if let Some(path) = &args.answers {
+        return super::eval_answers::run(args, path, &open);
+    }
     let Some(path) = &args.pairs else {
         return ask(args, args.questions.as_deref().unwrap_or(Path::new("")), &open);
     };

@@ -103,8 +103,10 @@ fn probe_texts(file: Option<&Path>, model: &LanguageModel, source: &Path) -> Res
 /// `loam model combine`.
 pub fn combine_adapters(args: &CombineArgs, environment: &Environment) -> Result<(), Failure> {
     let model = LanguageModel::open(model_path(&args.base, environment)?)?;
-    if args.out.exists() && !(args.force && args.out.join("adapter_config.json").is_file()) {
-        let hint = "write to another directory; --force replaces an adapter";
+    let is_gguf = args.out.extension().is_some_and(|extension| extension == "gguf");
+    let is_adapter = if is_gguf { args.out.is_file() } else { args.out.join("adapter_config.json").is_file() };
+    if args.out.exists() && !(args.force && is_adapter) {
+        let hint = "write somewhere else; --force replaces an adapter";
         return Err(Failure::with_hint(format!("{} is there already", args.out.display()), hint));
     }
     let mut opened = Vec::new();
@@ -133,6 +135,9 @@ pub fn combine_adapters(args: &CombineArgs, environment: &Environment) -> Result
     if let Some(parent) = args.out.parent() {
         atomic::clean_leftovers(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
     }
-    combined.save(&model, &args.out)?;
+    match is_gguf {
+        true => combined.save_gguf(&model, &args.out)?,
+        false => combined.save(&model, &args.out)?,
+    }
     output::line(&format!("{}  {combined:?}", args.out.display()))
 }

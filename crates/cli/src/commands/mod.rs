@@ -11,6 +11,7 @@ mod data;
 mod doctor;
 mod embed;
 mod eval;
+mod eval_answers;
 mod generate;
 mod inspect;
 mod merge;
@@ -49,7 +50,7 @@ pub fn run(verb: Verb, threads: Option<usize>, environment: &Environment) -> Res
         Verb::Serve(args) => serve::run(&args, threads, environment),
         Verb::Model(verb) => model::run(verb, environment),
         Verb::Runs(verb) => runs::run(verb),
-        Verb::Bench(verb) => bench::run(verb),
+        Verb::Bench(verb) => bench::run(verb, environment),
         Verb::Doctor(args) => doctor::run(&args, environment),
         Verb::Completions { shell } => completions::run(shell),
     }

@@ -56,6 +56,13 @@ pub struct AnswerBatch<L> {
     pub whole: Whole,
 }
 
+impl<L> AnswerBatch<L> {
+    /// Tokens that a model reads, without padding.
+    pub fn text_tokens(&self) -> usize {
+        self.texts.iter().map(ExactSizeIterator::len).sum()
+    }
+}
+
 impl<L: Clone> AnswerBatch<L> {
     /// Packs examples in their order. Every text is some token long and starts with one that is not trained.
     pub fn pack<'a>(examples: impl Iterator<Item = &'a Answers<L>> + Clone, whole: Whole) -> Self
@@ -164,11 +171,16 @@ impl<L: Clone> AnswerLoader<L> {
         &self.examples
     }
 
-    /// The micro-batches of a step: shuffled, every example once per epoch, for ever.
-    pub fn micro_batches(&self, step: u64, micro: usize) -> Vec<AnswerBatch<L>> {
+    /// The examples of a step: shuffled, every one once per epoch, for ever.
+    pub fn step(&self, step: u64) -> Vec<&Answers<L>> {
         let batch = self.batch as u64;
         let order = epoch_order(self.examples.len() as u64, self.seed, step * batch..(step + 1) * batch);
-        micro_batches(&order.map(|(_, index)| &self.examples[index as usize]).collect::<Vec<_>>(), micro)
+        order.map(|(_, index)| &self.examples[index as usize]).collect()
+    }
+
+    /// The micro-batches of a step's examples.
+    pub fn micro_batches(&self, step: u64, micro: usize) -> Vec<AnswerBatch<L>> {
+        micro_batches(&self.step(step), micro)
     }
 
     /// How many batches of at most `micro` examples all of them make.

@@ -3,7 +3,10 @@
 use loam_chat::{Message, Role};
 use loam_tokenizer::{ChatTemplate, Special, Tokenizer, encode_chat};
 
+use serde_json::Value;
+
 use super::{Turns, refused};
+use crate::dialogue::Dialogue;
 use crate::loader::Example;
 use crate::{Error, Result};
 
@@ -37,10 +40,20 @@ impl Encoder<'_> {
     /// A prompt with an answer, whose tokens with the end token are trained. `number` is the row's, for messages. What would
     /// teach nothing, half an answer, or never to stop is an error.
     pub fn answer(&self, prompt: &Turns, completion: &Turns, number: usize) -> Result<EncodedAnswer> {
+        self.answer_with(prompt, completion, &[], number)
+    }
+
+    /// A conversation of which all that the assistant says is trained, or a question of which the answer is; checked as in
+    /// [`Encoder::answer`].
+    pub fn dialogue(&self, dialogue: &Dialogue, number: usize) -> Result<EncodedAnswer> {
+        self.answer_with(&dialogue.prompt, &dialogue.answer, &dialogue.tools, number)
+    }
+
+    fn answer_with(&self, prompt: &Turns, completion: &Turns, tools: &[Value], number: usize) -> Result<EncodedAnswer> {
         let prompt_messages = self.messages(prompt, Role::User);
         let answer_messages = self.messages(completion, Role::Assistant);
         let mut example = match (prompt_messages, answer_messages, self.template) {
-            (Some(before), Some(answer), Some(template)) => self.turns(&before, &answer, template)?,
+            (Some(before), Some(answer), Some(template)) => self.turns(&before, &answer, tools, template)?,
             (None, None, _) => self.texts(&prompt.last_text(), &completion.last_text())?,
             (_, _, None) => return Err(no_template()),
             _ => {
@@ -77,8 +90,14 @@ impl Encoder<'_> {
     }
 
     /// Of the assistant's turns only those after the prompt are trained.
-    fn turns(&self, before: &[Message], answer: &[Message], template: &ChatTemplate) -> Result<Example> {
-        let chat = encode_chat(self.tokenizer, template, &[before, answer].concat(), &[])?;
+    fn turns(
+        &self,
+        before: &[Message],
+        answer: &[Message],
+        tools: &[Value],
+        template: &ChatTemplate,
+    ) -> Result<Example> {
+        let chat = encode_chat(self.tokenizer, template, &[before, answer].concat(), tools)?;
         let mut turns_before = before.iter().filter(|message| message.role == Role::Assistant).count();
         let mut trained = chat.is_assistant;
         for index in 0..trained.len() {

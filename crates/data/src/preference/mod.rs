@@ -9,10 +9,11 @@ mod encode;
 pub use batch::{AnswerBatch, AnswerLoader, Answers, Whole, micro_batches};
 pub use encode::{EncodedAnswer, Encoder};
 
-use loam_chat::Message;
+use loam_chat::{Message, Role};
 use serde_json::{Map, Value};
 
-use crate::source::{Record, Source};
+use crate::dialogue::{Format, Table};
+use crate::source::Record;
 use crate::{Error, Result};
 
 /// A text, or turns of a conversation.
@@ -74,49 +75,20 @@ pub struct Prompt {
     pub row: Map<String, Value>,
 }
 
-/// The names of a table's fields.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PreferenceFields {
-    /// What is answered; a pair without it has its prompt in what both answers begin with.
-    pub prompt: String,
-    /// The better answer.
-    pub chosen: String,
-    /// The worse one.
-    pub rejected: String,
-    /// By how much, which may be missing.
-    pub margin: String,
-    /// A single answer.
-    pub completion: String,
-    /// Whether that is wanted: true or false, 1 or 0.
-    pub label: String,
-}
-
-impl Default for PreferenceFields {
-    fn default() -> Self {
-        let name = |name: &str| name.to_string();
-        Self {
-            prompt: name("prompt"),
-            chosen: name("chosen"),
-            rejected: name("rejected"),
-            margin: name("margin"),
-            completion: name("completion"),
-            label: name("label"),
-        }
-    }
-}
-
-/// Reads `{prompt?, chosen, rejected, margin?}`.
-pub fn read_pairs(sources: &[Source], fields: &PreferenceFields) -> Result<Vec<Preference>> {
-    let mut pairs = Vec::new();
-    for record in sources.iter().flat_map(Source::records) {
-        let record = record?;
-        let (chosen, rejected) = (turns(&record, &fields.chosen)?, turns(&record, &fields.rejected)?);
-        let margin = match record.has(&fields.margin) {
-            true => record.number(&fields.margin)? as f32,
+/// Reads `{prompt?, chosen, rejected, margin?}`, where the prompt may be in any layout. A pair without one has it in what both
+/// answers begin with.
+pub fn read_pairs(tables: &[Table]) -> Result<Vec<Preference>> {
+    let read = |table: &Table, record: &Record| {
+        let layout = table.layout();
+        let (chosen, rejected) = (layout.answer(record, "chosen")?, layout.answer(record, "rejected")?);
+        let margin = match record.has(layout.column("margin")) {
+            true => record.number(layout.column("margin"))? as f32,
             false => 0.0,
         };
-        let (prompt, chosen, rejected) = match record.has(&fields.prompt) {
-            true => (turns(&record, &fields.prompt)?, chosen, rejected),
+        let has_prompt = layout.format != Some(Format::PromptCompletion) || record.has(layout.column("prompt"));
+        let repeats = begins_with_prompt(&chosen) && begins_with_prompt(&rejected);
+        let (prompt, chosen, rejected) = match has_prompt && !repeats {
+            true => (layout.prompt(record)?, chosen, rejected),
             false => implicit_prompt(&chosen, &rejected)
                 .ok_or_else(|| record.refuse("one answer is a text and the other a list of messages"))?,
         };
@@ -126,25 +98,32 @@ pub fn read_pairs(sources: &[Source], fields: &PreferenceFields) -> Result<Vec<P
         if chosen == rejected {
             return Err(record.refuse("chosen and rejected are the same answer"));
         }
-        pairs.push(Preference { prompt, chosen, rejected, margin });
-    }
-    Ok(pairs)
+        Ok(Preference { prompt, chosen, rejected, margin })
+    };
+    rows(tables, read)
 }
 
-/// Reads `{prompt, completion, label}`.
-pub fn read_rated(sources: &[Source], fields: &PreferenceFields) -> Result<Vec<Rated>> {
-    let mut rated = Vec::new();
-    for record in sources.iter().flat_map(Source::records) {
-        let record = record?;
-        let wanted = match record.name(&fields.label)?.to_lowercase().as_str() {
+/// Whether an answer tells what was asked before, as some data sets have it beside a prompt of its own.
+fn begins_with_prompt(answer: &Turns) -> bool {
+    matches!(answer, Turns::Messages(list) if list.first().is_some_and(|first| first.role != Role::Assistant))
+}
+
+fn rows<T>(tables: &[Table], read: impl Fn(&Table, &Record) -> Result<T>) -> Result<Vec<T>> {
+    let of_table = |table: &Table| table.records().map(|record| read(table, &record?)).collect::<Result<Vec<T>>>();
+    Ok(tables.iter().map(of_table).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// Reads `{prompt, completion, label}`, where prompt and completion may be in any layout.
+pub fn read_rated(tables: &[Table]) -> Result<Vec<Rated>> {
+    rows(tables, |table, record| {
+        let (layout, label) = (table.layout(), table.layout().column("label"));
+        let wanted = match record.name(label)?.to_lowercase().as_str() {
             "true" | "1" => true,
             "false" | "0" => false,
-            other => return Err(record.refuse(format!("'{}' should be true or false but is {other}", fields.label))),
+            other => return Err(record.refuse(format!("'{label}' should be true or false but is {other}"))),
         };
-        let (prompt, completion) = (turns(&record, &fields.prompt)?, turns(&record, &fields.completion)?);
-        rated.push(Rated { prompt, completion, wanted });
-    }
-    Ok(rated)
+        Ok(Rated { prompt: layout.prompt(record)?, completion: layout.completion(record)?, wanted })
+    })
 }
 
 /// Every pair as a wanted and an unwanted answer.
@@ -157,29 +136,9 @@ pub fn unpaired(pairs: &[Preference]) -> Vec<Rated> {
     pairs.iter().flat_map(|pair| [rate(pair, &pair.chosen, true), rate(pair, &pair.rejected, false)]).collect()
 }
 
-/// Reads `{prompt, ...}`.
-pub fn read_prompts(sources: &[Source], fields: &PreferenceFields) -> Result<Vec<Prompt>> {
-    let read = |record: Result<Record>| {
-        let record = record?;
-        Ok(Prompt { prompt: turns(&record, &fields.prompt)?, row: record.values().clone() })
-    };
-    sources.iter().flat_map(Source::records).map(read).collect()
-}
-
-/// A field that is a text, a list of messages, or such a list as JSON in a text (as tables have it).
-fn turns(record: &Record, field: &str) -> Result<Turns> {
-    let messages = |value: &Value| serde_json::from_value::<Vec<Message>>(value.clone());
-    match record.value(field)? {
-        value @ Value::Array(_) => match messages(value) {
-            Ok(list) => Ok(Turns::Messages(list)),
-            Err(error) => Err(record.refuse(format!("'{field}' is no list of messages: {error}"))),
-        },
-        Value::String(text) => {
-            let list = text.starts_with("[{").then(|| serde_json::from_str::<Vec<Message>>(text).ok()).flatten();
-            Ok(list.map_or_else(|| Turns::Text(text.clone()), Turns::Messages))
-        }
-        _ => Err(record.refuse(format!("'{field}' should be a text or a list of messages"))),
-    }
+/// Reads `{prompt, ...}`, where the prompt may be in any layout.
+pub fn read_prompts(tables: &[Table]) -> Result<Vec<Prompt>> {
+    rows(tables, |table, record| Ok(Prompt { prompt: table.layout().prompt(record)?, row: record.values().clone() }))
 }
 
 /// What two answers begin with, and the rest of each: TRL's `extract_prompt`. A space belongs to what follows it. `None` where

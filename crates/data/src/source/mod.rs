@@ -9,7 +9,7 @@ mod records;
 mod text;
 mod zstd_pages;
 
-pub use records::Record;
+pub use records::{Record, Records};
 
 use std::fs::File;
 use std::io::{BufReader, Read};

@@ -7,9 +7,15 @@
 //! its own cache, and tokens are drawn by (seed, step). So it does not matter who else runs, in which pieces a prompt is
 //! read, whether its beginning was known already, or how many threads compute.
 //!
+//! Where [`SchedulerSettings::guess_tokens`] says so, several tokens of a text are guessed and checked in one pass.
+//! Each text goes through an adapter of its own, or through none.
+//!
 //! A text is admitted once the keys and values of all that it may come to fit into the budget: none is ever thrown out
 //! half-way. Beginnings of earlier texts are kept in what is left and give way to new texts.
 
+mod adapters;
+mod guess;
+mod pass;
 mod prefix;
 mod request;
 
@@ -18,17 +24,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use loam_chat::FinishReason;
-use loam_models::{Forward, Hooks, Input, KvCache, Memory};
-use loam_tensor::{Tensor, no_grad};
-use rayon::prelude::*;
+use loam_models::{KvCache, LanguageModel, Memory};
+use loam_peft::Adapter;
+use loam_tensor::no_grad;
 
 use crate::generate::Prefix;
 use crate::sampler::Sampler;
 use crate::sequence::{Sequence, Step, TextStream, Token};
 use crate::{Error, Generator};
+use adapters::Adapters;
+use guess::Guesses;
+use pass::{Part, advance, guess, hidden, rate};
 use prefix::PrefixStore;
 use request::Clock;
-pub use request::{Event, Listener, Request, RequestId, SchedulerSettings, SchedulerStats, Times};
+pub use request::{AdapterId, Event, Listener, Request, RequestId, SchedulerSettings, SchedulerStats, Times};
 
 /// Positions of a prompt whose logits exist together.
 const RATED_AT_ONCE: usize = 64;
@@ -42,6 +51,11 @@ pub struct Scheduler<'a> {
     waiting: VecDeque<Waiting<'a>>,
     running: Vec<Running<'a>>,
     prefixes: PrefixStore,
+    adapters: Adapters,
+    /// Adapters that go as soon as no text needs them.
+    leaving: Vec<AdapterId>,
+    /// A smaller model that guesses.
+    draft: Option<&'a LanguageModel>,
     last_id: u64,
     stats: SchedulerStats,
 }
@@ -67,6 +81,8 @@ struct Running<'a> {
     done: usize,
     reserved: usize,
     share_prefix: bool,
+    adapter: Option<AdapterId>,
+    guesses: Guesses,
     /// How likely the prompt's tokens are, as far as that is known, where it was asked for.
     rated: Option<Vec<Token>>,
     clock: Clock,
@@ -78,12 +94,6 @@ enum End {
     Finished(FinishReason),
     Failed(Arc<Error>),
     Cancelled,
-}
-
-/// A part of a pass: some tokens of a running text.
-struct Part<'r, 'a> {
-    running: &'r mut Running<'a>,
-    count: usize,
 }
 
 impl std::fmt::Debug for Scheduler<'_> {
@@ -112,11 +122,57 @@ impl<'a> Scheduler<'a> {
             waiting: VecDeque::new(),
             running: Vec::new(),
             prefixes: PrefixStore::new(settings.prefix_block.max(1)),
+            adapters: Adapters::default(),
+            leaving: Vec::new(),
+            draft: None,
             last_id: 0,
             stats: SchedulerStats::default(),
             generator,
             settings,
         })
+    }
+
+    /// Lets a smaller model of the same vocabulary guess, instead of looking for what followed earlier.
+    pub fn with_draft(self, draft: &'a LanguageModel) -> Result<Self, Error> {
+        let (key, spec) = ("draft", draft.spec());
+        if spec.vocab_size != self.generator.model().spec().vocab_size {
+            return Err(Error::Setting { key, problem: "must be a model of the same vocabulary" });
+        }
+        if spec.encoder.is_some() || spec.stack.relative_bias.is_some() || !spec.is_causal() {
+            return Err(Error::Setting { key, problem: "must be a causal language model of one stack" });
+        }
+        Ok(Self { draft: Some(draft), ..self })
+    }
+
+    /// Adds an adapter that requests may name from now on.
+    pub fn load_adapter(&mut self, adapter: Arc<Adapter>) -> Result<AdapterId, Error> {
+        self.adapters.add(self.generator.model(), adapter)
+    }
+
+    /// Takes an adapter out: no new request may name it; those that do come to their end first.
+    pub fn unload_adapter(&mut self, id: AdapterId) -> Result<(), Error> {
+        if !self.has_adapter(id) {
+            return Err(Error::NoAdapter);
+        }
+        self.leaving.push(id);
+        self.drop_adapters();
+        Ok(())
+    }
+
+    fn has_adapter(&self, id: AdapterId) -> bool {
+        self.adapters.has(id) && !self.leaving.contains(&id)
+    }
+
+    fn drop_adapters(&mut self) {
+        let Self { waiting, running, adapters, leaving, generator, .. } = self;
+        leaving.retain(|id| {
+            let is_needed = waiting.iter().any(|waiting| waiting.request.adapter == Some(*id))
+                || running.iter().any(|running| running.adapter == Some(*id));
+            if !is_needed {
+                adapters.remove(generator.model(), *id);
+            }
+            is_needed
+        });
     }
 
     /// Takes a request on. What is wrong with it is an error at once; what goes wrong later, an event.
@@ -125,6 +181,9 @@ impl<'a> Scheduler<'a> {
         let sampler =
             Sampler::new(&request.sampling, self.generator.tokenizer(), stop_ids, request.constraint.as_ref())?;
         self.generator.check(&request.prompt)?;
+        if request.adapter.is_some_and(|id| !self.has_adapter(id)) {
+            return Err(Error::NoAdapter);
+        }
         if request.prompt_logprobs && self.generator.model().spec().encoder.is_some() {
             let problem = "asks for the log-probabilities of a source, which has none";
             return Err(Error::Setting { key: "prompt_logprobs", problem });
@@ -193,6 +252,7 @@ impl<'a> Scheduler<'a> {
         no_grad(|| self.pass());
         self.keep_prompts();
         self.retire();
+        self.drop_adapters();
     }
 
     fn drop_gone(&mut self) {
@@ -230,12 +290,13 @@ impl<'a> Scheduler<'a> {
             return false;
         }
         let blocks = |n: usize| n / self.settings.prefix_block;
-        let reading = self.running.iter().filter(|r| r.share_prefix && r.done < r.sequence.start());
+        let is_reading = |r: &&Running<'_>| r.share_prefix && r.done < r.sequence.start();
+        let reading = self.running.iter().filter(|r| is_reading(r) && r.adapter == request.adapter);
         let common = reading.map(|r| {
             let prompt = &r.sequence.seen()[..r.sequence.start()];
             prompt.iter().zip(&request.prompt[..request.prompt.len() - 1]).take_while(|(a, b)| a == b).count()
         });
-        blocks(common.max().unwrap_or(0)) > blocks(self.prefixes.known(&request.prompt))
+        blocks(common.max().unwrap_or(0)) > blocks(self.prefixes.known(origin(request.adapter), &request.prompt))
     }
 
     fn is_sharing(&self, wanted: bool) -> bool {
@@ -250,10 +311,13 @@ impl<'a> Scheduler<'a> {
         };
         let Prefix { start, memory } = prefix;
         let share_prefix = self.is_sharing(request.share_prefix);
-        let mut cache = self.generator.model().new_cache();
+        let mut cache = self.generator.new_cache();
         cache.limit(needed);
         // Whoever wants to know how likely the prompt is needs all of it read.
-        let known = if share_prefix && !request.prompt_logprobs { self.prefixes.fill(&start, &mut cache) } else { 0 };
+        let known = match share_prefix && !request.prompt_logprobs {
+            true => self.prefixes.fill(origin(request.adapter), &start, &mut cache),
+            false => 0,
+        };
         self.prefixes.tick();
         self.prefixes.shrink(room - needed);
         self.stats.prefix_queries += start.len() as u64;
@@ -272,6 +336,11 @@ impl<'a> Scheduler<'a> {
             done: known,
             reserved: needed,
             share_prefix,
+            adapter: request.adapter,
+            guesses: Guesses::new(
+                self.settings.guess_tokens,
+                self.draft.map_or_else(KvCache::default, LanguageModel::new_cache),
+            ),
             rated: request.prompt_logprobs.then(Vec::new),
             clock: Clock { arrived, started: Instant::now(), first: None },
             end: None,
@@ -279,10 +348,14 @@ impl<'a> Scheduler<'a> {
     }
 
     fn pass(&mut self) {
-        let (writing, reading): (Vec<_>, Vec<_>) =
+        let (mut writing, reading): (Vec<_>, Vec<_>) =
             self.running.iter_mut().partition(|running| running.sequence.seen().len() - running.done == 1);
         // A long prompt keeps nobody waiting: each text that is being written gets its token.
-        let mut left = self.settings.step_tokens.saturating_sub(writing.len()).max(1);
+        let mut left = self.settings.step_tokens.saturating_sub(writing.len());
+        if self.settings.guess_tokens > 0 && self.is_batchable {
+            left = guess(&mut writing, self.draft, &self.settings, left);
+        }
+        left = left.max(1);
         let mut parts: Vec<_> = writing.into_iter().map(|running| Part { running, count: 1 }).collect();
         for running in reading {
             let count = (running.sequence.seen().len() - running.done).min(left);
@@ -298,12 +371,16 @@ impl<'a> Scheduler<'a> {
         let together = if self.is_batchable { parts.len() } else { 1 };
         let generator = &self.generator;
         for parts in parts.chunks_mut(together) {
-            let result = hidden(generator, parts).and_then(|hidden| {
+            let result = hidden(generator, parts, &self.adapters).and_then(|hidden| {
                 rate(generator, parts, &hidden)?;
-                advance(generator, parts, &hidden)
+                advance(generator, parts, &hidden, self.settings.guess_tokens)
             });
             match result {
-                Ok(written) => self.stats.written_tokens += written,
+                Ok(made) => {
+                    self.stats.written_tokens += made.written;
+                    self.stats.guessed_tokens += made.guessed;
+                    self.stats.accepted_tokens += made.accepted;
+                }
                 Err(error) => {
                     let error = Arc::new(error);
                     parts.iter_mut().for_each(|part| part.running.end = Some(End::Failed(Arc::clone(&error))));
@@ -319,7 +396,8 @@ impl<'a> Scheduler<'a> {
         for running in self.running.iter().filter(|r| r.share_prefix && r.sequence.written() <= 1) {
             let start = running.sequence.start();
             if running.done == start {
-                self.prefixes.keep(&running.sequence.seen()[..start], &running.cache, room);
+                let (origin, seen) = (origin(running.adapter), &running.sequence.seen()[..start]);
+                self.prefixes.keep(origin, seen, &running.cache, room);
             }
         }
     }
@@ -336,7 +414,7 @@ impl<'a> Scheduler<'a> {
         for mut one in over {
             if one.share_prefix && !matches!(one.end, Some(End::Failed(_))) {
                 let seen = &one.sequence.seen()[..one.done];
-                self.prefixes.keep(seen, &one.cache, self.settings.kv_tokens - reserved);
+                self.prefixes.keep(origin(one.adapter), seen, &one.cache, self.settings.kv_tokens - reserved);
             }
             match one.end.take() {
                 Some(End::Finished(finish_reason)) => {
@@ -354,73 +432,33 @@ impl<'a> Scheduler<'a> {
     }
 }
 
-/// Runs the parts' tokens through the model: hidden states of all, one after the other.
-fn hidden(generator: &Generator<'_>, parts: &mut [Part<'_, '_>]) -> Result<Tensor, Error> {
-    let model = generator.model();
-    if let [Part { running, count }] = parts {
-        let tokens = &running.sequence.seen()[running.done..running.done + *count];
-        let input = Input { memory: running.memory.as_ref(), ..Input::rows(tokens, 1) };
-        return Ok(model.hidden(&input, Forward { cache: Some(&mut running.cache), ..Forward::default() })?);
-    }
-    let (mut tokens, mut positions, mut borders) = (Vec::new(), Vec::new(), vec![0]);
-    for part in parts.iter() {
-        let place = part.running.done..part.running.done + part.count;
-        tokens.extend_from_slice(&part.running.sequence.seen()[place.clone()]);
-        positions.extend(place.map(|position| position as u32));
-        borders.push(tokens.len());
-    }
-    let caches = parts.iter_mut().map(|part| std::mem::take(&mut part.running.cache)).collect();
-    let mut joined = KvCache::join(caches);
-    let input = Input { positions: Some(&positions), runs: Some(borders.into()), ..Input::rows(&tokens, 1) };
-    let hidden = model.hidden(&input, Forward { cache: Some(&mut joined), ..Forward::default() });
-    for (part, cache) in parts.iter_mut().zip(joined.split()) {
-        part.running.cache = cache;
-    }
-    Ok(hidden?)
-}
-
-/// Says how likely the prompts' tokens are, where that was asked for.
-fn rate(generator: &Generator<'_>, parts: &mut [Part<'_, '_>], hidden: &Tensor) -> Result<(), Error> {
-    let (model, vocab_size) = (generator.model(), generator.model().spec().vocab_size);
-    let mut first = 0;
-    for Part { running, count } in parts {
-        let (sequence, done) = (&running.sequence, running.done);
-        if let Some(rated) = &mut running.rated {
-            // The logits of a token say how likely the next one is.
-            let followed = (*count).min(sequence.start().saturating_sub(done + 1));
-            let places: Vec<usize> = (0..followed).collect();
-            for places in places.chunks(RATED_AT_ONCE) {
-                let rows: Vec<u32> = places.iter().map(|place| (first + place) as u32).collect();
-                let logits = model.logits_at(hidden, &rows, &Hooks::default())?.to_vec();
-                let next = places.iter().map(|place| sequence.seen()[done + place + 1]);
-                rated.extend(logits.chunks_exact(vocab_size).zip(next).map(|(row, token)| sequence.given(row, token)));
-            }
-        }
-        first += *count;
-    }
-    Ok(())
-}
-
-/// Chooses a token for each text whose tokens have all been seen; returns how many were written.
-fn advance(generator: &Generator<'_>, parts: &mut [Part<'_, '_>], hidden: &Tensor) -> Result<u64, Error> {
-    let (mut places, mut ready, mut first) = (Vec::new(), Vec::new(), 0);
-    for Part { running, count } in parts {
-        first += *count;
-        running.done += *count;
-        if running.done == running.sequence.seen().len() {
-            places.push(first as u32 - 1);
-            ready.push(running);
-        }
-    }
-    if places.is_empty() {
-        return Ok(0);
-    }
-    let logits = generator.model().logits_at(hidden, &places, &Hooks::default())?.to_vec();
-    let rows = logits.par_chunks_exact(generator.model().spec().vocab_size);
-    Ok(ready.into_par_iter().zip(rows).map(|(running, logits)| u64::from(running.take(logits))).sum())
+/// Where the beginnings of texts of an adapter lie: keys and values are its own.
+fn origin(adapter: Option<AdapterId>) -> u64 {
+    adapter.map_or(0, |AdapterId(id)| u64::MAX - id)
 }
 
 impl Running<'_> {
+    /// Goes on by a token, and by more as long as it is the one that was guessed; `logits` are those of the last token and
+    /// of each guess. Returns how many there were, and how many guesses were right.
+    fn take_all(&mut self, logits: &[f32], width: usize, most_guesses: usize) -> (u64, u64) {
+        let (mut written, mut right) = (0, 0);
+        for row in logits.chunks_exact(width) {
+            written += u64::from(self.take(row));
+            let is_right = self.guesses.tokens.get(right) == self.sequence.seen().last();
+            if self.end.is_some() || !is_right {
+                break;
+            }
+            right += 1;
+            self.done += 1;
+        }
+        if !self.guesses.tokens.is_empty() {
+            // The rest was computed in vain.
+            self.cache.truncate(self.done);
+            self.guesses.learn(right, most_guesses);
+        }
+        (written, right as u64)
+    }
+
     /// Goes on by a token; returns whether there was one.
     fn take(&mut self, logits: &[f32]) -> bool {
         if let Some(rated) = self.rated.take() {

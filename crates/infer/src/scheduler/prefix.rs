@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 pub(super) struct PrefixStore {
     block: usize,
     nodes: FxHashMap<u64, Node>,
-    /// The node after another one (0 is the start) by its tokens.
+    /// The node after another one by its tokens. Starts are no nodes: 0 is that of the model alone.
     next: FxHashMap<(u64, Box<[u32]>), u64>,
     clock: u64,
     last_id: u64,
@@ -34,10 +34,10 @@ impl PrefixStore {
     }
 
     /// The nodes of the longest known beginning of `tokens`, the last token apart: it is the one whose logits are needed.
-    fn find(&self, tokens: &[u32]) -> Vec<u64> {
+    fn find(&self, start: u64, tokens: &[u32]) -> Vec<u64> {
         let mut path = Vec::new();
         for part in tokens[..tokens.len().saturating_sub(1)].chunks_exact(self.block) {
-            let at = path.last().copied().unwrap_or(0);
+            let at = path.last().copied().unwrap_or(start);
             match self.next.get(&(at, Box::from(part))) {
                 Some(&id) => path.push(id),
                 None => break,
@@ -47,28 +47,30 @@ impl PrefixStore {
     }
 
     /// How many tokens of a beginning are known.
-    pub(super) fn known(&self, tokens: &[u32]) -> usize {
-        self.find(tokens).len() * self.block
+    pub(super) fn known(&self, start: u64, tokens: &[u32]) -> usize {
+        self.find(start, tokens).len() * self.block
     }
 
     /// Fills an empty cache with what is known of a beginning; returns the number of its tokens.
-    pub(super) fn fill(&mut self, tokens: &[u32], cache: &mut KvCache) -> usize {
-        let path = self.find(tokens);
+    pub(super) fn fill(&mut self, start: u64, tokens: &[u32], cache: &mut KvCache) -> usize {
+        let path = self.find(start, tokens);
         self.clock += 1;
         for id in &path {
             if let Some(node) = self.nodes.get_mut(id) {
                 node.used = self.clock;
-                cache.append_block(&node.keys_and_values);
             }
         }
-        path.len() * self.block
+        let blocks: Vec<&KvBlock> = path.iter().map(|id| &self.nodes[id].keys_and_values).collect();
+        let count = cache.usable(&blocks);
+        cache.begin(&blocks[..count]);
+        count * self.block
     }
 
     /// Keeps the whole blocks of `tokens`, whose keys and values are in `cache`, as long as there is room for so many
     /// tokens in all. What was used longest ago gives way.
-    pub(super) fn keep(&mut self, tokens: &[u32], cache: &KvCache, room: usize) {
+    pub(super) fn keep(&mut self, start: u64, tokens: &[u32], cache: &KvCache, room: usize) {
         self.clock += 1;
-        let mut at = 0;
+        let mut at = start;
         for (index, part) in tokens.chunks_exact(self.block).enumerate() {
             let key = (at, Box::from(part));
             if let Some(&id) = self.next.get(&key) {
@@ -83,11 +85,11 @@ impl PrefixStore {
                 return;
             }
             self.last_id += 1;
-            let start = index * self.block;
+            let first = index * self.block;
             let node = Node {
                 parent: at,
                 tokens: key.1.clone(),
-                keys_and_values: cache.block(start..start + self.block),
+                keys_and_values: cache.block(first..first + self.block),
                 used: self.clock,
                 children: 0,
             };

@@ -20,11 +20,13 @@ pub struct SchedulerSettings {
     pub step_tokens: usize,
     /// Tokens of a block of a beginning that is kept for others; 0 keeps none.
     pub prefix_block: usize,
+    /// Most tokens that are guessed ahead of a text and checked together; 0 guesses none. No text changes by it.
+    pub guess_tokens: usize,
 }
 
 impl Default for SchedulerSettings {
     fn default() -> Self {
-        Self { max_running: 16, kv_tokens: 1 << 16, step_tokens: 256, prefix_block: 16 }
+        Self { max_running: 16, kv_tokens: 1 << 16, step_tokens: 256, prefix_block: 16, guess_tokens: 0 }
     }
 }
 
@@ -41,6 +43,8 @@ pub struct Request {
     pub stop_ids: Option<Vec<u32>>,
     /// Whether to say how likely the prompt's own tokens are.
     pub prompt_logprobs: bool,
+    /// The adapter that the text goes through, of those that were loaded.
+    pub adapter: Option<AdapterId>,
     /// Whether beginnings may be taken from other requests, and kept for them. The text is the same.
     pub share_prefix: bool,
 }
@@ -49,7 +53,8 @@ impl Request {
     /// Continues `prompt` as `sampling` says.
     pub fn new(prompt: Vec<u32>, sampling: Sampling) -> Self {
         let share_prefix = true;
-        Self { prompt, sampling, constraint: None, stop_ids: None, prompt_logprobs: false, share_prefix }
+        let (constraint, stop_ids, adapter) = (None, None, None);
+        Self { prompt, sampling, constraint, stop_ids, prompt_logprobs: false, adapter, share_prefix }
     }
 }
 
@@ -118,6 +123,10 @@ impl<F: FnMut(Event) + Send> Listener for F {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub(super) u64);
 
+/// The name of a loaded adapter; none is given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterId(pub(super) u64);
+
 /// What a scheduler has done and is doing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SchedulerStats {
@@ -137,6 +146,10 @@ pub struct SchedulerStats {
     pub prompt_tokens: u64,
     /// Tokens that were written.
     pub written_tokens: u64,
+    /// Tokens that were guessed ahead, and those of them that were right.
+    pub guessed_tokens: u64,
+    /// See `guessed_tokens`.
+    pub accepted_tokens: u64,
     /// Passes.
     pub steps: u64,
 }

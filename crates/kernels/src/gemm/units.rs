@@ -4,9 +4,10 @@
 //! innermost loop move units and do not look into them; only [`Simd::fma`] and [`Simd::dot_bf16`] do.
 
 use super::Mat;
+use crate::quant::f16_to_f32;
 use crate::simd::Simd;
 use crate::unit::{One, Two, Unit};
-use half::bf16;
+use half::{bf16, f16};
 
 /// How an operand is stored, and what its units are made of.
 pub(crate) trait Source: Copy + Send + Sync + 'static {
@@ -71,19 +72,57 @@ impl Source for Widened {
         f32::from_bits(u32::from(lines.data[i * lines.row_stride + p * lines.col_stride].to_bits()) << 16)
     }
     #[inline(always)]
-    unsafe fn transpose<S: Simd>(_: S, src: *const bf16, stride: usize, dst: *mut f32, dst_stride: usize) {
-        for p in 0..8 {
-            for i in 0..8 {
-                // SAFETY: the caller vouches for all places.
-                let bits = unsafe { (*src.add(i * stride + p)).to_bits() };
-                // SAFETY: as above.
-                unsafe { *dst.add(p * dst_stride + i) = f32::from_bits(u32::from(bits) << 16) };
+    unsafe fn transpose<S: Simd>(s: S, src: *const bf16, stride: usize, dst: *mut f32, dst_stride: usize) {
+        let mut wide = [0.0_f32; 64];
+        for (i, wide) in wide.chunks_exact_mut(8).enumerate() {
+            // SAFETY: the caller vouches for eight elements of eight lines.
+            let line: [bf16; 8] = unsafe { src.add(i * stride).cast::<[bf16; 8]>().read() };
+            for (wide, x) in wide.iter_mut().zip(line) {
+                *wide = f32::from_bits(u32::from(x.to_bits()) << 16);
             }
         }
+        // SAFETY: as above.
+        unsafe { s.transpose_8x8(wide.as_ptr(), 8, dst, dst_stride) }
     }
     #[inline(always)]
     unsafe fn across<S: Simd>(s: S, lines: &Mat<'_, bf16>, i: usize, p: usize) -> S::V {
         s.load_bf16(&lines.data[p * lines.col_stride + i..])
+    }
+}
+
+/// Half precision, widened to one f32 per unit.
+#[derive(Clone, Copy)]
+pub(crate) struct Halves;
+
+impl Source for Halves {
+    type Element = f16;
+    type Unit = One;
+
+    #[inline(always)]
+    fn unit(lines: &Mat<'_, f16>, i: usize, p: usize) -> f32 {
+        f16_to_f32(lines.data[i * lines.row_stride + p * lines.col_stride].to_bits())
+    }
+    #[inline(always)]
+    unsafe fn transpose<S: Simd>(s: S, src: *const f16, stride: usize, dst: *mut f32, dst_stride: usize) {
+        let mut wide = [0.0_f32; 64];
+        for (i, wide) in wide.chunks_exact_mut(8).enumerate() {
+            // SAFETY: the caller vouches for eight elements of eight lines.
+            let line: [f16; 8] = unsafe { src.add(i * stride).cast::<[f16; 8]>().read() };
+            for (wide, x) in wide.iter_mut().zip(line) {
+                *wide = f16_to_f32(x.to_bits());
+            }
+        }
+        // SAFETY: as above.
+        unsafe { s.transpose_8x8(wide.as_ptr(), 8, dst, dst_stride) }
+    }
+    #[inline(always)]
+    unsafe fn across<S: Simd>(s: S, lines: &Mat<'_, f16>, i: usize, p: usize) -> S::V {
+        let mut wide = [0.0_f32; crate::simd::MAX_LANES];
+        let row = &lines.data[p * lines.col_stride + i..][..S::LANES];
+        for (wide, x) in wide.iter_mut().zip(row) {
+            *wide = f16_to_f32(x.to_bits());
+        }
+        s.load(&wide)
     }
 }
 

@@ -1,6 +1,6 @@
 //! From blocks to f32.
 
-use super::dot::{Ints, Plain};
+use super::decode_iq;
 use super::half_bits::f16_to_f32;
 use super::types::GgmlType;
 use super::unpack::*;
@@ -10,13 +10,8 @@ use crate::parallel::{CHUNK, for_chunks};
 type Decode = fn(&[u8], &mut [f32]);
 
 fn decode32<B: Block32>(block: &[u8], out: &mut [f32]) {
-    unpack32::<B, _>(Plain, block, out);
-}
-
-#[inline(always)]
-fn unpack32<B: Block32, I: Ints>(ints: I, block: &[u8], out: &mut [f32]) {
     let (mut q, mut d, mut min) = ([0_i8; 256], [0.0_f32; 8], [0.0_f32; 8]);
-    B::unpack(ints, block, &mut q[..out.len()], &mut d, &mut min);
+    B::unpack(block, &mut q[..out.len()], &mut d, &mut min);
     for ((out, q), (d, min)) in out.chunks_exact_mut(32).zip(q.chunks_exact(32)).zip(d.iter().zip(&min)) {
         for (out, &q) in out.iter_mut().zip(q) {
             *out = if B::HAS_MIN { d * f32::from(q) - min } else { d * f32::from(q) };
@@ -75,6 +70,13 @@ fn decoder(ty: GgmlType) -> Option<Decode> {
         GgmlType::Q5K => decode256::<Q5K>,
         GgmlType::Q6K => decode256::<Q6K>,
         GgmlType::Nvfp4 => decode_nvfp4,
+        GgmlType::Iq1S => decode_iq::iq1_s,
+        GgmlType::Iq1M => decode_iq::iq1_m,
+        GgmlType::Iq2Xxs => decode_iq::iq2_xxs,
+        GgmlType::Iq2Xs => decode_iq::iq2_xs,
+        GgmlType::Iq2S => decode_iq::iq2_s,
+        GgmlType::Iq3Xxs => decode_iq::iq3_xxs,
+        GgmlType::Iq3S => decode_iq::iq3_s,
         _ => return None,
     })
 }

@@ -1,6 +1,5 @@
 //! Where the bits of a block lie: the one definition that decoding and products share.
 
-use super::dot::Ints;
 use super::half_bits::f16_at;
 use super::types::GgmlType;
 
@@ -15,8 +14,11 @@ pub(super) trait Block32 {
     const TYPE: GgmlType;
     /// Whether any minimum is not zero.
     const HAS_MIN: bool = false;
+    /// What makes all numbers positive and below 32, where there is such a number: products then multiply unsigned
+    /// bytes.
+    const OFFSET: Option<i8>;
     /// Writes the numbers of one block, and a scale and a minimum per 32 of them.
-    fn unpack<I: Ints>(i: I, block: &[u8], q: &mut [i8], d: &mut [f32], min: &mut [f32]);
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], min: &mut [f32]);
 }
 
 /// A type of 256 numbers, each 16 of which share an integer scale and minimum:
@@ -26,6 +28,8 @@ pub(super) trait Block256 {
     const TYPE: GgmlType;
     /// What stands for zero.
     const OFFSET: i16 = 0;
+    /// Neighbours that share a scale: 16, or 32 in pairs of equal ones.
+    const SUB: usize = 16;
     /// Writes the numbers, and 16 scales and minima; returns `d` and `dmin`.
     fn unpack(block: &[u8], q: &mut [u8; 256], scales: &mut [i16; 16], mins: &mut [i16; 16]) -> (f32, f32);
 }
@@ -40,12 +44,8 @@ fn nibbles(bytes: &[u8], q: &mut [i8], map: impl Fn(u8) -> i8) {
 }
 
 #[inline(always)]
-fn look_up<I: Ints>(i: I, table: &[i8; 16], bytes: &[u8], q: &mut [i8]) {
-    let index = bytes.first_chunk::<16>().expect("a block holds sixteen bytes of codes");
-    let mut high = *index;
-    high.iter_mut().for_each(|byte| *byte >>= 4);
-    q[..16].copy_from_slice(&i.look_up(table, &index.map(|byte| byte & 15)));
-    q[16..32].copy_from_slice(&i.look_up(table, &high));
+fn look_up(table: &[i8; 16], bytes: &[u8], q: &mut [i8]) {
+    nibbles(bytes, q, |code| table[usize::from(code)]);
 }
 
 /// Eight bits, each in a byte of its own.
@@ -76,8 +76,9 @@ fn fifth_bits(bits: &[u8], q: &mut [i8]) {
 pub(super) struct Q4_0;
 impl Block32 for Q4_0 {
     const TYPE: GgmlType = GgmlType::Q4_0;
+    const OFFSET: Option<i8> = Some(8);
     #[inline(always)]
-    fn unpack<I: Ints>(_: I, block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
         d[0] = f16_at(block, 0);
         nibbles(&block[2..], q, |x| x as i8 - 8);
     }
@@ -86,9 +87,10 @@ impl Block32 for Q4_0 {
 pub(super) struct Q4_1;
 impl Block32 for Q4_1 {
     const TYPE: GgmlType = GgmlType::Q4_1;
+    const OFFSET: Option<i8> = Some(0);
     const HAS_MIN: bool = true;
     #[inline(always)]
-    fn unpack<I: Ints>(_: I, block: &[u8], q: &mut [i8], d: &mut [f32], min: &mut [f32]) {
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], min: &mut [f32]) {
         (d[0], min[0]) = (f16_at(block, 0), -f16_at(block, 2));
         nibbles(&block[4..], q, |x| x as i8);
     }
@@ -97,8 +99,9 @@ impl Block32 for Q4_1 {
 pub(super) struct Q5_0;
 impl Block32 for Q5_0 {
     const TYPE: GgmlType = GgmlType::Q5_0;
+    const OFFSET: Option<i8> = Some(16);
     #[inline(always)]
-    fn unpack<I: Ints>(_: I, block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
         d[0] = f16_at(block, 0);
         nibbles(&block[6..], q, |x| x as i8 - 16);
         fifth_bits(&block[2..], q);
@@ -108,9 +111,10 @@ impl Block32 for Q5_0 {
 pub(super) struct Q5_1;
 impl Block32 for Q5_1 {
     const TYPE: GgmlType = GgmlType::Q5_1;
+    const OFFSET: Option<i8> = Some(0);
     const HAS_MIN: bool = true;
     #[inline(always)]
-    fn unpack<I: Ints>(_: I, block: &[u8], q: &mut [i8], d: &mut [f32], min: &mut [f32]) {
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], min: &mut [f32]) {
         (d[0], min[0]) = (f16_at(block, 0), -f16_at(block, 2));
         nibbles(&block[8..], q, |x| x as i8);
         fifth_bits(&block[4..], q);
@@ -120,8 +124,9 @@ impl Block32 for Q5_1 {
 pub(super) struct Q8_0;
 impl Block32 for Q8_0 {
     const TYPE: GgmlType = GgmlType::Q8_0;
+    const OFFSET: Option<i8> = None;
     #[inline(always)]
-    fn unpack<I: Ints>(_: I, block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
         d[0] = f16_at(block, 0);
         for (q, &byte) in q[..32].iter_mut().zip(&block[2..34]) {
             *q = byte as i8;
@@ -132,24 +137,26 @@ impl Block32 for Q8_0 {
 pub(super) struct Iq4Nl;
 impl Block32 for Iq4Nl {
     const TYPE: GgmlType = GgmlType::Iq4Nl;
+    const OFFSET: Option<i8> = None;
     #[inline(always)]
-    fn unpack<I: Ints>(i: I, block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
         d[0] = f16_at(block, 0);
-        look_up(i, &IQ4_VALUES, &block[2..], q);
+        look_up(&IQ4_VALUES, &block[2..], q);
     }
 }
 
 pub(super) struct Iq4Xs;
 impl Block32 for Iq4Xs {
     const TYPE: GgmlType = GgmlType::Iq4Xs;
+    const OFFSET: Option<i8> = None;
     #[inline(always)]
-    fn unpack<I: Ints>(i: I, block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
         let (all, high) = (f16_at(block, 0), u16::from_le_bytes([block[2], block[3]]));
         for (b, (q, d)) in q.chunks_exact_mut(32).zip(d).enumerate() {
             let low = block[4 + b / 2] >> (4 * (b % 2)) & 15;
             let scale = i16::from(low) | ((high >> (2 * b) & 3) << 4) as i16;
             *d = all * f32::from(scale - 32);
-            look_up(i, &IQ4_VALUES, &block[8 + 16 * b..], q);
+            look_up(&IQ4_VALUES, &block[8 + 16 * b..], q);
         }
     }
 }
@@ -157,10 +164,11 @@ impl Block32 for Iq4Xs {
 pub(super) struct Mxfp4;
 impl Block32 for Mxfp4 {
     const TYPE: GgmlType = GgmlType::Mxfp4;
+    const OFFSET: Option<i8> = Some(12);
     #[inline(always)]
-    fn unpack<I: Ints>(i: I, block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
         d[0] = half_of_power(block[0]);
-        look_up(i, &E2M1_VALUES, &block[1..], q);
+        look_up(&E2M1_VALUES, &block[1..], q);
     }
 }
 
@@ -175,8 +183,9 @@ pub(super) fn half_of_power(exponent: u8) -> f32 {
 pub(super) struct Tq1_0;
 impl Block32 for Tq1_0 {
     const TYPE: GgmlType = GgmlType::Tq1_0;
+    const OFFSET: Option<i8> = Some(1);
     #[inline(always)]
-    fn unpack<I: Ints>(_: I, block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
         d[..8].fill(f16_at(block, 52));
         // Five digits of base three in a byte, as a fraction of 256; the last four bytes hold four.
         let parts = [(0..32, 0, 5), (32..48, 160, 5), (48..52, 240, 4)];
@@ -195,8 +204,9 @@ impl Block32 for Tq1_0 {
 pub(super) struct Tq2_0;
 impl Block32 for Tq2_0 {
     const TYPE: GgmlType = GgmlType::Tq2_0;
+    const OFFSET: Option<i8> = Some(1);
     #[inline(always)]
-    fn unpack<I: Ints>(_: I, block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
         d[..8].fill(f16_at(block, 64));
         for (b, q) in q.chunks_exact_mut(32).enumerate() {
             for (q, &byte) in q.iter_mut().zip(&block[32 * (b / 4)..]) {
@@ -279,6 +289,7 @@ fn wide_nibbles(bytes: &[u8], q: &mut [u8; 256]) {
 pub(super) struct Q4K;
 impl Block256 for Q4K {
     const TYPE: GgmlType = GgmlType::Q4K;
+    const SUB: usize = 32;
     #[inline(always)]
     fn unpack(block: &[u8], q: &mut [u8; 256], scales: &mut [i16; 16], mins: &mut [i16; 16]) -> (f32, f32) {
         scales_and_mins(&block[4..], scales, mins);
@@ -290,6 +301,7 @@ impl Block256 for Q4K {
 pub(super) struct Q5K;
 impl Block256 for Q5K {
     const TYPE: GgmlType = GgmlType::Q5K;
+    const SUB: usize = 32;
     #[inline(always)]
     fn unpack(block: &[u8], q: &mut [u8; 256], scales: &mut [i16; 16], mins: &mut [i16; 16]) -> (f32, f32) {
         scales_and_mins(&block[4..], scales, mins);

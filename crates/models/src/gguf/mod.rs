@@ -184,6 +184,12 @@ impl LanguageModel {
         Ok(write_split(path, &metadata, tensors, settings.max_shard_bytes.unwrap_or(u64::MAX))?)
     }
 
+    /// The architecture that files of this model name, and its tensors there.
+    pub(crate) fn gguf_entries(&self) -> Result<(&'static str, Vec<Entry>), Error> {
+        let (architecture, _) = self.describe()?;
+        Ok((architecture.name, architecture.weights.entries(&self.parameters(), self.spec())))
+    }
+
     /// The architecture and the keys of this model; none where they would not mean the same model when read again.
     fn describe(&self) -> Result<Described, Error> {
         let spec = self.spec();

@@ -1,12 +1,13 @@
 //! Adapter directories: `adapter_config.json` and the tensors beside it, as PEFT or AdapterHub write them.
 
+mod gguf;
 mod hub;
 mod peft;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use loam_formats::{Dtype, SafeTensors, TensorOut, TorchFile, atomic, nearest, safetensors};
+use loam_formats::{Dtype, Gguf, SafeTensors, TensorOut, TorchFile, atomic, nearest, safetensors};
 use loam_models::LanguageModel;
 use serde_json::Value;
 
@@ -25,9 +26,9 @@ const HUB_WEIGHTS: [&str; 2] = ["adapter.safetensors", "pytorch_adapter.bin"];
 /// Name, shape and values.
 type Stored = (String, Vec<usize>, Vec<f32>);
 
-/// Whether a directory holds an adapter.
+/// Whether a directory holds an adapter, or a file may be one (GGUF).
 pub fn is_adapter_dir(path: &Path) -> bool {
-    path.join(CONFIG).is_file()
+    path.join(CONFIG).is_file() || (path.is_file() && Gguf::is_one(path))
 }
 
 fn file_error(path: PathBuf, problem: impl Into<String>, hint: &str) -> Error {
@@ -52,8 +53,11 @@ impl Config {
 }
 
 impl Adapter {
-    /// Opens an adapter that was made for this model. Every tensor has to be there with its shape, and no other.
+    /// Opens an adapter that was made for this model: a directory, or a LoRA in a GGUF file. Every tensor has to be there with its shape, and no other.
     pub fn open(model: &LanguageModel, dir: &Path) -> Result<Self> {
+        if Gguf::is_one(dir) {
+            return Self::open_gguf(model, dir);
+        }
         let config = Config::open(dir)?;
         let is_hub = matches!(config.method, Method::Bottleneck(_));
         let (path, mut stored) = read_tensors(dir, if is_hub { HUB_WEIGHTS } else { PEFT_WEIGHTS })?;

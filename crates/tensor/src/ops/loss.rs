@@ -1,22 +1,14 @@
-//! Cross-entropy, alone and fused with the head that makes the logits.
+//! Cross-entropy, alone and fused with the head that makes the logits, and any other loss of logits fused with it.
+
+use std::ops::Range;
 
 use loam_kernels::cross_entropy::Terms as CrossEntropyTerms;
 use loam_kernels::elementwise::Unary;
 
-use crate::autograd::is_recording;
-use crate::backend::Start;
-use crate::ops::linear::as_matrix;
-use crate::precision::{Precision, precision};
-use crate::raw::{DType, Raw};
+use super::head::Head;
+use crate::parameter::Parameter;
+use crate::raw::Raw;
 use crate::tensor::{Tensor, backend};
-
-/// Most logits of one chunk of rows: 48 MiB. A product with fewer rows spends its time on copying the head.
-const CHUNK_ELEMENTS: usize = 12 << 20;
-
-/// Rows whose logits [`Tensor::linear_cross_entropy`] holds at a time.
-pub fn head_chunk_rows(rows: usize, vocab: usize) -> usize {
-    rows.div_ceil(rows.div_ceil((CHUNK_ELEMENTS / vocab).max(16)).max(1))
-}
 
 /// What [`Tensor::linear_cross_entropy`] does with the logits.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -60,105 +52,56 @@ impl Tensor {
         settings: HeadSettings,
     ) -> Self {
         let HeadSettings { softcap, terms } = settings;
-        let precision = precision();
-        let hidden = as_matrix(&self.dense());
-        let (rows, width, vocab) = (hidden.rows(), hidden.shape().width(), weight.size(0));
-        assert_eq!(width, weight.size(1), "head {:?} on hidden {:?}", weight.shape(), self.shape());
+        let head = Head::new("linear_cross_entropy", self, weight, bias, softcap);
+        let rows = head.rows();
         assert_eq!(targets.len(), rows, "linear_cross_entropy: {} targets for {rows} rows", targets.len());
-        // A quantised head is multiplied as it is, unless gradients flow back through it.
-        let parents: Vec<&Self> = [self, weight].into_iter().chain(bias).collect();
-        let wants_grad = is_recording() && parents.iter().any(|parent| parent.wants_grad());
-        let is_quantised = weight.raw().as_quantised().is_some();
-        let (h, w) = match precision {
-            _ if is_quantised && !wants_grad => (hidden, weight.raw().clone()),
-            Precision::F32 if is_quantised => (hidden, backend().cast(weight.raw(), DType::F32)),
-            Precision::F32 => (hidden, weight.dense()),
-            Precision::Bf16 => (as_matrix(&self.operand(precision)), weight.operand(precision)),
-        };
-        let bias_values = bias.map(Tensor::dense);
-        if let Some(bias) = &bias_values {
-            assert_eq!(bias.count(), vocab, "head {:?} with bias {:?}", weight.shape(), bias.shape());
-        }
-        let bias_wants_grad = is_recording() && bias.is_some_and(Self::wants_grad);
-        let mut head = HeadGrads::new(wants_grad, [rows, width], [vocab, width], bias_wants_grad);
-        let mut sum = 0.0f64;
-        let chunk_rows = head_chunk_rows(rows, vocab);
-        let mut start = 0;
-        while start < rows {
-            let len = chunk_rows.min(rows - start);
-            let h_chunk = h.narrowed(0, start, len);
-            let mut logits = match w.as_quantised() {
-                Some(_) => backend().linear_quantised(&h_chunk, &w, bias_values.as_ref()),
-                None => {
-                    let mut logits = Raw::empty(DType::F32, [len, vocab]);
-                    let from = bias_values.as_ref().map_or(Start::Zero, Start::Bias);
-                    backend().matmul(&mut logits, &h_chunk, &w.transposed(0, 1), from, precision);
-                    logits
-                }
-            };
-            let chunk_targets = &targets[start..start + len];
-            // What the cap's slope is computed from.
-            let uncapped = softcap.map(|cap| backend().affine(&logits, 1.0 / cap, 0.0));
-            if let (Some(cap), Some(x)) = (softcap, &uncapped) {
-                logits = backend().affine(&backend().unary(Unary::Tanh, x), cap, 0.0);
-            }
-            let losses = if wants_grad {
-                let losses = backend().cross_entropy_backward(&mut logits, chunk_targets, scale, terms);
-                if let Some(x) = &uncapped {
-                    logits = backend().unary_backward(Unary::Tanh, x, &logits);
-                }
-                head.add_chunk(start, &h_chunk, &w, &logits, precision);
+        let (mut sums, mut sum) = (head.gradients(), 0.0f64);
+        for mut chunk in head.chunks() {
+            let own = &targets[chunk.start..chunk.start + chunk.logits.rows()];
+            let losses = if head.wants_grad {
+                let losses = backend().cross_entropy_backward(&mut chunk.logits, own, scale, terms);
+                head.add_to(&mut sums, chunk);
                 losses
             } else {
-                backend().cross_entropy(&logits, chunk_targets, terms)
+                backend().cross_entropy(&chunk.logits, own, terms)
             };
             sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
-            start += len;
         }
-        let shape = self.shape();
-        let bias_shape = bias.map(Self::shape);
+        let parents: Vec<&Self> = [self, weight].into_iter().chain(bias).collect();
         Self::from_op(Raw::full([], (sum * f64::from(scale)) as f32), &parents, move |dy, grads| {
-            let factor = dy.f32()[0];
-            let scaled = |raw: Raw| if factor == 1.0 { raw } else { backend().affine(&raw, factor, 0.0) };
-            if grads.wants(0) {
-                grads.add(0, scaled(head.hidden).reshaped(shape));
-            }
-            if grads.wants(1) {
-                grads.add(1, scaled(head.weight));
-            }
-            if let (Some(shape), Some(bias)) = (bias_shape, head.bias) {
-                grads.add(2, scaled(bias).reshaped(shape));
-            }
+            sums.give(dy.f32()[0], grads);
         })
     }
-}
 
-/// Gradients of the head's operands, collected during forward while each chunk of logits is at hand.
-pub(super) struct HeadGrads {
-    pub(super) hidden: Raw,
-    pub(super) weight: Raw,
-    pub(super) bias: Option<Raw>,
-}
-
-impl HeadGrads {
-    pub(super) fn new(wanted: bool, hidden: [usize; 2], weight: [usize; 2], wants_bias: bool) -> Self {
-        let shape = |full: [usize; 2]| if wanted { full } else { [0, 0] };
-        Self {
-            hidden: Raw::empty(DType::F32, shape(hidden)),
-            weight: Raw::empty(DType::F32, shape(weight)),
-            bias: wants_bias.then(|| Raw::full([weight[0]], 0.0)),
+    /// The sum over chunks of rows of `work(logits, rows)`, where the logits `[rows, vocab]` are those of
+    /// `self.linear(weight, bias)`, with a soft cap where there is one: a loss of logits that never exist as a whole, like
+    /// [`Tensor::linear_cross_entropy`]. `work` gives a scalar, and no gradient flows through anything else it reads.
+    pub fn linear_loss(
+        &self,
+        weight: &Self,
+        bias: Option<&Self>,
+        softcap: Option<f32>,
+        mut work: impl FnMut(&Self, Range<usize>) -> Self,
+    ) -> Self {
+        let head = Head::new("linear_loss", self, weight, bias, softcap);
+        let (mut sums, mut sum) = (head.gradients(), 0.0f64);
+        for mut chunk in head.chunks() {
+            let rows = chunk.start..chunk.start + chunk.logits.rows();
+            if !head.wants_grad {
+                sum += f64::from(work(&Self::constant(chunk.logits), rows).item());
+                continue;
+            }
+            let leaf = Parameter::new(chunk.logits);
+            let loss = work(&Self::parameter(&leaf), rows);
+            sum += f64::from(loss.item());
+            loss.backward();
+            let value = leaf.value();
+            chunk.logits = leaf.take_grad().unwrap_or_else(|| backend().affine(&value, 0.0, 0.0));
+            drop(value);
+            head.add_to(&mut sums, chunk);
         }
-    }
-
-    pub(super) fn add_chunk(&mut self, start: usize, h: &Raw, w: &Raw, dlogits: &Raw, precision: Precision) {
-        if let Some(bias) = &mut self.bias {
-            backend().add_column_sums(bias, dlogits);
-        }
-        let mut dh = Raw::empty(DType::F32, [h.rows(), w.shape().width()]);
-        backend().matmul(&mut dh, dlogits, w, Start::Zero, precision);
-        backend().write_region(&mut self.hidden, 0, start, &dh);
-        let sum = if start == 0 { Start::Zero } else { Start::Sum };
-        backend().matmul(&mut self.weight, &dlogits.transposed(0, 1), h, sum, precision);
+        let parents: Vec<&Self> = [self, weight].into_iter().chain(bias).collect();
+        Self::from_op(Raw::full([], sum as f32), &parents, move |dy, grads| sums.give(dy.f32()[0], grads))
     }
 }
 

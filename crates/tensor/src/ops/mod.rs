@@ -3,6 +3,7 @@
 mod activation;
 mod arithmetic;
 pub(crate) mod attention;
+pub(crate) mod head;
 mod index;
 mod linear;
 pub(crate) mod log_probs;

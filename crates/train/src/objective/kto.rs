@@ -51,11 +51,11 @@ impl Objective for Kto {
     }
 
     fn tokens(&self, batch: &KtoBatch) -> usize {
-        [&batch.answers, &batch.mismatched].iter().flat_map(|part| &part.texts).map(ExactSizeIterator::len).sum()
+        batch.answers.text_tokens() + batch.mismatched.text_tokens()
     }
 
     fn loss(&mut self, model: &LanguageModel, batch: &KtoBatch, pass: &Pass) -> Result<Loss> {
-        let quiet = Pass { dropout: None, ..*pass };
+        let quiet = pass.quiet();
         let kl = no_grad(|| -> Result<f32> {
             let other = Scored::of(model, &batch.mismatched, &quiet, 1.0)?;
             let sums = segment_sums(&other.tokens, &batch.mismatched.answers);

@@ -24,7 +24,7 @@ impl Objective for Reward {
     }
 
     fn tokens(&self, batch: &Self::Batch) -> usize {
-        batch.texts.iter().map(ExactSizeIterator::len).sum()
+        batch.text_tokens()
     }
 
     fn loss(&mut self, model: &LanguageModel, batch: &Self::Batch, pass: &Pass) -> Result<Loss> {

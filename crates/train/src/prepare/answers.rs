@@ -1,11 +1,8 @@
-//! Preferences from files, encoded: pairs, and answers that are wanted or not.
+//! Answers from files, encoded, and the stages that learn from pairs of them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use loam_data::preference::{
-    self, AnswerLoader, Answers, Encoder, Preference, PreferenceFields, Rated, read_pairs, read_rated, unpaired,
-};
-use loam_data::source::Source as File;
+use loam_data::preference::{AnswerLoader, Answers, Encoder, Preference, read_pairs};
 use rayon::prelude::*;
 use serde_json::Value;
 
@@ -14,39 +11,55 @@ use super::reference;
 use super::start::Start;
 use super::{StageData, StageRun};
 use crate::batch::InOrder;
-use crate::conversations::end_token;
 use crate::error::Result;
-use crate::objective::{Dpo, Kto, KtoBatch, KtoLabel, Odds, OddsKind, PairLabel, Reward};
+use crate::objective::{Dpo, Odds, OddsKind, PairLabel, Reward};
 use crate::recipe::{Recipe, Stage};
 use crate::trainer::{Observer, Summary};
 
-/// The names that a recipe gives the fields.
-pub(super) fn fields(recipe: &Recipe) -> PreferenceFields {
-    let field = |name: &str| recipe.data.field(name);
-    PreferenceFields {
-        prompt: field("prompt"),
-        chosen: field("chosen"),
-        rejected: field("rejected"),
-        margin: field("margin"),
-        completion: field("completion"),
-        label: field("label"),
-    }
-}
-
-pub(super) fn opened(files: &[PathBuf]) -> loam_data::Result<Vec<File>> {
-    files.iter().map(|file| File::open(file)).collect()
-}
-
-fn encoder(start: &Start, seq_len: usize) -> Encoder<'_> {
+pub(super) fn encoder(start: &Start, seq_len: usize) -> Encoder<'_> {
     Encoder { tokenizer: &start.tokenizer, template: start.template.as_ref(), max_len: seq_len }
 }
 
-/// Pairs of a recipe.
-pub(super) struct PairData {
-    train: Vec<Answers<PairLabel>>,
-    held_out: Vec<Answers<PairLabel>>,
-    description: Value,
+/// Encoded answers to train on and to measure with.
+pub(super) struct Parts<L> {
+    pub(super) train: Vec<Answers<L>>,
+    pub(super) held_out: Vec<Answers<L>>,
+    pub(super) description: Value,
 }
+
+impl<L: Clone + Send> Parts<L> {
+    /// Encodes the records of a split; `encode` gets a record's number for its messages.
+    pub(super) fn encoded<T: Sync>(
+        split: Split<T>,
+        encode: impl Fn(usize, &T) -> loam_data::Result<Answers<L>> + Sync,
+    ) -> Result<Self> {
+        let all = |records: &[T]| -> loam_data::Result<Vec<_>> {
+            records.par_iter().enumerate().map(|(number, record)| encode(number, record)).collect()
+        };
+        Ok(Self { train: all(&split.train)?, held_out: all(&split.held_out)?, description: split.description })
+    }
+
+    /// The token that ends an answer.
+    pub(super) fn end(&self) -> Option<u32> {
+        self.train.first()?.texts.first()?.ids.last().copied()
+    }
+
+    /// Where training batches come from.
+    pub(super) fn loader(&self, run: &StageRun<'_>) -> Result<AnswerLoader<L>> {
+        Ok(AnswerLoader::new(self.train.clone(), run.rows().0, run.recipe.seed)?)
+    }
+
+    /// Where held-out ones do, if there are any.
+    pub(super) fn validation(&self, run: &StageRun<'_>) -> Result<Option<AnswerLoader<L>>> {
+        if self.held_out.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(AnswerLoader::new(self.held_out.clone(), run.rows().1, run.recipe.seed)?))
+    }
+}
+
+/// Pairs of a recipe.
+pub(super) struct PairData(Parts<PairLabel>);
 
 impl PairData {
     pub(super) fn open(
@@ -56,50 +69,42 @@ impl PairData {
         cache_dir: &Path,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        let fields = fields(recipe);
-        let read = |files: &[PathBuf]| Ok(read_pairs(&opened(files)?, &fields)?);
-        let Split { train, held_out, description } = Split::read(recipe, read, |pair| format!("{pair:?}"))?;
-        observer.on_message(&format!("data: {} pairs, {} held out", train.len(), held_out.len()));
+        let split = Split::of_tables(recipe, read_pairs, |pair| format!("{pair:?}"))?;
+        observer.on_message(&format!("data: {} pairs, {} held out", split.train.len(), split.held_out.len()));
         let encoder = encoder(start, seq_len);
-        let encode = |(number, pair): (usize, &Preference)| {
+        let encode = |number: usize, pair: &Preference| {
             let text = |answer| encoder.answer(&pair.prompt, answer, number);
             let label = PairLabel { margin: pair.margin, ..PairLabel::default() };
             Ok(Answers { texts: vec![text(&pair.chosen)?, text(&pair.rejected)?], label })
         };
-        let all =
-            |pairs: &[Preference]| -> loam_data::Result<Vec<_>> { pairs.par_iter().enumerate().map(encode).collect() };
-        let (mut train, mut held_out) = (all(&train)?, all(&held_out)?);
+        let mut parts = Parts::encoded(split, encode)?;
         if recipe.stage == Stage::Dpo {
-            for part in [&mut train, &mut held_out] {
+            for part in [&mut parts.train, &mut parts.held_out] {
                 let values = reference::log_probs(recipe, start, part, cache_dir, observer)?;
                 part.iter_mut().zip(values).for_each(|(pair, values)| pair.label.reference = [values[0], values[1]]);
             }
         }
-        Ok(Self { train, held_out, description })
+        Ok(Self(parts))
     }
 }
 
 impl StageData for PairData {
     fn sequences(&self) -> u64 {
-        self.train.len() as u64
+        self.0.train.len() as u64
     }
 
     fn description(&self) -> Value {
-        self.description.clone()
+        self.0.description.clone()
     }
 
     fn chat_end(&self) -> Option<u32> {
-        end_token(&self.train.first()?.texts)
+        self.0.end()
     }
 
     fn train(&self, run: StageRun<'_>) -> Result<Summary> {
-        let (batch, micro) = run.rows();
-        let loader = AnswerLoader::new(self.train.clone(), batch, run.recipe.seed)?;
+        let micro = run.rows().1;
+        let (loader, held_out) = (self.0.loader(&run)?, self.0.validation(&run)?);
         let source = |step: u64| Ok(loader.micro_batches(step, micro));
-        let held_out = match self.held_out.is_empty() {
-            true => None,
-            false => Some(AnswerLoader::new(self.held_out.clone(), micro, run.recipe.seed)?),
-        };
         let validation = held_out.as_ref().map(|loader| InOrder {
             len: loader.batches_in_order(micro),
             batch: |index| loader.batch_in_order(index, micro),
@@ -125,120 +130,5 @@ impl StageData for PairData {
             Stage::Cpo => run.run(odds(OddsKind::Cpo), &source, validation),
             _ => run.run(Reward { centering: preference.centering as f32 }, &source, validation),
         }
-    }
-}
-
-/// Answers of a recipe that are wanted or not, each with the answer before it in its place.
-pub(super) struct RatedData {
-    train: Vec<Answers<KtoLabel>>,
-    mismatched: Vec<Answers<KtoLabel>>,
-    held_out: Vec<Answers<KtoLabel>>,
-    held_out_mismatched: Vec<Answers<KtoLabel>>,
-    description: Value,
-}
-
-impl RatedData {
-    pub(super) fn open(
-        recipe: &Recipe,
-        start: &Start,
-        seq_len: usize,
-        cache_dir: &Path,
-        observer: &mut dyn Observer,
-    ) -> Result<Self> {
-        let fields = fields(recipe);
-        let read = |files: &[PathBuf]| {
-            let files = opened(files)?;
-            // Pairs are taken apart.
-            let is_pairs = files
-                .iter()
-                .flat_map(File::records)
-                .next()
-                .is_some_and(|first| first.is_ok_and(|row| row.has(&fields.chosen) && row.has(&fields.rejected)));
-            Ok(if is_pairs { unpaired(&read_pairs(&files, &fields)?) } else { read_rated(&files, &fields)? })
-        };
-        let Split { train, held_out, description } = Split::read(recipe, read, |rated| format!("{rated:?}"))?;
-        let wanted = train.iter().filter(|rated| rated.wanted).count();
-        observer.on_message(&format!(
-            "data: {} answers, {wanted} of them wanted, {} held out",
-            train.len(),
-            held_out.len()
-        ));
-        let encoder = encoder(start, seq_len);
-        let mut parts = Vec::new();
-        for rated in [&train, &held_out] {
-            let own: loam_data::Result<Vec<_>> = rated
-                .par_iter()
-                .enumerate()
-                .map(|(number, one)| encode(&encoder, one, &one.completion, number))
-                .collect();
-            // What is too long with another's answer is no sample of the distance; its own answer takes the place.
-            let mismatched = rated.iter().enumerate().map(|(number, one)| {
-                let before = &rated[(number + rated.len() - 1) % rated.len()];
-                let other = encode(&encoder, one, &before.completion, number);
-                other.or_else(|_| encode(&encoder, one, &one.completion, number))
-            });
-            let mismatched: loam_data::Result<Vec<_>> = mismatched.collect();
-            for mut part in [own?, mismatched?] {
-                let values = reference::log_probs(recipe, start, &part, cache_dir, observer)?;
-                part.iter_mut().zip(values).for_each(|(one, values)| one.label.reference = values[0]);
-                parts.push(part);
-            }
-        }
-        let [train, mismatched, held_out, held_out_mismatched] = <[Vec<_>; 4]>::try_from(parts).unwrap_or_default();
-        Ok(Self { train, mismatched, held_out, held_out_mismatched, description })
-    }
-}
-
-fn encode(
-    encoder: &Encoder<'_>,
-    rated: &Rated,
-    completion: &preference::Turns,
-    number: usize,
-) -> loam_data::Result<Answers<KtoLabel>> {
-    let label = KtoLabel { wanted: rated.wanted, reference: 0.0 };
-    Ok(Answers { texts: vec![encoder.answer(&rated.prompt, completion, number)?], label })
-}
-
-impl StageData for RatedData {
-    fn sequences(&self) -> u64 {
-        self.train.len() as u64
-    }
-
-    fn description(&self) -> Value {
-        self.description.clone()
-    }
-
-    fn chat_end(&self) -> Option<u32> {
-        end_token(&self.train.first()?.texts)
-    }
-
-    fn train(&self, run: StageRun<'_>) -> Result<Summary> {
-        let (batch, micro) = run.rows();
-        let loader = |part: &Vec<_>, batch| AnswerLoader::new(part.clone(), batch, run.recipe.seed);
-        // Two loaders of one seed and one length have one order.
-        let (own, other) = (loader(&self.train, batch)?, loader(&self.mismatched, batch)?);
-        let source = |step: u64| {
-            let pairs = own.micro_batches(step, micro).into_iter().zip(other.micro_batches(step, micro));
-            Ok(pairs.map(|(answers, mismatched)| KtoBatch { answers, mismatched }).collect())
-        };
-        let held_out = match self.held_out.is_empty() {
-            true => None,
-            false => Some((loader(&self.held_out, micro)?, loader(&self.held_out_mismatched, micro)?)),
-        };
-        let validation = held_out.as_ref().map(|(own, other)| InOrder {
-            len: own.batches_in_order(micro),
-            batch: |index| KtoBatch {
-                answers: own.batch_in_order(index, micro),
-                mismatched: other.batch_in_order(index, micro),
-            },
-            bytes_per_token: None,
-        });
-        let preference = &run.recipe.preference;
-        let objective = Kto {
-            beta: preference.beta(Stage::Kto),
-            desirable: preference.desirable_weight as f32,
-            undesirable: preference.undesirable_weight as f32,
-        };
-        run.run(objective, &source, validation.as_ref().map(|validation| validation as _))
     }
 }

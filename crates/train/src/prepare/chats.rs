@@ -1,20 +1,32 @@
 //! Conversations from files, with a part held out.
 
-use std::path::PathBuf;
-
-use loam_chat::Message;
+use loam_data::dialogue::{Dialogue, read_dialogues};
 use loam_data::{Example, Loader, LoaderConfig, Mode};
+use rayon::prelude::*;
 use serde_json::Value;
 
+use super::answers::encoder;
 use super::records::Split;
 use super::start::Start;
 use super::{StageData, StageRun};
 use crate::batch::{LoaderSource, LoaderValidation};
-use crate::conversations::{encode_conversations, end_token, read_conversations};
 use crate::error::{Error, Result};
 use crate::objective::Tokens;
 use crate::recipe::Recipe;
 use crate::trainer::{Observer, Summary};
+
+/// Conversations of a recipe. What is held out is chosen by a hash of the conversation.
+pub(super) fn dialogues(recipe: &Recipe, observer: &mut dyn Observer) -> Result<Split<Dialogue>> {
+    let split = Split::of_tables(recipe, read_dialogues, |dialogue| format!("{dialogue:?}"))?;
+    observer.on_message(&format!("data: {} conversations, {} held out", split.train.len(), split.held_out.len()));
+    if split.train.is_empty() {
+        return Err(Error::Examples {
+            what: "there is no conversation to train on".into(),
+            hint: "look at the file with `loam data inspect`, and at data.validation_fraction".into(),
+        });
+    }
+    Ok(split)
+}
 
 /// Conversations of a recipe, encoded and checked.
 pub(crate) struct Chats {
@@ -26,20 +38,20 @@ pub(crate) struct Chats {
 }
 
 impl Chats {
-    /// Reads all files. What is held out is chosen by a hash of the conversation, so that it stays held out when the
-    /// data grows.
     pub(super) fn open(recipe: &Recipe, start: &Start, seq_len: usize, observer: &mut dyn Observer) -> Result<Self> {
-        let text = |chat: &Vec<Message>| serde_json::to_string(chat).unwrap_or_default();
-        let Split { train, held_out, description } = Split::read(recipe, read_all, text)?;
-        observer.on_message(&format!("data: {} conversations, {} held out", train.len(), held_out.len()));
-        let template = start.template.as_ref().ok_or_else(|| Error::Examples {
-            what: "the model has no chat template".into(),
-            hint: "put a chat_template.jinja into the model's directory".into(),
-        })?;
-        let encode = |chats: &[Vec<Message>]| encode_conversations(chats, &start.tokenizer, template, seq_len);
-        let train = encode(&train)?;
-        let held_out = if held_out.is_empty() { Vec::new() } else { encode(&held_out)? };
+        let Split { train, held_out, description } = dialogues(recipe, observer)?;
+        let encoder = encoder(start, seq_len);
+        let encode = |all: &[Dialogue]| -> loam_data::Result<Vec<Example>> {
+            all.par_iter().enumerate().map(|(number, dialogue)| encoder.dialogue(dialogue, number)).collect()
+        };
+        let (train, held_out) = (encode(&train)?, encode(&held_out)?);
         let sequences = Loader::for_examples(train.clone(), config(recipe, 1, seq_len))?.rows_per_epoch();
+        let trained: usize = train.iter().flat_map(|example| &example.trained).filter(|&&is| is).count();
+        let all: usize = train.iter().map(|example| example.ids.len()).sum();
+        observer.on_message(&format!(
+            "data: {all} tokens, {trained} of them trained, in {sequences} rows of {seq_len} ({:.1} % full)",
+            100.0 * all as f64 / (sequences as usize * seq_len).max(1) as f64
+        ));
         Ok(Self { train, held_out, sequences, description })
     }
 
@@ -70,7 +82,7 @@ impl StageData for Chats {
     }
 
     fn chat_end(&self) -> Option<u32> {
-        end_token(&self.train)
+        self.train.first()?.ids.last().copied()
     }
 
     fn train(&self, run: StageRun<'_>) -> Result<Summary> {
@@ -81,9 +93,4 @@ impl StageData for Chats {
 
 fn config(recipe: &Recipe, batch: usize, seq_len: usize) -> LoaderConfig {
     LoaderConfig { batch, seq_len, seed: recipe.seed, mode: Mode::Packed }
-}
-
-fn read_all(files: &[PathBuf]) -> Result<Vec<Vec<Message>>> {
-    let lists: Result<Vec<_>> = files.iter().map(|file| read_conversations(file)).collect();
-    Ok(lists?.concat())
 }

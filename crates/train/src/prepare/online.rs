@@ -1,13 +1,12 @@
 //! Prompts from files, and everything that online learning opens besides.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use loam_data::preference::{Encoder, Prompt, read_prompts};
 use loam_models::LanguageModel;
 use loam_tensor::Parameter;
 use serde_json::Value;
 
-use super::answers::{fields, opened};
 use super::records::Split;
 use super::start::Start;
 use super::{StageData, StageRun};
@@ -29,9 +28,8 @@ pub(super) struct Prompts {
 
 impl Prompts {
     pub(super) fn open(recipe: &Recipe, start: &Start, seq_len: usize, observer: &mut dyn Observer) -> Result<Self> {
-        let fields = fields(recipe);
-        let read = |files: &[PathBuf]| Ok(read_prompts(&opened(files)?, &fields)?);
-        let Split { train, held_out, description } = Split::read(recipe, read, |prompt| format!("{prompt:?}"))?;
+        let Split { train, held_out, description } =
+            Split::of_tables(recipe, read_prompts, |prompt| format!("{prompt:?}"))?;
         observer.on_message(&format!("data: {} prompts, {} held out", train.len(), held_out.len()));
         let encoder = Encoder { tokenizer: &start.tokenizer, template: start.template.as_ref(), max_len: seq_len };
         let encode = |prompt: Prompt| -> Result<Prompted> {

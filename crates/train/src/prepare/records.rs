@@ -1,7 +1,8 @@
 //! Records of files, with a part held out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use loam_data::dialogue::{DatasetInfo, Layout, Table};
 use loam_data::labelled::token_classify::join;
 use loam_data::source::Source;
 use serde_json::{Value, json};
@@ -27,17 +28,57 @@ impl<T> Split<T> {
         read: impl Fn(&[PathBuf]) -> Result<Vec<T>>,
         text: impl Fn(&T) -> String,
     ) -> Result<Self> {
-        let files = expand(&recipe.data.train)?;
-        let all = read(&files)?;
+        let opened = |patterns: &[String]| {
+            let files = expand(patterns)?;
+            Ok((read(&files)?, files))
+        };
+        Self::parts(recipe, opened, text)
+    }
+
+    /// The same of tables in any layout that is known.
+    pub(super) fn of_tables(
+        recipe: &Recipe,
+        read: impl Fn(&[Table]) -> loam_data::Result<Vec<T>>,
+        text: impl Fn(&T) -> String,
+    ) -> Result<Self> {
+        let opened = |patterns: &[String]| {
+            let tables = tables(recipe, patterns)?;
+            let files = tables.iter().map(|table| table.source().path().to_path_buf()).collect();
+            Ok((read(&tables)?, files))
+        };
+        Self::parts(recipe, opened, text)
+    }
+
+    fn parts(
+        recipe: &Recipe,
+        opened: impl Fn(&[String]) -> Result<(Vec<T>, Vec<PathBuf>)>,
+        text: impl Fn(&T) -> String,
+    ) -> Result<Self> {
+        let (all, files) = opened(&recipe.data.train)?;
         let share = recipe.data.validation_fraction.or(recipe.data.validation_tail).unwrap_or(HELD_OUT);
         let (held_out, train): (Vec<_>, Vec<_>) = if recipe.data.validation.is_empty() {
             all.into_iter().partition(|record| share > 0.0 && hash_unit(&text(record)) < share)
         } else {
-            (read(&expand(&recipe.data.validation)?)?, all)
+            (opened(&recipe.data.validation)?.0, all)
         };
         let description = json!({"files": file_hashes(&files)?, "train": train.len(), "held_out": held_out.len()});
         Ok(Self { train, held_out, description })
     }
+}
+
+/// The tables that patterns name, or those that a `dataset_info.json` calls so.
+pub(super) fn tables(recipe: &Recipe, patterns: &[String]) -> Result<Vec<Table>> {
+    let data = &recipe.data;
+    let layout = Layout { format: data.format.map(Into::into), columns: data.fields.clone(), ..Layout::default() };
+    let Some(info) = &data.dataset_info else {
+        return Ok(expand(patterns)?
+            .iter()
+            .map(|file| Table::open(file, &layout))
+            .collect::<loam_data::Result<_>>()?);
+    };
+    let info = DatasetInfo::open(Path::new(info))?;
+    let tables = patterns.iter().map(|name| info.tables(name, &data.fields));
+    Ok(tables.collect::<loam_data::Result<Vec<_>>>()?.concat())
 }
 
 /// The texts of a stage's records, for a tokenizer to learn from; `None` for stages of plain text.

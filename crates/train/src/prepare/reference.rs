@@ -5,7 +5,7 @@ use std::path::Path;
 use loam_data::preference::{AnswerBatch, Answers, Whole};
 use loam_formats::atomic;
 use loam_models::LanguageModel;
-use loam_tensor::{CrossEntropyTerms, no_grad, with_precision};
+use loam_tensor::{no_grad, with_precision};
 use serde_json::json;
 use twox_hash::XxHash3_128;
 
@@ -64,8 +64,7 @@ pub(super) fn log_probs<L: Clone>(
 }
 
 fn score<L: Clone>(model: &LanguageModel, examples: &[Answers<L>]) -> Result<Vec<f32>> {
-    let pass =
-        Pass { scale: 1.0, dropout: None, recompute: false, terms: CrossEntropyTerms::default(), measures: true };
+    let pass = Pass::measuring();
     let mut values = Vec::new();
     for part in examples.chunks(BATCH) {
         let batch = AnswerBatch::pack(part.iter(), Whole::of(part.iter()));

@@ -1,4 +1,4 @@
-//! The `[preference]` and `[rl]` of a recipe.
+//! The `[preference]`, `[distill]` and `[rl]` of a recipe.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -129,6 +129,57 @@ impl PreferenceSection {
     }
 }
 
+/// How a student imitates a teacher: `distill`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DistillSection {
+    /// Directory of the teacher, a model with the student's tokenizer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<String>,
+    /// Which divergence: 0 is the forward Kullback-Leibler divergence (the student covers all that the teacher does), 1 the
+    /// reverse one (it keeps to what the teacher likes), between them a generalised Jensen-Shannon divergence.
+    pub beta: f64,
+    /// What logits of both are divided by, and the temperature of the student's own answers.
+    pub temperature: f64,
+    /// Share of the steps that learn on answers which the student has just written to the prompts of the data (generalised
+    /// knowledge distillation, Agarwal et al. 2024).
+    pub on_policy: f64,
+    /// Most tokens of such an answer.
+    pub max_new_tokens: usize,
+}
+
+impl Default for DistillSection {
+    fn default() -> Self {
+        Self { teacher: None, beta: 0.5, temperature: 0.9, on_policy: 0.5, max_new_tokens: 128 }
+    }
+}
+
+impl DistillSection {
+    /// Whether nothing is set.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What contradicts itself or is out of range.
+    pub(super) fn check(&self, stage: Stage, problems: &mut Vec<String>) {
+        if stage != Stage::Distill {
+            if !self.is_default() {
+                problems.push(format!("`distill` is for the stage `distill`, this is `{}`", stage.name()));
+            }
+            return;
+        }
+        let checks = [
+            ("teacher", self.teacher.is_none(), "set: the directory of the model to imitate"),
+            ("beta", !(0.0..=1.0).contains(&self.beta), "between 0 and 1"),
+            ("temperature", !(self.temperature > 0.0 && self.temperature.is_finite()), "above 0"),
+            ("on_policy", !(0.0..=1.0).contains(&self.on_policy), "between 0 and 1"),
+            ("max_new_tokens", self.max_new_tokens == 0, "above 0"),
+        ];
+        let bad = checks.iter().filter(|(_, bad, _)| *bad);
+        problems.extend(bad.map(|(name, _, range)| format!("`distill.{name}` must be {range}")));
+    }
+}
+
 /// How a model learns from rewards of its own answers: `grpo`, `rloo`, `reinforce`, `ppo`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -238,10 +289,13 @@ pub enum RewardKind {
     Program,
 }
 
+/// A number.
+pub const DEFAULT_PATTERN: &str = r"-?\d[\d,]*(?:\.\d+)?";
+
 impl RewardSource {
     /// The pattern of `match`.
     pub(crate) fn pattern(&self) -> &str {
-        self.pattern.as_deref().unwrap_or(r"-?\d[\d,]*(?:\.\d+)?")
+        self.pattern.as_deref().unwrap_or(DEFAULT_PATTERN)
     }
 
     /// The time limit of `program`, in seconds.

@@ -20,6 +20,20 @@ const OPTIONAL_FIELDS: [&str; 8] = [
     "decoder_start_token_id",
 ];
 
+/// What the layouts of conversations call their fields.
+const DIALOGUE_FIELDS: [&str; 10] = [
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "system",
+    "tools",
+    "prompt",
+    "completion",
+];
+
 impl Recipe {
     /// Reports every contradiction and every value out of range. `path` is only used in messages.
     pub fn validate(&self, path: &Path) -> Result<(), Error> {
@@ -32,6 +46,7 @@ impl Recipe {
         self.check_numbers(&mut problems);
         let batch = self.train.batch.zip(self.train.micro_batch);
         self.preference.check(self.stage, batch, &mut problems);
+        self.distill.check(self.stage, &mut problems);
         self.rl.check(self.stage, self.train.batch, &mut problems);
         if let Some(peft) = &self.peft {
             peft.check(self, &mut problems);
@@ -103,6 +118,10 @@ impl Recipe {
         if self.model.path.is_some() && !tokenizer.is_empty() {
             problems.push("`tokenizer` cannot be set: the model of `model.path` brings its own".into());
         }
+        let is_new = self.model.path.is_none();
+        if self.stage == Stage::Distill && is_new && tokenizer.path.is_none() {
+            problems.push("`tokenizer.path` is missing: a new student has its teacher's tokenizer".into());
+        }
         if tokenizer.path.is_some() && (tokenizer.kind.is_some() || tokenizer.vocab_size.is_some()) {
             problems.push("`tokenizer.path` opens one, `tokenizer.kind` and `vocab_size` train one: keep one".into());
         }
@@ -147,14 +166,22 @@ impl Recipe {
             Stage::TokenClassify => &["tokens", "tags"],
             Stage::Qa => &["context", "question", "answers"],
             Stage::Contrastive => &["anchor", "positive", "negative"],
-            Stage::Kto => &["prompt", "completion", "label", "chosen", "rejected"],
-            stage if stage.learns_preferences() => &["prompt", "chosen", "rejected", "margin"],
-            stage if stage.is_online() => &["prompt", "answer"],
+            Stage::Kto => &["label", "chosen", "rejected"],
+            stage if stage.learns_preferences() => &["chosen", "rejected", "margin"],
+            stage if stage.is_online() => &["answer"],
             _ => &[],
         };
+        let dialogue: &[&str] = if stage.reads_dialogues() { &DIALOGUE_FIELDS } else { &[] };
+        let known = [known, dialogue].concat();
         for key in data.fields.keys().filter(|key| !known.contains(&key.as_str())) {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             problems.push(format!("`data.fields.{key}` is no field of stage `{}`, which has {known}", stage.name()));
+        }
+        if !stage.reads_dialogues() && (data.format.is_some() || data.dataset_info.is_some()) {
+            problems.push(format!(
+                "`data.format` and `data.dataset_info` are for conversations, stage `{}` reads none",
+                stage.name()
+            ));
         }
         let only = [
             (data.noise != Noise::None, "data.noise", Stage::Seq2seq),
@@ -164,6 +191,7 @@ impl Recipe {
             (data.whole_words, "data.whole_words", Stage::MaskedLm),
             (data.doc_stride.is_some(), "data.doc_stride", Stage::Qa),
             (self.train.temperature.is_some(), "train.temperature", Stage::Contrastive),
+            (self.train.neftune_alpha.is_some(), "train.neftune_alpha", Stage::Sft),
         ];
         for (_, key, owner) in only.iter().filter(|(is_set, _, owner)| *is_set && *owner != stage) {
             problems.push(format!("`{key}` is for stage `{}`, this is `{}`", owner.name(), stage.name()));
@@ -237,6 +265,11 @@ impl Recipe {
             ("eps", !(train.eps > 0.0 && train.eps < 1.0), "above 0 and below 1"),
             ("clip", !(train.clip >= 0.0 && train.clip.is_finite()), "at least 0"),
             ("dropout", !unit(train.dropout), "at least 0 and below 1"),
+            (
+                "neftune_alpha",
+                train.neftune_alpha.is_some_and(|alpha| !(alpha > 0.0 && alpha.is_finite())),
+                "above 0, 5 is usual",
+            ),
             ("label_smoothing", !unit(train.label_smoothing), "at least 0 and below 1"),
             ("z_loss", !unit(train.z_loss), "at least 0 and below 1"),
             ("ema_decay", train.ema_decay.is_some_and(|decay| !(decay > 0.0 && decay < 1.0)), "above 0 and below 1"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use loam_data::dialogue::Format;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,13 @@ pub struct DataSection {
     pub text_column: Option<String>,
     /// Where a plain text file (.txt, .md) holds several documents, what separates them.
     pub text_split: TextSplit,
+    /// What the rows of tables look like, in the stages of conversations and of alignment. Default: it is found out from
+    /// each file's first row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<DataFormat>,
+    /// A `dataset_info.json` in LLaMA-Factory's style; `train` and `validation` then name data sets of it instead of files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset_info: Option<String>,
     /// How text becomes sequences. Default: `packed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<DataMode>,
@@ -35,10 +43,11 @@ pub struct DataSection {
     pub dedup: Dedup,
     /// Names of the fields in .jsonl, .csv and .parquet files, where they differ from the stage's own: `source` and
     /// `target` (seq2seq); `text`, `text_pair` and `label` (classify); `tokens` and `tags` (token_classify); `context`,
-    /// `question` and `answers` (qa); `anchor`, `positive` and `negative` (contrastive); `prompt`, `chosen`, `rejected` and
-    /// `margin` (reward, dpo, orpo, simpo, cpo); `prompt`, `completion` and `label`, or pairs (kto); `prompt` and `answer`
-    /// (grpo, rloo, reinforce, ppo). A `text_pair` or a `negative` is read only where it is named here. Default: their own
-    /// names.
+    /// `question` and `answers` (qa); `anchor`, `positive` and `negative` (contrastive); what is asked and answered, by
+    /// `format`: `messages`, `conversations`, `instruction`, `input`, `output`, `history`, `system`, `tools`, `prompt` and
+    /// `completion` (sft, distill, and the stages of alignment), with `chosen`, `rejected` and `margin` (reward, dpo, orpo,
+    /// simpo, cpo), `label` or pairs (kto), `answer` (grpo, rloo, reinforce, ppo). A `text_pair` or a `negative` is read only
+    /// where it is named here. Default: their own names.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub fields: BTreeMap<String, String>,
     /// What labels are; `classify` only.
@@ -68,6 +77,31 @@ impl DataSection {
     /// The field of files that is called `name` here.
     pub(crate) fn field(&self, name: &str) -> String {
         self.fields.get(name).cloned().unwrap_or_else(|| name.to_owned())
+    }
+}
+
+/// What a row of a table of conversations looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DataFormat {
+    /// `messages`: a list of `{role, content}` as in the API of OpenAI, and `tools` beside it.
+    Messages,
+    /// `conversations`: a list of `{from, value}`, and `system` and `tools` beside it.
+    Sharegpt,
+    /// `instruction`, `input` and `output`, and `system` and `history` beside them.
+    Alpaca,
+    /// `prompt` and `completion`: texts, or lists of messages. `question` and `answer` are read so, too.
+    PromptCompletion,
+}
+
+impl From<DataFormat> for Format {
+    fn from(format: DataFormat) -> Self {
+        match format {
+            DataFormat::Messages => Self::Messages,
+            DataFormat::Sharegpt => Self::Sharegpt,
+            DataFormat::Alpaca => Self::Alpaca,
+            DataFormat::PromptCompletion => Self::PromptCompletion,
+        }
     }
 }
 
@@ -106,6 +140,8 @@ impl Default for DataSection {
             validation_tail: None,
             text_column: None,
             text_split: TextSplit::File,
+            format: None,
+            dataset_info: None,
             mode: None,
             seq_len: None,
             dedup: Dedup::None,

@@ -71,6 +71,10 @@ impl Recipe {
                 "stage = \"seq2seq\"\n[model]\nfamily = \"t5\"\n[tokenizer]\nkind = \"unigram\"\n\
                  [data]\ntrain = [\"pairs.jsonl\"]\n[train]\nepochs = 10\n"
             }
+            Stage::Distill => {
+                "stage = \"distill\"\n[model]\npath = \"runs/my-run/model\"\n[data]\ntrain = [\"chats.jsonl\"]\n\
+                 [distill]\nteacher = \"runs/large/model\"\n[train]\nepochs = 2\n"
+            }
             Stage::Reward | Stage::Dpo | Stage::Kto | Stage::Orpo | Stage::Simpo | Stage::Cpo => {
                 return Self { stage, ..Self::alignment("pairs.jsonl", "") };
             }

@@ -112,6 +112,7 @@ impl Recipe {
         train.lr.get_or_insert(match (self.stage, self.model.depth) {
             (_, Some(_)) => learning_rate(facts.spec.hidden_size),
             (Stage::Sft, None) => 2e-5,
+            (Stage::Distill, None) if self.model.path.is_some() => 2e-5,
             (Stage::Reward, None) => 1e-4,
             (Stage::Ppo, None) => 3e-6,
             (stage, None) if stage.learns_preferences() || stage.is_online() => 1e-6,
@@ -198,6 +199,7 @@ impl Recipe {
         match (self.train.batch, self.train.batch_tokens, self.stage) {
             (Some(batch), ..) => batch,
             (None, Some(tokens), _) => rows(tokens),
+            (None, None, Stage::Distill) => 16,
             (None, None, stage) if stage.learns_preferences() || stage.is_online() => 16,
             (None, None, Stage::Pretrain | Stage::MaskedLm | Stage::Seq2seq) => rows(
                 self.train.tokens.or(depth_tokens).filter(|_| self.model.depth.is_some()).map_or(16384, batch_tokens),

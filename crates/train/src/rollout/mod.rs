@@ -20,6 +20,7 @@ use loam_tokenizer::Tokenizer;
 use serde_json::{Map, Value};
 
 pub use phase::{Item, News, RlLabel};
+pub(crate) use write::{Author, Written, write_answers};
 
 use crate::batch::{Source, Validation};
 use crate::error::{Error, Result};
@@ -95,7 +96,7 @@ pub struct RlBatch {
 impl RlBatch {
     /// Tokens that the model reads.
     pub fn tokens(&self) -> usize {
-        self.answers.texts.iter().map(ExactSizeIterator::len).sum()
+        self.answers.text_tokens()
     }
 
     pub(crate) fn size(&self) -> BatchSize {

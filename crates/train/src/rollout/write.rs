@@ -5,13 +5,65 @@ use loam_data::preference::{AnswerBatch, Answers, Whole};
 use loam_infer::Generator;
 use loam_kernels::rng::Stream;
 use loam_models::LanguageModel;
-use loam_tensor::{CrossEntropyTerms, no_grad, with_precision};
+use loam_tensor::{Precision, no_grad, with_precision};
+use loam_tokenizer::Tokenizer;
 use rayon::prelude::*;
 
 use super::phase::{Item, RlLabel};
 use super::{Prompted, Rollouts};
 use crate::error::{Error, Result};
 use crate::objective::{Pass, Scored, states, values};
+
+/// Who writes answers, and how.
+pub(crate) struct Author<'a> {
+    /// The model.
+    pub(crate) model: &'a LanguageModel,
+    /// Its tokenizer.
+    pub(crate) tokenizer: &'a Tokenizer,
+    /// Temperature of the draw.
+    pub(crate) temperature: f32,
+    /// Most tokens of an answer, as far as the model's context has room.
+    pub(crate) max_new_tokens: usize,
+    /// Number format of the forward passes.
+    pub(crate) precision: Precision,
+}
+
+/// An answer as it was drawn.
+pub(crate) struct Written {
+    /// Its tokens, with the end token where it has one.
+    pub(crate) tokens: Vec<u32>,
+    /// What the sampler says of their log-probabilities.
+    pub(crate) sampled: Vec<f32>,
+    /// Whether it ends.
+    pub(crate) ended: bool,
+}
+
+/// One answer to each prompt, in that order; `seed` gives the seed of each draw.
+pub(crate) fn write_answers(
+    author: &Author<'_>,
+    prompts: &[&[u32]],
+    seed: impl Fn(usize) -> u64 + Sync,
+) -> Result<Vec<Written>> {
+    let generator = Generator::new(author.model, author.tokenizer);
+    let context = author.model.spec().max_position_embeddings;
+    let write = |(place, prompt): (usize, &&[u32])| -> Result<Written> {
+        let max_tokens = author.max_new_tokens.min(context.saturating_sub(prompt.len()));
+        let sampling =
+            Sampling { temperature: author.temperature, seed: seed(place), max_tokens, ..Sampling::default() };
+        let run = || generator.tokens(prompt, &sampling, &mut |_| true);
+        let written = with_precision(author.precision, run).map_err(|error| Error::Examples {
+            what: format!("prompt {} of a batch cannot be answered: {error}", place + 1),
+            hint: "look at the prompts, and at the most tokens that an answer may have".into(),
+        })?;
+        let (mut tokens, mut sampled) = (written.tokens, written.logprobs);
+        if let Some(end) = written.end {
+            tokens.push(end.token);
+            sampled.push(end.logprob);
+        }
+        Ok(Written { tokens, sampled, ended: written.end.is_some() })
+    };
+    prompts.par_iter().enumerate().map(write).collect()
+}
 
 impl Rollouts<'_> {
     /// `samples` answers to each of some prompts, in that order; a function of the weights, the seed and `phase`.
@@ -24,26 +76,22 @@ impl Rollouts<'_> {
         temperature: f32,
     ) -> Result<Vec<Item>> {
         let settings = &self.settings;
-        let generator = Generator::new(self.policy, self.tokenizer);
-        let write = |place: usize| -> Result<Item> {
-            let prompt = chosen[place / samples];
-            let seed =
-                Stream::new(settings.seed, "answer", phase * (chosen.len() * samples) as u64 + place as u64).next_u64();
-            let sampling = Sampling { temperature, seed, max_tokens: settings.max_new_tokens, ..Sampling::default() };
-            let run = || generator.tokens(&prompts[prompt].ids, &sampling, &mut |_| true);
-            let written = with_precision(settings.precision, run).map_err(|error| Error::Examples {
-                what: format!("the prompt {:?} cannot be answered: {error}", prompts[prompt].text),
-                hint: "look at the prompt, and at rl.max_new_tokens".into(),
-            })?;
-            let text = self.tokenizer.decode(&written.tokens, true)?;
-            let (mut tokens, mut sampled) = (written.tokens, written.logprobs);
-            if let Some(end) = written.end {
-                tokens.push(end.token);
-                sampled.push(end.logprob);
-            }
-            Ok(Item { prompt, tokens, sampled, ended: written.end.is_some(), text, label: RlLabel::default() })
+        let author = Author {
+            model: self.policy,
+            tokenizer: self.tokenizer,
+            temperature,
+            max_new_tokens: settings.max_new_tokens,
+            precision: settings.precision,
         };
-        (0..chosen.len() * samples).into_par_iter().map(write).collect()
+        let count = chosen.len() * samples;
+        let asked: Vec<&[u32]> = (0..count).map(|place| &prompts[chosen[place / samples]].ids[..]).collect();
+        let seed = |place: usize| Stream::new(settings.seed, "answer", phase * count as u64 + place as u64).next_u64();
+        let item = |(place, written): (usize, Written)| {
+            let Written { tokens, sampled, ended } = written;
+            let text = self.tokenizer.decode(&tokens[..tokens.len() - usize::from(ended)], true)?;
+            Ok(Item { prompt: chosen[place / samples], tokens, sampled, ended, text, label: RlLabel::default() })
+        };
+        write_answers(&author, &asked, seed)?.into_iter().enumerate().map(item).collect()
     }
 
     /// Fills in log-probabilities under policy and reference, and values. Returns the largest difference between the
@@ -54,7 +102,7 @@ impl Rollouts<'_> {
             let examples: Vec<Answers<RlLabel>> = self.examples(part, &self.prompts);
             let batch = AnswerBatch::pack(examples.iter(), Whole::default());
             let at = |model: &LanguageModel, temperature: f32| -> Result<Vec<f32>> {
-                Ok(Scored::of(model, &batch, &pass(), temperature)?.tokens.to_vec())
+                Ok(Scored::of(model, &batch, &Pass::measuring(), temperature)?.tokens.to_vec())
             };
             let work = || -> Result<_> {
                 let plain = at(self.policy, 1.0)?;
@@ -62,7 +110,7 @@ impl Rollouts<'_> {
                     if settings.temperature == 1.0 { plain.clone() } else { at(self.policy, settings.temperature)? };
                 let reference = self.reference.map(|model| at(model, settings.temperature)).transpose()?;
                 let values = match &self.value_head {
-                    Some(head) => Some(values(&states(self.policy, &batch, &pass())?, head).to_vec()),
+                    Some(head) => Some(values(&states(self.policy, &batch, &Pass::measuring())?, head).to_vec()),
                     None => None,
                 };
                 Ok((plain, old, reference, values))
@@ -78,9 +126,4 @@ impl Rollouts<'_> {
         }
         Ok(largest)
     }
-}
-
-/// A pass that only looks.
-fn pass() -> Pass {
-    Pass { scale: 1.0, dropout: None, recompute: false, terms: CrossEntropyTerms::default(), measures: true }
 }

@@ -21,6 +21,8 @@ pub struct Settings {
     pub precision: Precision,
     /// Dropout probability.
     pub dropout: f64,
+    /// Strength of the noise on token vectors, where there is any.
+    pub neftune_alpha: Option<f64>,
     /// Whether backward computes each block's activations again.
     pub recompute: bool,
     /// Label smoothing and z-loss.
@@ -58,6 +60,7 @@ impl Settings {
                 PrecisionChoice::Auto => "auto".parse().unwrap_or_default(),
             },
             dropout: train.dropout,
+            neftune_alpha: train.neftune_alpha,
             recompute: train.recompute == Recompute::Block,
             terms: CrossEntropyTerms { label_smoothing: train.label_smoothing as f32, z_loss: train.z_loss as f32 },
             ema_decay: train.ema_decay,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use loam_models::{DropoutKey, LanguageModel};
-use loam_tensor::{CrossEntropyTerms, Parameter, no_grad, with_precision};
+use loam_models::{DropoutKey, EmbeddingNoise, LanguageModel};
+use loam_tensor::{Parameter, no_grad, with_precision};
 
 use super::guard::check_gradients;
 use super::settings::Settings;
@@ -118,16 +118,14 @@ pub(crate) fn accumulate<O: Objective>(
     let mut loss = 0.0;
     let mut metrics = BTreeMap::new();
     for (index, batch) in micro_batches.iter().enumerate() {
-        let key = || DropoutKey {
-            p: settings.dropout as f32,
-            seed: settings.seed,
-            step: step * MICRO_BATCHES_PER_STEP + index as u64,
-        };
+        let (seed, key_step) = (settings.seed, step * MICRO_BATCHES_PER_STEP + index as u64);
+        let key = || DropoutKey { p: settings.dropout as f32, seed, step: key_step };
         // An adapter has a dropout of its own, for which the key is there.
         let dropout = (settings.dropout > 0.0 || adapter.is_some()).then(key);
         let pass = Pass {
             scale: 1.0 / counted as f32,
             dropout,
+            noise: settings.neftune_alpha.map(|alpha| EmbeddingNoise { alpha: alpha as f32, seed, step: key_step }),
             recompute: settings.recompute,
             terms: settings.terms,
             measures: false,
@@ -167,8 +165,7 @@ pub fn evaluate<O: Objective>(
     let mut sums: BTreeMap<&'static str, f64> = BTreeMap::new();
     for index in 0..validation.len().min(limit) {
         let batch = validation.batch(index)?;
-        let terms = CrossEntropyTerms::default();
-        let pass = Pass { scale: 1.0, dropout: None, recompute: false, terms, measures: true };
+        let pass = Pass::measuring();
         let run = || objective.loss(model, &batch, &pass);
         let loss = with_precision(settings.precision, || no_grad(run))?;
         nats += f64::from(loss.tensor.item());

@@ -60,6 +60,7 @@ pub fn settings(steps: u64) -> Settings {
         clip: 1.0,
         precision: Precision::F32,
         dropout: 0.0,
+        neftune_alpha: None,
         recompute: false,
         terms: CrossEntropyTerms::default(),
         ema_decay: None,

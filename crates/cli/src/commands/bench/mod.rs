@@ -2,6 +2,7 @@
 
 mod infer;
 mod kernels;
+mod model;
 mod shape;
 mod tokenizer;
 mod train;
@@ -9,15 +10,17 @@ mod train;
 use crate::Outcome;
 use crate::args::BenchVerb;
 use crate::failure::Failure;
+use crate::setup::Environment;
 use loam_kernels::roofline;
 use loam_tensor::Precision;
 
-pub fn run(verb: BenchVerb) -> Result<Outcome, Failure> {
+pub fn run(verb: BenchVerb, environment: &Environment) -> Result<Outcome, Failure> {
     match verb {
         BenchVerb::Train { config, precision, recompute, profile, json } => {
             train::run(config, precision, recompute, profile, json)?;
         }
-        BenchVerb::Infer { config, precision, quant, tokens, json } => {
+        BenchVerb::Infer { model: Some(name), bench, json, .. } => model::run(&name, &bench, json, environment)?,
+        BenchVerb::Infer { model: None, config, precision, quant, tokens, json, .. } => {
             infer::run(config, precision, quant, tokens.get(), json)?;
         }
         BenchVerb::Kernels { only, json } => kernels::run(only, json)?,

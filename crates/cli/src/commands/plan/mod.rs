@@ -114,7 +114,7 @@ impl Plan {
                         let shape = RunShape { context, sequences, chunk: args.chunk, kv, threads };
                         let memory = run_memory(self.outline.spec(), weights.memory, &shape);
                         // The engine keeps keys and values as activations are.
-                        let pace = rates.as_ref().filter(|_| kv == KvType::F32).map(|rates| rates.pace(&shape));
+                        let pace = rates.as_ref().filter(|_| kv == KvType::Full).map(|rates| rates.pace(&shape));
                         rows.push(Row { weights: index, shape, memory, pace });
                     }
                 }

@@ -28,7 +28,7 @@ pub fn run(plan: &Plan, rows: &[Row], args: &PlanArgs) -> Result<Outcome, Failur
     let scratch = tempfile::tempdir().map_err(|e| Failure::io("cannot make a temporary directory", &e))?;
     let mut files: HashMap<usize, PathBuf> = HashMap::new();
     let (mut table, mut list, mut is_good) = (Table::new(&HEADINGS), Vec::new(), true);
-    let rows: Vec<&Row> = rows.iter().filter(|row| row.shape.kv == KvType::F32 && plan.fits(&row.memory)).collect();
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.shape.kv == KvType::Full && plan.fits(&row.memory)).collect();
     if rows.is_empty() {
         return Err(Failure::with_hint("no row of the plan can be run here", "plan for --kv f32 and what fits"));
     }

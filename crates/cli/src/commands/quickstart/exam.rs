@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::progress::Progress;
 use loam_chat::{Message, Sampling};
+use loam_data::garden::preferences::quality;
 use loam_data::garden::{Category, Lang, Question};
 use loam_infer::{Generator, OpenModel};
 use std::path::Path;
@@ -21,14 +22,16 @@ pub enum Form {
     Chat,
 }
 
-/// Right answers by category.
+/// Right answers by category, and how good all of them are.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Score {
     counts: Vec<(Category, usize, usize)>,
+    quality: f64,
 }
 
 impl Score {
-    fn add(&mut self, category: Category, is_right: bool) {
+    fn add(&mut self, category: Category, is_right: bool, quality: f64) {
+        self.quality += quality;
         let index = self.counts.iter().position(|(known, ..)| *known == category).unwrap_or_else(|| {
             self.counts.push((category, 0, 0));
             self.counts.len() - 1
@@ -48,6 +51,16 @@ impl Score {
         let sum = |pick: fn(&(Category, usize, usize)) -> usize| self.counts.iter().map(pick).sum::<usize>();
         sum(|c| c.1) as f64 / sum(|c| c.2).max(1) as f64
     }
+
+    /// Mean quality of the answers, between 0 and 1: right ones that say nothing further have 1, right ones that go on 0.5.
+    pub fn quality(&self) -> f64 {
+        self.quality / self.counts.iter().map(|count| count.2).sum::<usize>().max(1) as f64
+    }
+
+    /// In words.
+    pub fn summary(&self, questions: usize) -> String {
+        format!("{:.0} % of {questions} right, answer quality {:.2}", 100.0 * self.total(), self.quality())
+    }
 }
 
 /// Puts all questions to the model in `dir`, always with the most likely answer.
@@ -65,7 +78,7 @@ pub fn sit_with(open: &OpenModel, questions: &[Question], form: Form, name: &str
         let prompts = some.iter().map(|question| prompt(&generator, question, form));
         let replies = replies(&generator, &prompts.collect::<Result<Vec<_>, _>>()?)?;
         for (question, reply) in some.iter().zip(&replies) {
-            score.add(question.category, question.is_right(reply));
+            score.add(question.category, question.is_right(reply), quality(question, reply));
         }
         done += some.len() as u64;
         progress.update(done, &format!("{:.0} % right", 100.0 * score.total()));
@@ -102,12 +115,12 @@ mod tests {
     #[test]
     fn shares_are_counted_by_category_and_in_all() {
         let mut score = Score::default();
-        score.add(Category::Fact, true);
-        score.add(Category::Fact, false);
-        score.add(Category::Copy, true);
-        score.add(Category::Copy, true);
+        score.add(Category::Fact, true, 1.0);
+        score.add(Category::Fact, false, 0.0);
+        score.add(Category::Copy, true, 0.5);
+        score.add(Category::Copy, true, 1.0);
         assert_eq!((score.of(Category::Fact), score.of(Category::Copy)), (Some(0.5), Some(1.0)));
-        assert_eq!((score.of(Category::Recall), score.total()), (None, 0.75));
+        assert_eq!((score.of(Category::Recall), score.total(), score.quality()), (None, 0.75, 0.625));
         assert_eq!(Score::default().total(), 0.0);
     }
 }

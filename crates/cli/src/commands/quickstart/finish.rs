@@ -1,7 +1,7 @@
 //! The end of the road: a table, and someone to talk to.
 
 use super::Stage;
-use super::exam::replies;
+use super::exam::{Score, replies};
 use crate::commands::chat::Session;
 use crate::commands::data::texts;
 use crate::failure::Failure;
@@ -10,9 +10,11 @@ use crate::signals::Signals;
 use crate::table::Table;
 use loam_chat::{Message, Sampling};
 use loam_data::garden::{Category, Question};
+use loam_formats::atomic;
 use loam_infer::OpenModel;
+use loam_train::bars_svg;
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Questions that are answered where nobody is there to ask.
 const DEMO_QUESTIONS: usize = 3;
@@ -26,11 +28,15 @@ const DEMO_PROMPT: usize = 60;
 /// Prints what each stage came to.
 pub fn table(stages: &[Stage]) -> Result<(), Failure> {
     let is_scored = stages.iter().any(|stage| stage.score.is_some());
+    let is_aligned = stages.iter().any(|stage| stage.pairs.is_some());
     let categories: Vec<&str> = Category::ALL.iter().map(|category| category.name()).collect();
     let mut headings = vec!["stage", "held-out loss", "bits/byte"];
     if is_scored {
-        headings.push("questions right");
+        headings.extend(["questions right", "quality"]);
         headings.extend(&categories);
+    }
+    if is_aligned {
+        headings.extend(["pairs ranked", "second task"]);
     }
     let mut table = Table::new(&headings);
     for stage in stages {
@@ -43,13 +49,36 @@ pub fn table(stages: &[Stage]) -> Result<(), Failure> {
         ];
         if is_scored {
             row.push(percent(stage.score.as_ref().map(|score| score.total())));
+            row.push(stage.score.as_ref().map_or("-".into(), |score| format!("{:.2}", score.quality())));
             row.extend(
                 Category::ALL.iter().map(|&category| percent(stage.score.as_ref().and_then(|s| s.of(category)))),
             );
         }
+        if is_aligned {
+            row.push(percent(stage.pairs));
+            let points = |(before, after): (f64, f64)| format!("{:.0} > {:.0} %", 100.0 * before, 100.0 * after);
+            row.push(stage.topics.map_or("-".into(), points));
+        }
         table.row(row);
     }
     table.lines().iter().try_for_each(|line| output::line(line))
+}
+
+/// Draws what each stage came to into `road.svg` of a directory; nothing where nothing was scored.
+pub fn picture(stages: &[Stage], dir: &Path) -> Result<Option<PathBuf>, Failure> {
+    let mut bars: Vec<(String, Vec<Option<f64>>)> = Vec::new();
+    for stage in stages {
+        let score = stage.score.as_ref();
+        let task = stage.topics.map(|(_, after)| after);
+        bars.push((stage.name.into(), vec![score.map(Score::total), score.map(Score::quality), stage.pairs, task]));
+    }
+    if stages.iter().all(|stage| stage.score.is_none()) {
+        return Ok(None);
+    }
+    let series = ["questions right", "answer quality", "pairs ranked right", "second task right"];
+    let path = dir.join("road.svg");
+    atomic::write_file(&path, bars_svg(&series, &bars).as_bytes())?;
+    Ok(Some(path))
 }
 
 /// A chat where someone is there to talk, else a few questions with their answers. A model of the user's text shows

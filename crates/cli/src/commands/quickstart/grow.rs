@@ -3,10 +3,11 @@
 //! Conversations come after the tokenizer: only those that fit into the model's context are of use, and how long one is
 //! depends on the tokenizer (one made for a user's text may need several tokens for a Chinese character).
 
+use super::align::topic_question;
 use super::plan::Plan;
 use crate::failure::Failure;
 use loam_chat::Message;
-use loam_data::garden::{Garden, Question, Split};
+use loam_data::garden::{Garden, Question, Split, TopicSentence};
 use loam_formats::{Error, atomic};
 use loam_tokenizer::{ChatTemplate, Tokenizer, encode_chat};
 use rayon::prelude::*;
@@ -32,6 +33,43 @@ pub struct Chats {
     pub train: PathBuf,
     /// Held-out conversations.
     pub valid: PathBuf,
+}
+
+/// Files of alignment, each to train on and held out.
+pub struct Lessons {
+    /// Two answers to a question, the better one first.
+    pub pairs: (PathBuf, PathBuf),
+    /// Questions with what their scorer needs.
+    pub prompts: (PathBuf, PathBuf),
+    /// Conversations of the second task.
+    pub topics: (PathBuf, PathBuf),
+    /// Held-out sentences of the second task.
+    pub asked: Vec<TopicSentence>,
+}
+
+/// Writes what alignment learns from.
+pub fn lessons(seed: u64, plan: &Plan, dir: &Path) -> Result<Lessons, Error> {
+    let (garden, plan) = (Garden::new(seed), &plan.align);
+    let files = |name: &str| (dir.join(format!("{name}.jsonl")), dir.join(format!("valid-{name}.jsonl")));
+    let asked = garden.topics(Split::HeldOut, plan.valid_topics);
+    let written = Lessons { pairs: files("preferences"), prompts: files("prompts"), topics: files("topics"), asked };
+    let talk = |row: &TopicSentence| {
+        let answer = Message::assistant(format!("{}.", row.label));
+        json!({"messages": [Message::user(topic_question(row)), answer]})
+    };
+    for (path, split, n) in
+        [(&written.pairs.0, Split::Train, plan.pairs), (&written.pairs.1, Split::HeldOut, plan.valid_pairs)]
+    {
+        lines(path, garden.preferences(split, n).iter())?;
+    }
+    for (path, split, n) in
+        [(&written.prompts.0, Split::Train, plan.prompts), (&written.prompts.1, Split::HeldOut, plan.valid_prompts)]
+    {
+        lines(path, garden.questions(split, n).iter())?;
+    }
+    lines(&written.topics.0, garden.topics(Split::Train, plan.topics).iter().map(talk))?;
+    lines(&written.topics.1, written.asked.iter().map(talk))?;
+    Ok(written)
 }
 
 /// Writes the documents and questions of a garden of the plan's size into `dir`.

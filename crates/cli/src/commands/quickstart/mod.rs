@@ -1,10 +1,13 @@
-//! `loam quickstart`: garden, tokenizer, pretraining, questions, instruction tuning, questions again, a chat.
+//! `loam quickstart`: garden, tokenizer, pretraining, questions, instruction tuning, questions again; then a reward model and
+//! PPO, DPO and GRPO from the same tuned model, a LoRA for a second task; a table, a picture, a chat with the best.
 //!
 //! With `--text` tokenizer and pretraining are on the user's text, and what the model learned shows as continuations of
 //! it. The conversations are the garden's all the same (so its texts take part in the vocabulary): they teach the manner
 //! of answering, which is what makes a chat possible at all. Of the user's text no questions are known, so nothing is
-//! scored.
+//! scored, and the road ends after tuning.
 
+mod align;
+mod align_plan;
 pub mod exam;
 mod finish;
 mod grow;
@@ -36,13 +39,24 @@ pub struct Stage {
     pub evaluation: Option<EvalRow>,
     /// Held-out questions answered right.
     pub score: Option<Score>,
+    /// Share of held-out pairs that a reward model ranks right.
+    pub pairs: Option<f64>,
+    /// Share of the second task's questions answered right, before and after.
+    pub topics: Option<(f64, f64)>,
+}
+
+impl Stage {
+    /// A row without numbers.
+    fn named(name: &'static str) -> Self {
+        Self { name, evaluation: None, score: None, pairs: None, topics: None }
+    }
 }
 
 /// Where the road ends.
 struct Arrival {
     stages: Vec<Stage>,
     questions: Vec<Question>,
-    /// The tuned model's directory.
+    /// The directory of the model to talk to.
     model: PathBuf,
 }
 
@@ -71,7 +85,11 @@ pub fn run(args: &QuickstartArgs, threads: Option<usize>) -> Result<Outcome, Fai
     };
     output::say("");
     finish::table(&stages)?;
+    let picture = finish::picture(&stages, &road.dir)?;
     output::say(&format!("\nDone in {}. Everything is in {}", duration(start.elapsed()), road.dir.display()));
+    if let Some(picture) = picture {
+        output::say(&format!("The table as a picture: {}", picture.display()));
+    }
     finish::talk(&model, &questions, args.text.as_deref(), &road.signals)?;
     Ok(Outcome::Done)
 }
@@ -126,11 +144,21 @@ impl Road<'_> {
         let Some(tuned) = self.train(&recipe, &chat_run, "tuning")? else { return Ok(None) };
         let after =
             self.exam(&model, &grown.questions, Form::Chat, "After tuning: the same questions as a user's messages")?;
-        let stages = vec![
-            Stage { name: "pretrained", evaluation: pretrained.evaluation, score: before },
-            Stage { name: "tuned", evaluation: tuned.evaluation, score: after },
+        let mut stages = vec![
+            Stage { evaluation: pretrained.evaluation, score: before, ..Stage::named("pretrained") },
+            Stage { evaluation: tuned.evaluation, score: after.clone(), ..Stage::named("tuned (SFT)") },
         ];
-        Ok(Some(Arrival { stages, questions: grown.questions, model }))
+        let mut talker = model.clone();
+        if let Some(after) = &after {
+            let lessons = grow::lessons(self.args.seed, &self.plan, &self.dir.join("garden"))?;
+            let Some(aligned) = self.align(&model, &lessons, &grown.questions)? else { return Ok(None) };
+            talker = align::best((model.as_path(), after), &aligned.models).to_owned();
+            let mut others = aligned.others.into_iter();
+            stages.extend(others.next());
+            stages.extend(aligned.models.into_iter().map(|aligned| aligned.stage));
+            stages.extend(others);
+        }
+        Ok(Some(Arrival { stages, questions: grown.questions, model: talker }))
     }
 
     fn heading(&mut self, text: &str) {
@@ -211,7 +239,7 @@ impl Road<'_> {
         }
         self.heading(heading);
         let score = exam::sit(model, questions, form, "questions")?;
-        output::say(&format!("{:.0} % of {} right", 100.0 * score.total(), questions.len()));
+        output::say(&score.summary(questions.len()));
         Ok(Some(score))
     }
 }

@@ -1,6 +1,7 @@
-//! Every number of quickstart: sizes, lengths, rates. The whole run is meant to take at most five minutes on two cores,
-//! `--fast` one minute.
+//! Numbers and recipes of quickstart's first half: sizes, lengths, rates. The whole run is meant to take at most six minutes on
+//! two cores, `--fast` a minute and a half.
 
+use super::align_plan::{self, AlignPlan};
 use loam_train::Recipe;
 use std::path::Path;
 
@@ -35,6 +36,8 @@ pub struct Plan {
     pub pretrain: Run,
     /// Instruction tuning.
     pub sft: Run,
+    /// What comes after it.
+    pub align: AlignPlan,
 }
 
 /// Length and speed of a training run.
@@ -54,18 +57,19 @@ pub const FULL: Plan = Plan {
     valid_bytes: 100_000,
     chats: 12_000,
     valid_chats: 200,
-    questions: 400,
+    questions: 300,
     vocab_size: 2048,
     hidden_size: 128,
     intermediate_size: 352,
     layers: 4,
     heads: 4,
     context: 256,
-    pretrain: Run { steps: 650, batch: 8, lr: 3e-3 },
-    sft: Run { steps: 1000, batch: 8, lr: 2e-3 },
+    pretrain: Run { steps: 600, batch: 8, lr: 3e-3 },
+    sft: Run { steps: 900, batch: 8, lr: 2e-3 },
+    align: align_plan::FULL,
 };
 
-/// The road in a minute: enough to see every step, not enough to learn much.
+/// The road in little more than a minute: enough to see every step, not enough to learn much.
 pub const FAST: Plan = Plan {
     train_bytes: 600_000,
     valid_bytes: 30_000,
@@ -79,7 +83,8 @@ pub const FAST: Plan = Plan {
     heads: 3,
     context: 256,
     pretrain: Run { steps: 160, batch: 8, lr: 4e-3 },
-    sft: Run { steps: 200, batch: 8, lr: 4e-3 },
+    sft: Run { steps: 450, batch: 8, lr: 4e-3 },
+    align: align_plan::FAST,
 };
 
 /// Of a user's text, the share at its end that is held out.
@@ -156,7 +161,7 @@ impl Plan {
 }
 
 /// A path as a TOML text. JSON's escapes are TOML's, too.
-fn quoted(path: &Path) -> String {
+pub fn quoted(path: &Path) -> String {
     serde_json::Value::from(path.to_string_lossy().as_ref()).to_string()
 }
 
