@@ -1,22 +1,28 @@
 #!/usr/bin/env python3
-"""Drives a running `loam serve` with the clients that people use: the openai, anthropic and ollama packages.
+"""Drives a running `loam serve` with the clients that people use: openai, anthropic, ollama, LangChain, lm-eval.
 
-    pip install openai anthropic ollama
+    pip install openai anthropic ollama langchain-openai lm-eval
     loam serve MODEL --port 8080 &
     python scripts/check_serve.py http://127.0.0.1:8080
 
 The model needs a chat template and a context of 1024 tokens or more: descriptions of tools take their place.
+lm-eval reads its tokenizer and its texts from this machine: give the model's directory as a second argument.
 Every check prints a line; the exit status is 1 where one fails. Clients that are not installed are skipped, by name.
 """
 
 import base64
 import json
+import math
+import os
 import struct
+import subprocess
 import sys
+import tempfile
 import traceback
 import urllib.request
 
 BASE = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080"
+MODEL_DIR = sys.argv[2] if len(sys.argv) > 2 else None
 FAILED = []
 
 
@@ -312,13 +318,164 @@ def ollama_checks():
         return value
 
 
-@check("health, readiness, metrics")
+def langchain_checks():
+    import langchain_core
+    import pydantic
+    from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
+    from langchain_core.tools import tool
+    from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+
+    print(f"langchain-core {langchain_core.__version__}")
+    make = lambda **more: ChatOpenAI(model=MODEL, base_url=BASE + "/v1", api_key="none", max_retries=0, seed=3, **more)
+    talk = [SystemMessage("You are kind."), HumanMessage("Where is the fox?")]
+
+    @check("LangChain: invoke, stream, batch")
+    def _():
+        llm = make(max_tokens=16)
+        whole = llm.invoke(talk)
+        assert "".join(part.content for part in llm.stream(talk)) == whole.content
+        assert [made.content for made in llm.batch([talk, talk])] == [whole.content] * 2
+        assert whole.usage_metadata["output_tokens"] > 0
+        return short(whole.content)
+
+    @check("LangChain: structured output")
+    def _():
+        class Person(pydantic.BaseModel):
+            """A person."""
+
+            name: str = pydantic.Field(max_length=12)
+            age: int = pydantic.Field(ge=0, le=99)
+
+        for method in ("json_schema", "function_calling"):
+            made = make(max_tokens=400).with_structured_output(Person, method=method).invoke(talk)
+            assert isinstance(made, Person), (method, made)
+        return made
+
+    @check("LangChain: tools and their results")
+    def _():
+        @tool
+        def get_weather(days: int, warm: bool) -> str:
+            """The weather."""
+            return "rain"
+
+        llm = make(max_tokens=400).bind_tools([get_weather], tool_choice="any", parallel_tool_calls=False)
+        called = llm.invoke(talk)
+        call = called.tool_calls[0]
+        assert call["name"] == "get_weather" and set(call["args"]) == {"days", "warm"}, called
+        answer = ToolMessage(get_weather.invoke(call["args"]), tool_call_id=call["id"])
+        make(max_tokens=8).bind_tools([get_weather]).invoke([*talk, called, answer])
+        return call["args"]
+
+    @check("LangChain: log-probabilities")
+    def _():
+        made = make(max_tokens=5).bind(logprobs=True, top_logprobs=2).invoke(talk)
+        assert len(made.response_metadata["logprobs"]["content"]) == made.usage_metadata["output_tokens"]
+
+    @check("LangChain: embeddings")
+    def _():
+        # By itself it counts tokens with OpenAI's tokenizer, which it would have to download.
+        plain = OpenAIEmbeddings(model=MODEL, base_url=BASE + "/v1", api_key="none", check_embedding_ctx_length=False)
+        vectors, query = plain.embed_documents(["a fox", "a pear"]), plain.embed_query("a fox")
+        assert len(vectors) == 2 and max(abs(a - b) for a, b in zip(vectors[0], query)) < 1e-6
+        return f"{len(query)} features"
+
+
+TASK = """
+task: loam_border
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {path}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{before}}}}"
+doc_to_target: "{{{{after}}}}"
+{more}
+"""
+
+
+def lm_eval_checks():
+    import lm_eval
+    import numpy
+
+    print(f"lm-eval {lm_eval.__version__}")
+    if not MODEL_DIR:
+        print("skip  lm_eval_checks: no model directory was given")
+        return
+    docs = [
+        {"before": "The fox eats", "after": " a pear.", "wrong": " zq zq zq."},
+        {"before": "Tom has 3 pears and", "after": " finds two more.", "wrong": " the the the."},
+        {"before": "Where is the fox?", "after": " In the garden.", "wrong": " 17 17 17 17."},
+    ]
+
+    def run(folder, kind, more, name, tokenized):
+        path = os.path.join(folder, "docs.jsonl")
+        with open(path, "w") as file:
+            file.write("".join(json.dumps(doc) + "\n" for doc in docs))
+        with open(os.path.join(folder, "task.yaml"), "w") as file:
+            file.write(TASK.format(path=path, kind=kind, more=more))
+        settings = f"model={name},base_url={BASE}/v1/completions,num_concurrent=4,max_retries=1,tokenized_requests={tokenized}"
+        settings += f",tokenizer={MODEL_DIR},tokenizer_backend=huggingface,max_length=256"
+        out = os.path.join(folder, "out")
+        command = [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", settings]
+        command += ["--tasks", "loam_border", "--include_path", folder, "--output_path", out, "--log_samples", "--batch_size", "2"]
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": folder, "OPENAI_API_KEY": "none"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = [os.path.join(where, name) for where, _, names in os.walk(out) for name in names]
+        results = json.load(open(next(name for name in found if os.path.basename(name).startswith("results"))))
+        samples = [json.loads(line) for line in open(next(name for name in found if name.endswith(".jsonl")))]
+        return results["results"]["loam_border"], samples
+
+    def own(before, after):
+        """The log-likelihood of the end of a text, from the server itself."""
+        def ids(text):
+            body = json.dumps({"content": text}).encode()
+            with urllib.request.urlopen(urllib.request.Request(BASE + "/tokenize", body)) as answer:
+                return json.loads(answer.read())["tokens"]
+
+        tokens, start = ids(before + after), len(ids(before))
+        body = {"prompt": tokens, "max_tokens": 0, "echo": True, "logprobs": 1}
+        with urllib.request.urlopen(urllib.request.Request(BASE + "/v1/completions", json.dumps(body).encode())) as answer:
+            return sum(json.loads(answer.read())["choices"][0]["logprobs"]["token_logprobs"][start:])
+
+    @check("lm-eval: log-likelihoods of a choice")
+    def _():
+        more = 'doc_to_choice: ["{{after}}", "{{wrong}}"]\ndoc_to_target: 0\nmetric_list: [{metric: acc}]'
+        with tempfile.TemporaryDirectory() as folder:
+            result, samples = run(folder, "multiple_choice", more, MODEL, True)
+        assert len(samples) == len(docs)
+        differences = []
+        for sample in samples:
+            doc = sample["doc"]
+            for (found, _), after in zip(sample["filtered_resps"], (doc["after"], doc["wrong"])):
+                differences.append(abs(float(found) - own(doc["before"], after)))
+        assert max(differences) < 1e-3, differences
+        return f"acc {result['acc,none']:.2f}, log-likelihoods within {numpy.max(differences):.1e} of /v1/completions"
+
+    @check("lm-eval: perplexity of whole texts")
+    def _():
+        with tempfile.TemporaryDirectory() as folder:
+            more = "metric_list: [{metric: word_perplexity}]\ndoc_to_target: \"{{before}}{{after}}\"\ndoc_to_text: \"\""
+            result, _ = run(folder, "loglikelihood_rolling", more, MODEL, True)
+        assert math.isfinite(result["word_perplexity,none"])
+        return f"word perplexity {result['word_perplexity,none']:.1f}"
+
+    @check("lm-eval: texts that go on to a stop text")
+    def _():
+        with tempfile.TemporaryDirectory() as folder:
+            more = 'generation_kwargs: {until: ["."], max_gen_toks: 12, temperature: 0}\nmetric_list: [{metric: exact_match}]'
+            result, samples = run(folder, "generate_until", more, MODEL, False)
+        assert all("." not in sample["filtered_resps"][0] for sample in samples)
+        return short(samples[0]["filtered_resps"][0])
+
+
+@check("health, readiness, metrics, OpenAPI document")
 def _():
     assert json.loads(get("/health"))["status"] == "ok" and json.loads(get("/ready"))["status"] == "ready"
-    return f"{len(get('/metrics').splitlines())} lines"
+    document = json.loads(get("/openapi.json"))
+    return f"{len(get('/metrics').splitlines())} lines of metrics, {len(document['paths'])} paths"
 
 
-for checks in (openai_checks, anthropic_checks, ollama_checks):
+for checks in (openai_checks, anthropic_checks, ollama_checks, langchain_checks, lm_eval_checks):
     try:
         checks()
     except ImportError as error:

@@ -237,6 +237,36 @@ fn decoding_step_by_step_gives_the_same_bits_as_one_pass() {
 }
 
 #[test]
+fn a_sliding_window_keeps_what_it_reaches_and_gives_the_same_bits() {
+    let config = serde_json::json!({
+        "model_type": "mistral", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 20,
+        "max_position_embeddings": 2000, "initializer_range": 0.6,
+    });
+    let model = LanguageModel::new(&config, 3).expect("a model");
+    let row: Vec<u32> = (0..900u32).map(|at| (at * at + 7) % 40).collect();
+    no_grad(|| {
+        let whole = model.logits(&Input::rows(&row, 1), Forward::default()).expect("valid input").to_vec();
+        let mut cache = model.new_cache();
+        let (mut start, mut most) = (0, 0);
+        for len in [130, 1, 3, 200, 1, 1, 64].into_iter().cycle() {
+            let end = (start + len).min(row.len());
+            let forward = Forward { cache: Some(&mut cache), ..Forward::default() };
+            let part = model.logits(&Input::rows(&row[start..end], 1), forward).expect("valid input");
+            assert_eq!(part.to_vec(), &whole[start * 40..end * 40], "positions {start}..{end}");
+            most = most.max(cache.bytes());
+            start = end;
+            if start == row.len() {
+                break;
+            }
+        }
+        // Two layers of keys and values of one head, in f32: of all positions they would be this many bytes.
+        let all = 2 * 2 * row.len() * 8 * 4;
+        assert!(cache.len() == row.len() && most < all * 3 / 4, "{most} of {all} bytes");
+    });
+}
+
+#[test]
 fn a_row_does_not_depend_on_the_batch_it_runs_in() {
     for case in ["gpt2-plain", "llama-gqa"] {
         let golden = Golden::open(case);

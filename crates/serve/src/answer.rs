@@ -63,6 +63,7 @@ impl Order {
                 constraint: constraint.clone(),
                 stop_ids: self.ignore_eos.then(Vec::new),
                 prompt_logprobs: self.prompt_logprobs,
+                adapter: model.adapter.as_ref().map(|adapter| adapter.id),
                 ..Request::new(self.prompt.clone(), Sampling { seed, ..self.sampling.clone() })
             };
             writers.push(Writer {

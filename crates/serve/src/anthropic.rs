@@ -81,7 +81,8 @@ pub(crate) async fn count(State(app): State<Arc<App>>, body: Body) -> Response {
     let count = async {
         let mut fields = Fields::read(body, app.body_limit).await?;
         let name: Option<String> = fields.take("model")?;
-        let text = app.model(name.as_deref())?.text()?;
+        let model = app.model(name.as_deref())?;
+        let text = model.text()?;
         let (messages, tools) = conversation(&mut fields, text)?;
         Ok(text.encode(&text.render(messages, tools.as_ref())?)?.len())
     };
@@ -94,7 +95,7 @@ pub(crate) async fn count(State(app): State<Arc<App>>, body: Body) -> Response {
 async fn answer(app: Arc<App>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body, app.body_limit).await?;
     let name: Option<String> = fields.take("model")?;
-    let model = Arc::clone(app.model(name.as_deref())?);
+    let model = app.model(name.as_deref())?;
     let text = model.text()?;
     let is_stream: bool = fields.take("stream")?.unwrap_or_default();
     if let Some(stops) = fields.take::<Value>("stop_sequences")? {

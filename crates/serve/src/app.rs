@@ -1,7 +1,7 @@
 //! What all requests share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
@@ -19,7 +19,14 @@ const RETRY_AFTER: u64 = 1;
 /// The server's state.
 #[derive(Debug)]
 pub(crate) struct App {
-    pub models: Vec<Arc<Model>>,
+    /// Models, each followed by its adapters, which clients name as they do models.
+    models: RwLock<Vec<Arc<Model>>>,
+    /// Whether there ever were adapters: then a name is a model's or an adapter's own.
+    has_adapters: AtomicBool,
+    /// Whether requests may load and unload adapters.
+    pub may_load: bool,
+    /// One change of the adapters at a time.
+    pub changing: tokio::sync::Mutex<()>,
     pub keys: Keys,
     pub http: HttpMetrics,
     pub body_limit: usize,
@@ -42,10 +49,14 @@ impl App {
         models: Vec<Model>,
         keys: Keys,
         (body_limit, default_max_tokens, most_places): (usize, usize, usize),
+        may_load: bool,
         pool: Arc<rayon::ThreadPool>,
     ) -> Self {
         Self {
-            models: models.into_iter().map(Arc::new).collect(),
+            models: RwLock::new(models.into_iter().map(Arc::new).collect()),
+            has_adapters: AtomicBool::new(false),
+            may_load,
+            changing: tokio::sync::Mutex::default(),
             keys,
             http: HttpMetrics::default(),
             body_limit,
@@ -60,14 +71,33 @@ impl App {
         }
     }
 
-    /// The model of a name. A single model answers to any: clients send what they were written for.
-    pub fn model(&self, name: Option<&str>) -> Result<&Arc<Model>, ApiError> {
-        let named = self.models.iter().find(|model| Some(model.name.as_str()) == name);
-        match (named, self.models.as_slice()) {
-            (Some(model), _) | (None, [model]) => Ok(model),
-            (None, _) => {
+    /// All models and adapters.
+    pub fn models(&self) -> Vec<Arc<Model>> {
+        self.models.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what is served.
+    pub fn change<R>(&self, work: impl FnOnce(&mut Vec<Arc<Model>>) -> R) -> R {
+        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        let result = work(&mut models);
+        if models.iter().any(|model| model.adapter.is_some()) {
+            self.has_adapters.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    /// The model of a name. A single model that never had adapters answers to any: clients send what they were written for.
+    pub fn model(&self, name: Option<&str>) -> Result<Arc<Model>, ApiError> {
+        let models = self.models();
+        let named = models.iter().find(|model| Some(model.name.as_str()) == name);
+        let is_any = name.is_none() || !self.has_adapters.load(Ordering::Acquire);
+        let mut bases = models.iter().filter(|model| model.adapter.is_none());
+        match (named, bases.next(), bases.next()) {
+            (Some(model), ..) => Ok(Arc::clone(model)),
+            (None, Some(model), None) if is_any => Ok(Arc::clone(model)),
+            _ => {
                 let name = name.unwrap_or_default();
-                let known: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
+                let known: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
                 let message = format!("there is no model `{name}`: {}", known.join(", "));
                 let error = ApiError::new(StatusCode::NOT_FOUND, message);
                 Err(error.about("model").with_code("model_not_found"))
@@ -100,6 +130,6 @@ impl App {
     }
 
     pub fn is_ready(&self) -> bool {
-        !self.is_draining.load(Ordering::Acquire) && self.models.iter().all(|model| model.is_ready())
+        !self.is_draining.load(Ordering::Acquire) && self.models().iter().all(|model| model.is_ready())
     }
 }

@@ -8,19 +8,23 @@ use std::time::Instant;
 
 use axum::http::StatusCode;
 use loam_chat::FinishReason;
-use loam_infer::scheduler::{Event, Listener, SchedulerStats};
+use loam_infer::scheduler::{AdapterId, Event, Listener, SchedulerStats};
 use loam_infer::{OpenModel, Request, Scheduler, SchedulerSettings};
+use loam_models::{KvType, LanguageModel};
+use loam_peft::Adapter;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{ApiError, Error};
 use crate::metrics::ModelMetrics;
 
 /// What the thread is told.
-struct Command {
-    request: Request,
-    ear: Ear,
-    accepted: oneshot::Sender<Result<(), loam_infer::Error>>,
+enum Command {
+    Write { request: Box<Request>, ear: Ear, accepted: Reply<()> },
+    Load { adapter: Arc<Adapter>, done: Reply<AdapterId> },
+    Unload { id: AdapterId, done: Reply<()> },
 }
+
+type Reply<T> = oneshot::Sender<Result<T, loam_infer::Error>>;
 
 /// A running engine.
 #[derive(Debug)]
@@ -37,10 +41,11 @@ impl Engine {
     /// Starts the thread; it computes on the threads of `pool`.
     pub fn start(
         open: Arc<OpenModel>,
-        settings: SchedulerSettings,
+        draft: Option<Arc<LanguageModel>>,
+        (settings, kv_type): (SchedulerSettings, KvType),
         pool: Arc<rayon::ThreadPool>,
     ) -> Result<Self, Error> {
-        Scheduler::new(open.generator(), settings.clone())?;
+        scheduler(&open, draft.as_deref(), settings.clone(), kv_type)?;
         let (commands, received) = channel();
         let (stats, is_alive) = (Arc::default(), Arc::new(AtomicBool::new(true)));
         let shared = (Arc::clone(&stats), Arc::clone(&is_alive), settings.clone());
@@ -48,7 +53,7 @@ impl Engine {
             let (stats, is_alive, settings) = shared;
             // However the thread ends, nobody shall think that it still works.
             let _flag = DownAtEnd(is_alive);
-            if let Ok(scheduler) = Scheduler::new(open.generator(), settings) {
+            if let Ok(scheduler) = scheduler(&open, draft.as_deref(), settings, kv_type) {
                 work(scheduler, &received, &stats, &pool);
             }
         };
@@ -62,18 +67,32 @@ impl Engine {
     pub async fn submit(&self, request: Request) -> Result<mpsc::UnboundedReceiver<Event>, ApiError> {
         // At most as many events as the request may have tokens: what is unbounded here is bounded there.
         let (sender, events) = mpsc::unbounded_channel();
-        let (accepted, answer) = oneshot::channel();
         let ear = Ear::new(sender, Arc::clone(&self.metrics), request.prompt.len());
-        let command = Command { request, ear, accepted };
+        let request = Box::new(request);
+        self.tell(|accepted| Command::Write { request, ear, accepted }).await?;
+        Ok(events)
+    }
+
+    /// Puts an adapter into the model, between two steps.
+    pub async fn load(&self, adapter: Arc<Adapter>) -> Result<AdapterId, ApiError> {
+        self.tell(|done| Command::Load { adapter, done }).await
+    }
+
+    /// Takes an adapter out, once no text needs it.
+    pub async fn unload(&self, id: AdapterId) -> Result<(), ApiError> {
+        self.tell(|done| Command::Unload { id, done }).await
+    }
+
+    async fn tell<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, ApiError> {
+        let (reply, answer) = oneshot::channel();
         let sent = match &*lock(&self.commands) {
-            Some(commands) => commands.send(command).is_ok(),
+            Some(commands) => commands.send(command(reply)).is_ok(),
             None => false,
         };
         match answer.await {
-            Ok(result) if sent => result.map_err(ApiError::from)?,
-            _ => return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the engine is not running")),
+            Ok(result) if sent => Ok(result?),
+            _ => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the engine is not running")),
         }
-        Ok(events)
     }
 
     pub fn stats(&self) -> SchedulerStats {
@@ -91,6 +110,19 @@ impl Engine {
             // A panic was reported when it happened.
             let _ = thread.join();
         }
+    }
+}
+
+fn scheduler<'a>(
+    open: &'a OpenModel,
+    draft: Option<&'a LanguageModel>,
+    settings: SchedulerSettings,
+    kv_type: KvType,
+) -> Result<Scheduler<'a>, loam_infer::Error> {
+    let scheduler = Scheduler::new(open.generator().with_kv_type(kv_type)?, settings)?;
+    match draft {
+        Some(draft) => scheduler.with_draft(draft),
+        None => Ok(scheduler),
     }
 }
 
@@ -118,13 +150,13 @@ fn work(
     loop {
         if scheduler.is_idle() {
             match received.recv() {
-                Ok(command) => submit(&mut scheduler, command),
+                Ok(command) => obey(&mut scheduler, command),
                 Err(_) => return,
             }
         }
         loop {
             match received.try_recv() {
-                Ok(command) => submit(&mut scheduler, command),
+                Ok(command) => obey(&mut scheduler, command),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return,
             }
@@ -135,11 +167,19 @@ fn work(
     }
 }
 
-fn submit(scheduler: &mut Scheduler<'_>, command: Command) {
-    let Command { request, ear, accepted } = command;
-    let result = scheduler.submit(request, Box::new(ear)).map(|_| ());
-    // Whoever asked may be gone, which the ear notices.
-    let _ = accepted.send(result);
+fn obey(scheduler: &mut Scheduler<'_>, command: Command) {
+    // Whoever asked may be gone: of a text, the ear notices; adapters stay as they are wanted.
+    match command {
+        Command::Write { request, ear, accepted } => {
+            let _ = accepted.send(scheduler.submit(*request, Box::new(ear)).map(|_| ()));
+        }
+        Command::Load { adapter, done } => {
+            let _ = done.send(scheduler.load_adapter(adapter));
+        }
+        Command::Unload { id, done } => {
+            let _ = done.send(scheduler.unload_adapter(id));
+        }
+    }
 }
 
 /// Passes events on and measures them.

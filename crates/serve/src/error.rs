@@ -39,6 +39,22 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// An adapter cannot be loaded.
+    #[error("adapter {name}: {reason}")]
+    Adapter {
+        /// What it is to be called.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The certificate or its key cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A setting without meaning.
     #[error("{0}")]
     Setting(String),
@@ -55,6 +71,12 @@ impl Error {
                  generate,embed,metrics; # begins a comment"
                     .into(),
             ),
+            Self::Tls { .. } => Some(
+                "give the certificate with its chain and its key as PEM: --tls-cert cert.pem --tls-key key.pem".into(),
+            ),
+            Self::Adapter { .. } => {
+                Some("an adapter is NAME=DIR, or NAME@MODEL=DIR where several models are served".into())
+            }
             Self::System { .. } | Self::Setting(_) => None,
         }
     }
@@ -156,6 +178,8 @@ impl From<loam_infer::Error> for ApiError {
             Infer::Schema { .. } | Infer::Grammar { .. } => {
                 Self::bad("response_format", message).with_code("unsupported_constraint")
             }
+            Infer::NoAdapter => Self::new(StatusCode::NOT_FOUND, message).about("model").with_code("model_not_found"),
+            Infer::Adapter(_) => Self::bad("lora_path", message),
             Infer::Setting { key, .. } => Self::bad(*key, message),
             Infer::NoChatTemplate => Self::bad("messages", "the model has no chat template: use /v1/completions"),
             Infer::EmptyPrompt => Self::bad("prompt", message),

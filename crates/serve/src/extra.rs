@@ -52,7 +52,8 @@ pub(crate) async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Resul
     let mut fields = Fields::read(body, app.body_limit).await?;
     let name: Option<String> = fields.take("model")?;
     let tokens: Vec<u32> = fields.need("tokens")?;
-    let text = app.model(name.as_deref())?.tokenizer()?.decode(&tokens, false);
+    let model = app.model(name.as_deref())?;
+    let text = model.tokenizer()?.decode(&tokens, false);
     let text = text.map_err(|error| ApiError::bad("tokens", error.to_string()))?;
     Ok(Json(json!({"content": text, "prompt": text})).into_response())
 }
@@ -61,7 +62,8 @@ pub(crate) async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Resul
 pub(crate) async fn apply_template(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body, app.body_limit).await?;
     let name: Option<String> = fields.take("model")?;
-    let text = app.model(name.as_deref())?.text()?;
+    let model = app.model(name.as_deref())?;
+    let text = model.text()?;
     let messages: Vec<Message> = fields.need("messages")?;
     let tools = Tools::take(&mut fields, text.format)?;
     Ok(Json(json!({"prompt": text.render(messages, tools.as_ref())?})).into_response())
@@ -69,7 +71,7 @@ pub(crate) async fn apply_template(State(app): State<Arc<App>>, body: Body) -> R
 
 /// Whether the process lives and its engines do.
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
-    match app.models.iter().all(|model| model.is_ready()) {
+    match app.models().iter().all(|model| model.is_ready()) {
         true => Json(json!({"status": "ok"})).into_response(),
         false => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "an engine has stopped").into_response(),
     }
@@ -85,7 +87,10 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// Measurements for Prometheus.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let writing = app.models.iter().filter_map(|model| Some((model, model.writes()?)));
+    let models = app.models();
+    // An adapter's texts are its model's.
+    let bases = models.iter().filter(|model| model.adapter.is_none());
+    let writing = bases.filter_map(|model| Some((model, model.writes()?)));
     let pages: Vec<Page<'_>> = writing
         .map(|(model, text)| {
             let engine = &text.engine;

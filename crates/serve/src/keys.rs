@@ -17,10 +17,12 @@ pub(crate) enum Scope {
     Embed,
     /// Metrics.
     Metrics,
+    /// Changing what is served.
+    Admin,
 }
 
-const SCOPES: [(&str, Scope); 3] =
-    [("generate", Scope::Generate), ("embed", Scope::Embed), ("metrics", Scope::Metrics)];
+const SCOPES: [(&str, Scope); 4] =
+    [("generate", Scope::Generate), ("embed", Scope::Embed), ("metrics", Scope::Metrics), ("admin", Scope::Admin)];
 
 /// The keys that are let in; with no file everybody is.
 #[derive(Debug, Default)]

@@ -24,13 +24,17 @@ mod metrics;
 mod model;
 mod ollama;
 mod openai;
+mod openapi;
 mod page;
 mod params;
 mod server;
 mod stream;
+mod tls;
 mod tools;
 
 pub use error::Error;
 pub use keys::Keys;
 pub use model::ServedModel;
+pub use openai::adapters::AdapterFile;
 pub use server::{Server, Settings, Stopper};
+pub use tls::Tls;

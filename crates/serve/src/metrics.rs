@@ -173,6 +173,12 @@ pub(crate) fn render(models: &[Page<'_>], http: &HttpMetrics) -> String {
     plain("vllm:prefix_cache_hits_total", "counter", "Those that were found.", &|p| p.stats.prefix_hits as f64);
     plain("vllm:prompt_tokens_total", "counter", "Prompt tokens read.", &|p| p.stats.prompt_tokens as f64);
     plain("vllm:generation_tokens_total", "counter", "Tokens written.", &|p| p.stats.written_tokens as f64);
+    plain("vllm:spec_decode_num_draft_tokens_total", "counter", "Tokens that were guessed ahead.", &|p| {
+        p.stats.guessed_tokens as f64
+    });
+    plain("vllm:spec_decode_num_accepted_tokens_total", "counter", "Guesses that were right.", &|p| {
+        p.stats.accepted_tokens as f64
+    });
     plain("loam:engine_steps_total", "counter", "Passes of the model.", &|p| p.stats.steps as f64);
     let name = "vllm:request_success_total";
     let _ = writeln!(out, "# HELP {name} Requests by how they ended.\n# TYPE {name} counter");

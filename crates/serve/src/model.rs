@@ -7,8 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::http::StatusCode;
 use loam_chat::{Message, Part};
 use loam_formats::{Gguf, HfDir};
+use loam_infer::scheduler::AdapterId;
 use loam_infer::{Constraint, ConstraintCompiler, Embedder, Grammar, OpenModel, SchedulerSettings};
-use loam_models::{LanguageModel, Task};
+use loam_models::{KvType, LanguageModel, Task};
 use loam_tokenizer::{Special, Tokenizer};
 
 use crate::engine::Engine;
@@ -25,6 +26,7 @@ pub struct ServedModel {
     name: String,
     open: Option<OpenModel>,
     embedder: Option<Embedder>,
+    draft: Option<Arc<LanguageModel>>,
 }
 
 impl ServedModel {
@@ -41,7 +43,7 @@ impl ServedModel {
         };
         let is_described = path.join("modules.json").exists();
         if is_described || task == Task::Embedding {
-            return Ok(Self { name, open: None, embedder: Some(Embedder::open(path)?) });
+            return Ok(Self { name, open: None, embedder: Some(Embedder::open(path)?), draft: None });
         }
         if task != Task::LanguageModel {
             let reason = format!("{name} is a model for {task}: language models and embedding models are served");
@@ -54,12 +56,34 @@ impl ServedModel {
             Some(_) => None,
         };
         let writes = spec.encoder.is_some() || spec.is_causal();
-        Ok(Self { name, open: writes.then_some(open), embedder })
+        Ok(Self { name, open: writes.then_some(open), embedder, draft: None })
     }
 
     /// The name that clients call it by.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The same, with a smaller model that guesses what it will write: the texts are the same, and come sooner where the
+    /// guesses are right. The smaller model needs the same tokens.
+    pub fn with_draft(self, path: impl AsRef<Path>) -> Result<Self, Error> {
+        let draft = OpenModel::open(path.as_ref())?;
+        let Some(open) = &self.open else {
+            return Err(Error::Setting(format!("{} writes no text that a draft could guess", self.name)));
+        };
+        let (own, other) = (&open.tokenizer, &draft.tokenizer);
+        let last = own.vocab_size().max(other.vocab_size()) as u32;
+        if let Some(id) = (0..last).find(|&id| own.id_to_token(id) != other.id_to_token(id)) {
+            let name = |token: Option<String>| token.map_or("nothing".to_owned(), |token| format!("{token:?}"));
+            return Err(Error::Setting(format!(
+                "{} is no draft for {}: token {id} is {} there and {} here; both need the same tokenizer",
+                path.as_ref().display(),
+                self.name,
+                name(other.id_to_token(id)),
+                name(own.id_to_token(id)),
+            )));
+        }
+        Ok(Self { draft: Some(draft.model), ..self })
     }
 
     /// The weights.
@@ -70,14 +94,16 @@ impl ServedModel {
     pub(crate) fn start(
         self,
         settings: &dyn Fn(usize) -> SchedulerSettings,
+        kv_type: KvType,
         pool: &Arc<rayon::ThreadPool>,
     ) -> Result<Model, Error> {
         let text = match self.open {
-            Some(open) => Some(Text::start(Arc::new(open), settings, pool)?),
+            Some(open) => Some(Text::start(Arc::new(open), self.draft, settings, kv_type, pool)?),
             None => None,
         };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        Ok(Model { name: self.name, created, text, embedder: self.embedder.map(Arc::new) })
+        let (text, embedder) = (text.map(Arc::new), self.embedder.map(Arc::new));
+        Ok(Model { name: self.name, created, text, embedder, adapter: None })
     }
 }
 
@@ -86,8 +112,19 @@ impl ServedModel {
 pub(crate) struct Model {
     pub name: String,
     pub created: u64,
-    text: Option<Text>,
+    text: Option<Arc<Text>>,
     embedder: Option<Arc<Embedder>>,
+    /// What its texts go through, where it is a model with an adapter.
+    pub adapter: Option<Loaded>,
+}
+
+/// An adapter that is in place.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub id: AdapterId,
+    /// The model's name.
+    pub parent: String,
+    pub path: String,
 }
 
 /// What writes.
@@ -105,7 +142,7 @@ impl Model {
     /// The part that writes.
     pub fn text(&self) -> Result<&Text, ApiError> {
         let message = || format!("{} embeds texts and writes none", self.name);
-        self.text.as_ref().ok_or_else(|| ApiError::bad("model", message()))
+        self.text.as_deref().ok_or_else(|| ApiError::bad("model", message()))
     }
 
     /// The part that embeds.
@@ -115,7 +152,12 @@ impl Model {
     }
 
     pub fn writes(&self) -> Option<&Text> {
-        self.text.as_ref()
+        self.text.as_deref()
+    }
+
+    /// The same model with an adapter, under a name of its own. It embeds nothing: vectors are the model's.
+    pub fn with_adapter(&self, name: String, adapter: Loaded, created: u64) -> Self {
+        Self { name, created, text: self.text.clone(), embedder: None, adapter: Some(adapter) }
     }
 
     pub fn tokenizer(&self) -> Result<&Tokenizer, ApiError> {
@@ -144,11 +186,13 @@ impl Model {
 impl Text {
     fn start(
         open: Arc<OpenModel>,
+        draft: Option<Arc<LanguageModel>>,
         settings: &dyn Fn(usize) -> SchedulerSettings,
+        kv_type: KvType,
         pool: &Arc<rayon::ThreadPool>,
     ) -> Result<Self, Error> {
         let settings = settings(open.model.spec().max_position_embeddings);
-        let engine = Engine::start(Arc::clone(&open), settings, Arc::clone(pool))?;
+        let engine = Engine::start(Arc::clone(&open), draft, (settings, kv_type), Arc::clone(pool))?;
         let format = open.template.as_ref().map_or(Format::Told, |template| Format::of_template(template.source()));
         let (compiler, constraints, bytes) = (OnceLock::new(), Mutex::default(), OnceLock::new());
         Ok(Self { open, engine, format, compiler, constraints, bytes })

@@ -43,7 +43,7 @@ async fn answer(app: Arc<App>, body: Body, kind: Kind) -> Result<Response, ApiEr
     let begin = Instant::now();
     let mut fields = Fields::read(body, app.body_limit).await?;
     let name: String = fields.need("model")?;
-    let model = Arc::clone(app.model(Some(&name))?);
+    let model = app.model(Some(&name))?;
     let text = model.text()?;
     let is_stream: bool = fields.take("stream")?.unwrap_or(true);
     fields.refuse(&["suffix", "template", "context"])?;
@@ -178,7 +178,7 @@ pub(crate) async fn embed(State(app): State<Arc<App>>, body: Body) -> Response {
     let embedded = async {
         let mut fields = Fields::read(body, app.body_limit).await?;
         let name: String = fields.need("model")?;
-        let model = Arc::clone(app.model(Some(&name))?);
+        let model = app.model(Some(&name))?;
         let texts: OneOrMany<String> = fields.need("input")?;
         let texts = texts.into_vec();
         let truncate: bool = fields.take("truncate")?.unwrap_or(true);
@@ -221,7 +221,7 @@ pub(crate) async fn tags(State(app): State<Arc<App>>) -> Response {
             "name": model.name, "model": model.name, "modified_at": now(), "size": 0, "digest": "", "details": details(model),
         })
     };
-    Json(json!({"models": app.models.iter().map(card).collect::<Vec<_>>()})).into_response()
+    Json(json!({"models": app.models().iter().map(card).collect::<Vec<_>>()})).into_response()
 }
 
 /// One model.

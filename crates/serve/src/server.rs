@@ -11,7 +11,9 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::Listener;
 use loam_infer::SchedulerSettings;
+use loam_models::KvType;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
@@ -19,7 +21,9 @@ use crate::app::App;
 use crate::error::{ApiError, Error};
 use crate::keys::{Keys, Scope};
 use crate::model::ServedModel;
-use crate::{anthropic, extra, ollama, openai, page};
+use crate::openai::adapters::AdapterFile;
+use crate::tls::Tls;
+use crate::{anthropic, extra, ollama, openai, openapi, page};
 
 /// Threads of the part that waits: it computes next to nothing.
 const WAITING_THREADS: usize = 2;
@@ -40,8 +44,18 @@ pub struct Settings {
     /// Most tokens whose keys and values are held, per model; without it as many as `max_concurrent` texts of 4096 tokens
     /// have, or of the model's context where that is shorter.
     pub kv_tokens: Option<usize>,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
     /// Tokens of one pass of a model.
     pub step_tokens: usize,
+    /// Most tokens that are guessed ahead of a text and checked together; 0 guesses none.
+    pub guess_tokens: usize,
+    /// Adapters by the names that clients call them by, with the model's name where there are several.
+    pub adapters: Vec<AdapterFile>,
+    /// Whether requests may load and unload adapters.
+    pub may_load_adapters: bool,
+    /// A certificate and its key: then the server speaks TLS.
+    pub tls: Option<Tls>,
     /// Limit of an answer whose request states none.
     pub default_max_tokens: usize,
     /// Most bytes of a request.
@@ -61,7 +75,12 @@ impl Default for Settings {
             max_concurrent: 16,
             max_queue: 256,
             kv_tokens: None,
+            kv_type: KvType::Full,
             step_tokens: 256,
+            guess_tokens: 0,
+            adapters: Vec::new(),
+            may_load_adapters: false,
+            tls: None,
             default_max_tokens: 2048,
             max_body: 16 << 20,
             keys: Keys::default(),
@@ -80,6 +99,7 @@ pub struct Server {
     app: Arc<App>,
     stop: Arc<Notify>,
     shutdown_timeout: Duration,
+    tls: Option<Tls>,
 }
 
 /// Ends a server from elsewhere.
@@ -128,17 +148,22 @@ impl Server {
                 .kv_tokens
                 .unwrap_or((settings.max_concurrent * context.min(TOKENS_PER_PLACE)).max(context)),
             step_tokens: settings.step_tokens,
+            guess_tokens: settings.guess_tokens,
             ..SchedulerSettings::default()
         };
-        let models = models.into_iter().map(|model| model.start(&scheduler, &pool));
+        let models = models.into_iter().map(|model| model.start(&scheduler, settings.kv_type, &pool));
         let models = models.collect::<Result<Vec<_>, _>>()?;
         let limits = (settings.max_body, settings.default_max_tokens, settings.max_concurrent + settings.max_queue);
-        let app = Arc::new(App::new(models, settings.keys, limits, pool));
+        let app = Arc::new(App::new(models, settings.keys, limits, settings.may_load_adapters, pool));
+        for file in &settings.adapters {
+            runtime.block_on(openai::adapters::load_file(&app, file))?;
+        }
         let at = settings.address;
         let failed = |source| Error::Listen { address: at, source };
         let listener = runtime.block_on(TcpListener::bind(at)).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { runtime, listener, address, app, stop: Arc::default(), shutdown_timeout: settings.shutdown_timeout })
+        let (shutdown_timeout, tls) = (settings.shutdown_timeout, settings.tls);
+        Ok(Self { runtime, listener, address, app, stop: Arc::default(), shutdown_timeout, tls })
     }
 
     /// Where it listens.
@@ -153,11 +178,17 @@ impl Server {
 
     /// Serves until Ctrl-C, SIGTERM or a [`Stopper`]; then lets running answers come to an end.
     pub fn run(self) -> Result<(), Error> {
-        let Self { runtime, listener, app, stop, shutdown_timeout, .. } = self;
-        let result = runtime.block_on(serve(listener, Arc::clone(&app), stop, shutdown_timeout));
+        let Self { runtime, listener, app, stop, shutdown_timeout, tls, .. } = self;
+        let result = runtime.block_on(async {
+            let app = Arc::clone(&app);
+            match tls {
+                Some(tls) => serve(tls.listen(listener), app, stop, shutdown_timeout).await,
+                None => serve(listener, app, stop, shutdown_timeout).await,
+            }
+        });
         // What still runs loses its listeners, and so ends.
         runtime.shutdown_timeout(Duration::from_secs(1));
-        for model in &app.models {
+        for model in app.models() {
             if let Some(text) = model.writes() {
                 text.engine.stop();
             }
@@ -166,8 +197,8 @@ impl Server {
     }
 }
 
-async fn serve(
-    listener: TcpListener,
+async fn serve<L: Listener<Addr = SocketAddr>>(
+    listener: L,
     app: Arc<App>,
     stop: Arc<Notify>,
     shutdown_timeout: Duration,
@@ -217,6 +248,7 @@ async fn asked_to_end() {
 }
 
 fn routes(app: Arc<App>) -> Router {
+    // What is here is in openapi.json, too.
     Router::new()
         .route("/v1/chat/completions", post(openai::chat::handle))
         .route("/v1/completions", post(openai::completions::handle))
@@ -226,6 +258,8 @@ fn routes(app: Arc<App>) -> Router {
         .route("/v1/rerank", post(openai::embeddings::rerank))
         .route("/rerank", post(openai::embeddings::rerank))
         .route("/v1/responses", post(openai::responses::handle))
+        .route("/v1/load_lora_adapter", post(openai::adapters::load))
+        .route("/v1/unload_lora_adapter", post(openai::adapters::unload))
         .route("/v1/messages", post(anthropic::handle))
         .route("/v1/messages/count_tokens", post(anthropic::count))
         .route("/api/chat", post(ollama::chat))
@@ -243,6 +277,7 @@ fn routes(app: Arc<App>) -> Router {
         .route("/v1/health", get(extra::health))
         .route("/ready", get(extra::ready))
         .route("/metrics", get(extra::metrics))
+        .route("/openapi.json", get(openapi::document))
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
         // Handlers read bodies themselves, with their own limit.
@@ -263,7 +298,8 @@ async fn not_allowed(method: Method, request: Request) -> ApiError {
 /// What a path is for; `None` is open to everybody.
 fn scope(path: &str) -> Option<Scope> {
     match path {
-        "/" | "/health" | "/v1/health" | "/ready" => None,
+        "/" | "/health" | "/v1/health" | "/ready" | "/openapi.json" => None,
+        "/v1/load_lora_adapter" | "/v1/unload_lora_adapter" => Some(Scope::Admin),
         "/metrics" => Some(Scope::Metrics),
         "/v1/embeddings" | "/v1/rerank" | "/rerank" | "/api/embed" => Some(Scope::Embed),
         _ => Some(Scope::Generate),

@@ -1,7 +1,7 @@
 //! Arguments of `loam serve`.
 
 use clap::{Args, ValueEnum};
-use loam_models::Mix;
+use loam_models::{KvType, Mix};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[command(
     after_help = "A model is called by the last part of its path, or by NAME where NAME=MODEL was given. A key file \
     holds the SHA-256 of a key per line (`printf %s KEY | sha256sum`), then, optionally, what it is for: generate, embed, \
-    metrics. Ctrl-C or SIGTERM lets running answers end first."
+    metrics, admin. Ctrl-C or SIGTERM lets running answers end first."
 )]
 pub struct ServeArgs {
     /// GGUF files, Hugging Face or sentence-transformers directories, runs, or names in the local store; NAME=MODEL
@@ -33,6 +33,9 @@ pub struct ServeArgs {
     /// for each of --max-concurrent]
     #[arg(long, value_name = "N")]
     pub kv_tokens: Option<usize>,
+    /// How keys and values are kept: full is the precision of activations, the others take less memory and a little quality
+    #[arg(long, value_name = "TYPE", default_value = "full")]
+    pub kv_type: KvType,
     /// Tokens of one pass: longer prompts are read in pieces
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub step_tokens: usize,
@@ -42,6 +45,26 @@ pub struct ServeArgs {
     /// Largest request in MiB
     #[arg(long, value_name = "MIB", default_value_t = 16)]
     pub max_body: usize,
+    /// Guess up to so many tokens ahead of each text and check them together; texts stay the same to the bit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub speculate: usize,
+    /// A smaller model with the same tokenizer that guesses; without it, what followed earlier in the text is guessed
+    #[arg(long, value_name = "MODEL", requires = "speculate")]
+    pub draft: Option<String>,
+    /// An adapter that clients call by NAME as they do a model; DIR is its directory or that of its run. Of several models,
+    /// NAME@MODEL=DIR says which one it is for
+    #[arg(long = "adapter", value_name = "NAME=DIR")]
+    pub adapters: Vec<String>,
+    /// Let requests load and unload adapters from this machine's directories (/v1/load_lora_adapter); with keys they need
+    /// the scope admin
+    #[arg(long)]
+    pub allow_adapter_loading: bool,
+    /// Speak TLS with this certificate (PEM, the chain included)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// Let in only who has a key of this file
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,

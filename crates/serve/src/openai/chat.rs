@@ -44,7 +44,7 @@ struct Head {
 pub(crate) async fn handle(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body, app.body_limit).await?;
     let name: Option<String> = fields.take("model")?;
-    let model = Arc::clone(app.model(name.as_deref())?);
+    let model = app.model(name.as_deref())?;
     let text = model.text()?;
     fields.refuse(&["audio", "web_search_options"])?;
     let is_stream: bool = fields.take("stream")?.unwrap_or_default();

@@ -69,6 +69,7 @@ pub(crate) async fn embed(app: &Arc<App>, model: &Arc<Model>, input: Input) -> R
     }
     let count = tokens.iter().map(Vec::len).sum();
     let broken = |reason: String| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, reason);
+    let _place = app.places(1)?;
     let _turn = app.embedding.acquire().await.map_err(|error| broken(error.to_string()))?;
     let pool = Arc::clone(&app.pool);
     let work = move || pool.install(|| embedder.embed_tokens(&tokens, &mut |_| {}));
@@ -88,7 +89,7 @@ pub(crate) fn normalise(vector: &mut [f32]) {
 pub(crate) async fn handle(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body, app.body_limit).await?;
     let name: Option<String> = fields.take("model")?;
-    let model = Arc::clone(app.model(name.as_deref())?);
+    let model = app.model(name.as_deref())?;
     let input: Input = fields.need("input")?;
     let format: String = fields.take("encoding_format")?.unwrap_or_else(|| "float".into());
     if !["float", "base64"].contains(&format.as_str()) {
@@ -134,7 +135,7 @@ enum Document {
 pub(crate) async fn rerank(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body, app.body_limit).await?;
     let name: Option<String> = fields.take("model")?;
-    let model = Arc::clone(app.model(name.as_deref())?);
+    let model = app.model(name.as_deref())?;
     let query: String = fields.need("query")?;
     let documents: Vec<Document> = fields.need("documents")?;
     let top_n: usize = fields.take("top_n")?.unwrap_or(documents.len());

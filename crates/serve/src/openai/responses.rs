@@ -67,7 +67,7 @@ struct Record {
 pub(crate) async fn handle(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body, app.body_limit).await?;
     let name: Option<String> = fields.take("model")?;
-    let model = Arc::clone(app.model(name.as_deref())?);
+    let model = app.model(name.as_deref())?;
     let text = model.text()?;
     fields.refuse(&["previous_response_id", "conversation", "prompt", "background"])?;
     let is_stream: bool = fields.take("stream")?.unwrap_or_default();
@@ -105,14 +105,18 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, body: Body) -> Result<Re
     let sampling = sampling(&mut fields, text.open.recommended.as_ref(), app.default_max_tokens)?;
     let warnings = fields.warnings();
     let id = app.id("resp_");
-    let format = form.get("format").cloned().unwrap_or_else(|| json!({"type": "text"}));
+    let mut format = form.get("format").cloned().unwrap_or_else(|| json!({"type": "text"}));
+    if format["type"] == "json_schema" && format.get("name").is_none() {
+        format["name"] = "schema".into();
+    }
+    let tools: Vec<Value> = tools.into_iter().map(repeated).collect();
     let mut body = json!({
         "id": id, "object": "response", "created_at": App::now(), "status": "in_progress", "background": false,
         "error": null, "incomplete_details": null, "instructions": instructions, "max_output_tokens": most,
         "model": model.name, "output": [], "parallel_tool_calls": parallel, "previous_response_id": null,
         "reasoning": {"effort": null, "summary": null}, "store": false, "temperature": sampling.temperature,
         "text": {"format": format}, "tool_choice": choice, "tools": tools, "top_p": sampling.top_p,
-        "truncation": "disabled", "usage": null, "user": null, "metadata": {},
+        "truncation": "disabled", "metadata": {},
     });
     warn(&mut body, warnings);
     let prompt = prompt(text, messages, offered.as_ref())?;
@@ -132,6 +136,15 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, body: Body) -> Result<Re
         items.push(call_item(&record.id, items.len(), &call_id(0, items.len()), name, Some(arguments)));
     }
     Ok(Json(record.finished(items, whole.ending, whole.usage)).into_response())
+}
+
+/// A tool as an answer repeats it: calls obey their schema, whether that was asked for or not.
+fn repeated(mut tool: Value) -> Value {
+    tool["strict"] = true.into();
+    if tool.get("parameters").is_none() {
+        tool["parameters"] = Value::Null;
+    }
+    tool
 }
 
 fn messages(input: Input, instructions: Option<&str>) -> Vec<Message> {
@@ -202,7 +215,7 @@ impl Record {
         }
         body["output"] = items.into();
         body["usage"] = json!({
-            "input_tokens": usage.prompt_tokens, "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "input_tokens": usage.prompt_tokens, "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": usage.written_tokens, "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": usage.prompt_tokens + usage.written_tokens,
         });

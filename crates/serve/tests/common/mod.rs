@@ -1,6 +1,8 @@
 //! A server over a tiny random model, and a client that speaks plain HTTP.
 #![allow(dead_code, clippy::unwrap_used, reason = "helpers of tests, which fail as tests do, and not all need all")]
 
+pub mod schema;
+
 use loam_infer::OpenModel;
 use loam_models::LanguageModel;
 use loam_serve::{ServedModel, Server, Settings, Stopper};
@@ -138,7 +140,39 @@ pub fn send(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &st
     if headers.contains("transfer-encoding: chunked") {
         body = unchunked(&body);
     }
-    Answer { status, headers, text: String::from_utf8(body).unwrap() }
+    let answer = Answer { status, headers, text: String::from_utf8(body).unwrap() };
+    check(path, &answer);
+    answer
+}
+
+/// Every answer of OpenAI's part of the server is what OpenAI's document says.
+fn check(path: &str, answer: &Answer) {
+    let path = path.split('?').next().unwrap();
+    let (whole, piece) = match path {
+        "/v1/chat/completions" => ("CreateChatCompletionResponse", "CreateChatCompletionStreamResponse"),
+        "/v1/completions" => ("CreateCompletionResponse", "CreateCompletionResponse"),
+        "/v1/embeddings" => ("CreateEmbeddingResponse", ""),
+        "/v1/responses" => ("Response", "ResponseStreamEvent"),
+        "/v1/models" => ("ListModelsResponse", ""),
+        path if path.starts_with("/v1/models/") => ("Model", ""),
+        _ => return,
+    };
+    if answer.status != 200 {
+        return schema::assert_is("ErrorResponse", &answer.json());
+    }
+    if !answer.headers.contains("text/event-stream") {
+        return schema::assert_is(whole, &answer.json());
+    }
+    let mut events = answer.events();
+    if path != "/v1/responses" {
+        assert_eq!(events.pop(), Some("[DONE]".into()), "the end of a stream");
+    }
+    for event in &events {
+        match event.get("error").filter(|error| error.is_object()) {
+            Some(_) if path != "/v1/responses" => schema::assert_is("ErrorResponse", event),
+            _ => schema::assert_is(piece, event),
+        }
+    }
 }
 
 fn unchunked(mut rest: &[u8]) -> Vec<u8> {
