@@ -1,5 +1,7 @@
 //! `loam quantize`, `prune`, `compare` and `model plan` on tiny models, as a user runs them.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use common::loam;

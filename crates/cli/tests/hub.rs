@@ -1,5 +1,7 @@
 //! `loam model pull`, `list` and `rm` against a hub that runs in the test.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 mod common;
 
 use common::{Ran, command};

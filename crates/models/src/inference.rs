@@ -5,6 +5,7 @@ use loam_formats::Dtype;
 use loam_nn::KvType;
 use loam_tensor::{DType, GgmlType};
 
+use crate::error::Error;
 use crate::model::LanguageModel;
 use crate::quantise::Mix;
 use crate::spec::{LayerSpec, Spec};

@@ -238,7 +238,7 @@ pub(crate) async fn show(State(app): State<Arc<App>>, body: Body) -> Response {
             capabilities.push("embedding");
         }
         let template = model.writes().and_then(|text| text.open.template.as_ref()).map(|template| template.source());
-        let details = details(model);
+        let details = details(&model);
         let family = details["family"].as_str().unwrap_or_default().to_owned();
         let count = model.writes().map_or(0, |text| text.open.model.num_parameters());
         Ok(json!({
