@@ -85,4 +85,4 @@ def write(path):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    write(Path(__file__).resolve().parent.parent / "crates" / "testkit" / "goldens" / "compress.safetensors")
+    write(Path(__file__).resolve().parent.parent / "crates" / "compress" / "tests" / "goldens" / "compress.safetensors")

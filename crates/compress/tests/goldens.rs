@@ -11,7 +11,7 @@ const PAIRS: Sparsity = Sparsity::Pattern { zeros: 2, of: 4 };
 const HALF: Sparsity = Sparsity::Share(0.5);
 
 fn golden() -> (Golden, Statistics) {
-    let golden = Golden::read(&workspace_root().join("crates/testkit/goldens/compress.safetensors"));
+    let golden = Golden::read(&workspace_root().join("crates/compress/tests/goldens/compress.safetensors"));
     let mut inputs = Statistics::new(WIDTH, true);
     inputs.add(&golden.floats("x").values);
     (golden, inputs)

@@ -16,8 +16,10 @@ pub struct DecodeStream<'a> {
     context: usize,
     /// Text of the context alone.
     known: String,
-    /// Steps in a row that ended inside of a character.
+    /// Steps in a row that ended inside of the same character.
     held: usize,
+    /// Bytes of text before that character.
+    whole: usize,
 }
 
 /// Stands in decoded text for bytes that are not (yet) a whole character.
@@ -27,7 +29,7 @@ const LONGEST_CHARACTER: usize = 4;
 
 impl<'a> DecodeStream<'a> {
     pub(crate) fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, window: Vec::new(), context: 0, known: String::new(), held: 0 }
+        Self { tokenizer, skip_special, window: Vec::new(), context: 0, known: String::new(), held: 0, whole: 0 }
     }
 
     /// Takes the next id and returns the text that it makes certain, if any. An id outside of the vocabulary has no
@@ -35,9 +37,14 @@ impl<'a> DecodeStream<'a> {
     pub fn step(&mut self, id: u32) -> Option<String> {
         self.window.push(id);
         let text = self.tokenizer.decode_known(&self.window, self.skip_special);
-        if text.ends_with(BROKEN) && self.held + 1 < LONGEST_CHARACTER {
-            self.held += 1;
-            return None;
+        if text.ends_with(BROKEN) {
+            // A token may end one character and begin the next.
+            let whole = text.trim_end_matches(BROKEN).len();
+            self.held = if whole > self.whole { 1 } else { self.held + 1 };
+            self.whole = whole;
+            if self.held < LONGEST_CHARACTER {
+                return None;
+            }
         }
         self.held = 0;
         self.emit(&text)
@@ -55,6 +62,7 @@ impl<'a> DecodeStream<'a> {
         self.window.drain(..self.context);
         self.context = self.window.len();
         self.known = self.tokenizer.decode_known(&self.window, self.skip_special);
+        self.whole = self.known.trim_end_matches(BROKEN).len();
         Some(new)
     }
 }

@@ -121,6 +121,29 @@ fn a_stream_gives_the_text_of_all_ids_and_never_half_a_character() {
 }
 
 #[test]
+fn a_stream_waits_for_a_character_that_begins_in_the_token_which_ends_another() {
+    // Merged across two characters, as byte-level BPE does in scripts without spaces.
+    let text = "\u{cde10}狒".repeat(40) + &prose(1, 50);
+    let tokenizer = train([Ok::<_, Error>(text)], &config(TrainKind::ByteBpe, 300), &mut |_| {}).unwrap();
+    let bytes = tokenizer.token_bytes().unwrap();
+    let id = |wanted: &[u8]| bytes.iter().position(|bytes| bytes.as_deref() == Some(wanted)).map(|id| id as u32);
+    let whole = "\u{cde10}狒".as_bytes();
+    let (start, end) =
+        (1..4).flat_map(|a| (5..7).map(move |b| (a, b))).find(|&(a, b)| id(&whole[a..b]).is_some()).unwrap();
+    let ids: Vec<u32> = whole[..start]
+        .iter()
+        .map(std::slice::from_ref)
+        .chain([&whole[start..end]])
+        .chain(whole[end..].iter().map(std::slice::from_ref))
+        .map(|bytes| id(bytes).unwrap())
+        .collect();
+    let mut stream = tokenizer.decode_stream(true);
+    let mut streamed: String = ids.iter().filter_map(|&id| stream.step(id)).collect();
+    streamed.extend(stream.finish());
+    assert_eq!(streamed, "\u{cde10}狒", "{ids:?}");
+}
+
+#[test]
 fn a_stream_survives_bytes_that_are_no_text_and_ids_that_are_no_tokens() {
     let tokenizer = trained(TrainKind::ByteBpe, 300);
     let emoji = tokenizer.encode("😀", Special::Ignore).unwrap();

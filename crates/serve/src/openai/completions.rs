@@ -87,7 +87,7 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, body: Body) -> Result<Re
     let ignore_eos: bool = fields.take("ignore_eos")?.unwrap_or_default();
     let warnings = fields.warnings();
     let prompts = encode(prompts, text)?;
-    if prompts.is_empty() || n == 0 || prompts.len() * n > 128 {
+    if prompts.is_empty() || n == 0 || prompts.len().saturating_mul(n) > 128 {
         return Err(ApiError::bad("prompt", "from 1 to 128 answers in all"));
     }
     let mut writers = Vec::new();
