@@ -42,9 +42,9 @@ pub const FULL: AlignPlan = AlignPlan {
     topics: 2000,
     valid_topics: 200,
     reward: Run { steps: 400, batch: 24, lr: 1e-3 },
-    ppo: Run { steps: 120, batch: 64, lr: 1e-4 },
+    ppo: Run { steps: 120, batch: 64, lr: 1e-5 },
     dpo: Run { steps: 200, batch: 16, lr: 1e-4 },
-    grpo: Run { steps: 50, batch: 64, lr: 2e-4 },
+    grpo: Run { steps: 60, batch: 64, lr: 4e-5 },
     lora: Run { steps: 120, batch: 4, lr: 5e-3 },
 };
 
@@ -57,9 +57,9 @@ pub const FAST: AlignPlan = AlignPlan {
     topics: 400,
     valid_topics: 60,
     reward: Run { steps: 80, batch: 16, lr: 1e-3 },
-    ppo: Run { steps: 24, batch: 32, lr: 1e-4 },
+    ppo: Run { steps: 24, batch: 32, lr: 3e-5 },
     dpo: Run { steps: 40, batch: 16, lr: 1e-4 },
-    grpo: Run { steps: 12, batch: 32, lr: 2e-4 },
+    grpo: Run { steps: 12, batch: 32, lr: 4e-5 },
     lora: Run { steps: 30, batch: 4, lr: 5e-3 },
 };
 
@@ -102,7 +102,7 @@ impl AlignPlan {
     pub fn ppo_recipe(&self, seed: u64, model: &Path, prompts: Files<'_>, reward: &Path) -> Result<Recipe, Failure> {
         let more = format!(
             "schedule = \"constant\"\n[rl]\nreward = {{ kind = \"model\", path = {} }}\nmax_new_tokens = {ANSWER_TOKENS}\n\
-             beta = 0.05\niterations = 4\nmissing_end_penalty = 1.0\n",
+             beta = 0.2\niterations = 4\nmissing_end_penalty = 1.0\n",
             quoted(reward)
         );
         recipe("ppo", seed, model, prompts, &self.ppo, &more)
@@ -117,7 +117,7 @@ impl AlignPlan {
     /// GRPO with the garden's own scorer.
     pub fn grpo_recipe(&self, seed: u64, model: &Path, prompts: Files<'_>) -> Result<Recipe, Failure> {
         let more = format!(
-            "schedule = \"constant\"\n[rl]\nreward = {{ kind = \"garden\" }}\nsamples = 8\n\
+            "schedule = \"constant\"\n[rl]\nreward = {{ kind = \"garden\" }}\nsamples = 8\nbeta = 0.01\n\
              max_new_tokens = {ANSWER_TOKENS}\nclip_high = 0.28\n"
         );
         recipe("grpo", seed, model, prompts, &self.grpo, &more)
