@@ -160,11 +160,6 @@ fn assert_valid(written: &[(Value, String)]) {
 }
 
 #[test]
-fn texts_under_schemas_are_valid_whatever_the_model_would_say() {
-    assert_valid(&write_all(&tokenizer(), 30).0);
-}
-
-#[test]
 fn the_rules_by_hand_see_what_is_wrong() {
     let schema = json!({"type": "object", "required": ["a"], "additionalProperties": false, "properties": {
         "a": {"type": "string", "maxLength": 2}, "b": {"type": "array", "items": {"type": "integer", "minimum": 3},
@@ -186,12 +181,11 @@ fn the_rules_by_hand_see_what_is_wrong() {
     }
 }
 
-/// The figures: 300 schemas, the mean time of a mask. `LOAM_TOKENIZER` names a directory with another tokenizer;
+/// With `--nocapture` it says the mean time of a mask, too. `LOAM_TOKENIZER` names a directory with another tokenizer;
 /// `LOAM_CONSTRAINED` a file for schemas and texts, which `scripts/check_constrained.py` judges by another library.
 #[test]
-#[ignore = "measures: cargo test --release -p loam-infer --test constrain -- --ignored --nocapture"]
-#[allow(clippy::print_stderr, reason = "what it is for")]
-fn three_hundred_schemas() {
+#[allow(clippy::print_stderr, reason = "a figure for those who look")]
+fn texts_under_three_hundred_schemas_are_valid_whatever_the_model_would_say() {
     let tokenizer = std::env::var("LOAM_TOKENIZER").map_or_else(|_| tokenizer(), |path| Tokenizer::open(path).unwrap());
     let (written, mask) = write_all(&tokenizer, 300);
     assert_valid(&written);
