@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Judges texts that were written under JSON schemas by the jsonschema package.
 
-    LOAM_CONSTRAINED=/tmp/constrained.jsonl cargo test --release -p loam-infer --test constrain -- --ignored --nocapture
+    LOAM_CONSTRAINED=/tmp/constrained.jsonl cargo test --release -p loam-infer --test constrain -- --nocapture
     pip install jsonschema
     python scripts/check_constrained.py /tmp/constrained.jsonl
 """
