@@ -84,6 +84,38 @@ pub fn for_chunks3<A: Send, B: Send, C: Send>(
         .for_each(|(i, ((a, b), c))| work(i, a, b, c));
 }
 
+/// Which rows of a matrix are read together: see [`lines`].
+#[cfg(any(test, target_arch = "x86_64"))]
+pub(crate) struct Lines {
+    /// How many times.
+    pub(crate) strips: usize,
+    /// Rows at a time.
+    pub(crate) count: usize,
+    /// From one of these rows to the next.
+    pub(crate) apart: usize,
+}
+
+/// Cuts the next of `rows` rows into strips of `width` rows that are far apart: strip s has the rows s, s + apart,
+/// s + 2 apart, ... So each of them goes on where it ended in the strip before, and memory is read in `width` long lines,
+/// which the machine fetches ahead by itself; of neighbours it sees many short ones. Fewer rows than `width` are one strip.
+#[cfg(any(test, target_arch = "x86_64"))]
+pub(crate) fn lines(rows: usize, width: usize, row_bytes: usize) -> Lines {
+    /// Lines as far apart as this or a multiple of it share places in the first-level cache.
+    const CROWDED: usize = 1024;
+    let strips = rows / width;
+    if strips == 0 {
+        return neighbours(rows, width);
+    }
+    let strips = if strips > 1 && (strips * row_bytes).is_multiple_of(CROWDED) { strips - 1 } else { strips };
+    Lines { strips, count: width, apart: strips }
+}
+
+/// The next strip of neighbours.
+#[cfg(any(test, target_arch = "x86_64"))]
+pub(crate) fn neighbours(rows: usize, width: usize) -> Lines {
+    Lines { strips: 1, count: rows.min(width), apart: 1 }
+}
+
 /// Maps each piece of `0..len` to a number and folds the numbers in index order.
 ///
 /// There are at most 64 pieces, each at least `chunk` long and a multiple of it (but for the last).
@@ -127,6 +159,21 @@ mod tests {
             assert_eq!(ranges, seen(2));
             assert_eq!(ranges.iter().map(|(a, b)| b - a).sum::<usize>(), len);
             assert!(ranges.windows(2).all(|w| w[0].1 == w[1].0));
+        }
+    }
+
+    #[test]
+    fn lines_cover_all_rows_once() {
+        for (rows, width, row_bytes) in [(5, 16, 100), (16, 16, 4096), (64, 16, 256), (100, 16, 544), (33, 8, 1024)] {
+            let (mut seen, mut next) = (vec![0; rows], 0);
+            while next < rows {
+                let lines = lines(rows - next, width, row_bytes);
+                for strip in 0..lines.strips {
+                    (0..lines.count).for_each(|i| seen[next + strip + i * lines.apart] += 1);
+                }
+                next += lines.strips * lines.count;
+            }
+            assert!(seen.iter().all(|&count| count == 1), "{rows} {width} {row_bytes}: {seen:?}");
         }
     }
 

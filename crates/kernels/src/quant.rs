@@ -6,8 +6,6 @@
 //! and minima (`unpack::Block256`). Decoding and the products both start from there. The remaining types can be read.
 
 mod activations;
-#[cfg(target_arch = "x86_64")]
-mod avx2;
 mod decode;
 mod decode_iq;
 mod encode;
@@ -17,6 +15,8 @@ mod iq_grids;
 mod plain;
 mod product;
 mod search;
+#[cfg(target_arch = "x86_64")]
+mod strips;
 #[cfg(test)]
 mod tests;
 mod types;

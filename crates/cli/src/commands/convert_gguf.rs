@@ -115,7 +115,8 @@ fn metadata_of(source: &Path, model: &LanguageModel) -> Result<Vec<(String, Gguf
 
 /// The tokenizer of a file, if it has one.
 fn tokenizer_of(gguf: &Gguf) -> Result<Option<Tokenizer>, Failure> {
-    let is_there = gguf.text("tokenizer.ggml.model")?.is_some();
+    // `no_vocab` is how a file says that it has none.
+    let is_there = gguf.text("tokenizer.ggml.model")?.is_some_and(|kind| kind != "no_vocab");
     Ok(is_there.then(|| Tokenizer::from_gguf(gguf)).transpose()?)
 }
 

@@ -1,7 +1,10 @@
 //! Rows of activations, rounded to integers of a byte for products with quantised rows.
+//!
+//! Rows that are multiplied together form a group, in which the same place of each lies side by side: units of four bytes
+//! (two 16-bit numbers), scales, sums. A group of one is a row as it is.
 
 use crate::isa::Isa;
-use crate::parallel::for_chunks3;
+use crate::parallel::{for_chunks2, for_chunks3};
 use crate::simd::{Kernel, Simd, dispatch_on};
 
 /// Numbers that share a scale where the weights' scales are f32.
@@ -16,6 +19,9 @@ const LANES: usize = 8;
 pub(super) enum Layout {
     /// Bytes, a scale and a sum in f32 per 32.
     Bytes32,
+    /// Bytes, a scale per 32, and minus 128 times their integer sum.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "its products are those of VNNI"))]
+    Moved32,
     /// The same integers in 16 bits, a scale per 32.
     Words32,
     /// Bytes, a scale per 256, and an integer sum of as many numbers as it says.
@@ -27,123 +33,159 @@ impl Layout {
         if matches!(self, Layout::Bytes256(_)) { LARGE } else { SMALL }
     }
 
-    /// Floats to borrow for a row of `k`: its integers, its scales, its sums.
-    fn floats_per_row(self, k: usize) -> [usize; 3] {
+    /// Units and sums, of 32 bits each, per block.
+    fn per_block(self) -> [usize; 2] {
         match self {
-            Layout::Bytes32 => [k / 4, k / SMALL, k / SMALL],
-            Layout::Words32 => [k / 2, k / SMALL, 0],
-            Layout::Bytes256(sub) => [k / 4, k / LARGE, k / sub / 2],
+            Layout::Bytes32 | Layout::Moved32 => [SMALL / 4, 1],
+            Layout::Words32 => [SMALL / 2, 0],
+            Layout::Bytes256(sub) => [LARGE / 4, LARGE / sub / 2],
         }
+    }
+}
+
+/// How many of `left` rows form the next group, where a group may have `most`.
+#[inline(always)]
+pub(super) fn group(left: usize, most: usize) -> usize {
+    match left.min(most) {
+        12.. => 12,
+        8.. => 8,
+        few => few.min(4),
     }
 }
 
 /// Some rows, in integers with scales.
 pub(super) struct Activations<'a> {
     pub(super) rows: usize,
-    k: usize,
+    blocks: usize,
     layout: Layout,
-    q: &'a [f32],
-    d: &'a [f32],
+    units: &'a [f32],
+    scales: &'a [f32],
     sums: &'a [f32],
+}
+
+/// Some rows that are multiplied together.
+#[derive(Clone, Copy)]
+pub(super) struct Group<'a> {
+    /// Integers, four bytes or two 16-bit numbers at a time.
+    pub(super) units: &'a [i32],
+    pub(super) scales: &'a [f32],
+    /// f32 or integers, one or two to each, as the layout says.
+    pub(super) sums: &'a [i32],
 }
 
 impl<'a> Activations<'a> {
     /// Floats that `rows` rows need in [`Activations::of`].
     pub(super) fn scratch_len(rows: usize, k: usize, layout: Layout) -> usize {
-        rows * layout.floats_per_row(k).iter().sum::<usize>()
+        let [units, sums] = layout.per_block();
+        rows * (k / layout.block()) * (units + 1 + sums)
     }
 
-    /// Rounds the rows of `x` `[rows, k]` to the nearest of 255 levels per block.
-    pub(super) fn of(isa: Isa, x: &[f32], k: usize, layout: Layout, scratch: &'a mut [f32]) -> Self {
-        let rows = x.len() / k;
-        let [integers, scales, sums] = layout.floats_per_row(k);
-        let (q, rest) = scratch.split_at_mut(rows * integers);
-        let (d, s) = rest.split_at_mut(rows * scales);
-        let s = &mut s[..rows * sums];
-        let row = |row: usize, q: &mut [f32], d: &mut [f32], sums: &mut [f32]| {
-            dispatch_on(isa, Round { x: &x[row * k..][..k], q, d, sums, layout });
+    /// Rounds the rows of `x` `[rows, k]` to the nearest of 255 levels per block, in groups of `most` rows or less.
+    pub(super) fn of(isa: Isa, x: &[f32], k: usize, layout: Layout, most: usize, scratch: &'a mut [f32]) -> Self {
+        let (rows, blocks, [units, sums]) = (x.len() / k, k / layout.block(), layout.per_block());
+        let (u, rest) = scratch.split_at_mut(rows * blocks * units);
+        let (d, s) = rest.split_at_mut(rows * blocks);
+        let s = &mut s[..rows * blocks * sums];
+        let round = |i: usize, units: &mut [f32], scales: &mut [f32], sums: &mut [f32]| {
+            dispatch_on(isa, Round { x: &x[i * most * k..], k, most, layout, units, scales, sums });
         };
+        let piece = most * blocks;
         if sums == 0 {
-            crate::parallel::for_chunks2((&mut *q, integers), (&mut *d, scales), |i, q, d| row(i, q, d, &mut []));
+            for_chunks2((&mut *u, piece * units), (&mut *d, piece), |i, units, scales| {
+                round(i, units, scales, &mut [])
+            });
         } else {
-            for_chunks3((&mut *q, integers), (&mut *d, scales), (&mut *s, sums), row);
+            for_chunks3((&mut *u, piece * units), (&mut *d, piece), (&mut *s, piece * sums), round);
         }
-        Self { rows, k, layout, q, d, sums: s }
+        Self { rows, blocks, layout, units: u, scales: d, sums: s }
     }
 
-    /// The integers of a row, as bytes.
+    /// `count` rows from `row` on, which form a group.
     #[inline(always)]
-    pub(super) fn bytes(&self, row: usize) -> &[i8] {
-        debug_assert!(self.layout != Layout::Words32);
-        &bytemuck::cast_slice(self.q)[row * self.k..][..self.k]
-    }
-
-    /// The integers of a row, in 16 bits.
-    #[inline(always)]
-    pub(super) fn words(&self, row: usize) -> &[i16] {
-        debug_assert!(self.layout == Layout::Words32);
-        &bytemuck::cast_slice(self.q)[row * self.k..][..self.k]
-    }
-
-    /// The scales of a row.
-    #[inline(always)]
-    pub(super) fn scales(&self, row: usize) -> &[f32] {
-        let scales = self.k / self.layout.block();
-        &self.d[row * scales..][..scales]
-    }
-
-    /// The sums of a row in [`Layout::Bytes32`].
-    #[inline(always)]
-    pub(super) fn sums(&self, row: usize) -> &[f32] {
-        let sums = self.k / SMALL;
-        &self.sums[row * sums..][..sums]
-    }
-
-    /// The sums of a row in [`Layout::Bytes256`].
-    #[inline(always)]
-    pub(super) fn integer_sums(&self, row: usize) -> &[i16] {
-        let sums = 2 * self.layout.floats_per_row(self.k)[2];
-        &bytemuck::cast_slice(self.sums)[row * sums..][..sums]
+    pub(super) fn group(&self, row: usize, count: usize) -> Group<'a> {
+        let (blocks, [units, sums]) = (self.blocks, self.layout.per_block());
+        let part = |of: &'a [f32], per_block: usize| &of[row * blocks * per_block..][..count * blocks * per_block];
+        Group {
+            units: bytemuck::cast_slice(part(self.units, units)),
+            scales: part(self.scales, 1),
+            sums: bytemuck::cast_slice(part(self.sums, sums)),
+        }
     }
 }
 
+/// Rounds the rows of some groups.
 struct Round<'a> {
     x: &'a [f32],
-    q: &'a mut [f32],
-    d: &'a mut [f32],
-    sums: &'a mut [f32],
+    k: usize,
+    most: usize,
     layout: Layout,
+    units: &'a mut [f32],
+    scales: &'a mut [f32],
+    sums: &'a mut [f32],
 }
 
 impl Kernel for Round<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        match self.layout {
-            Layout::Bytes32 => {
-                let q: &mut [i8] = bytemuck::cast_slice_mut(self.q);
-                let blocks = self.x.chunks_exact(SMALL).zip(q.chunks_exact_mut(SMALL));
-                for ((x, q), (d, sum)) in blocks.zip(self.d.iter_mut().zip(self.sums)) {
-                    *d = round_block(x, q, |bits| bits as i8);
-                    *sum = *d * q.iter().map(|&q| i32::from(q)).sum::<i32>() as f32;
+        let (blocks, [units, sums]) = (self.k / self.layout.block(), self.layout.per_block());
+        let (all_units, all_sums) = (bytemuck::cast_slice_mut(self.units), bytemuck::cast_slice_mut(self.sums));
+        let (rows, mut row) = (self.scales.len() / blocks, 0);
+        while row < rows {
+            let count = group(rows - row, self.most);
+            for i in 0..count {
+                let x = &self.x[(row + i) * self.k..][..self.k];
+                let at = row * blocks;
+                let units = &mut all_units[at * units..][..count * blocks * units];
+                let sums = &mut all_sums[at * sums..][..count * blocks * sums];
+                let scales = &mut self.scales[at..][..count * blocks];
+                match self.layout {
+                    Layout::Bytes256(sub) => round_row::<LARGE>(x, (i, count), self.layout, sub, units, scales, sums),
+                    _ => round_row::<SMALL>(x, (i, count), self.layout, SMALL, units, scales, sums),
                 }
             }
-            Layout::Words32 => {
-                let q: &mut [i16] = bytemuck::cast_slice_mut(self.q);
-                let blocks = self.x.chunks_exact(SMALL).zip(q.chunks_exact_mut(SMALL));
-                for ((x, q), d) in blocks.zip(self.d.iter_mut()) {
-                    *d = round_block(x, q, |bits| i16::from(bits as i8));
-                }
+            row += count;
+        }
+    }
+}
+
+/// Rounds row `i` of a group of `count`.
+#[inline(always)]
+fn round_row<const BLOCK: usize>(
+    x: &[f32],
+    (i, count): (usize, usize),
+    layout: Layout,
+    sub: usize,
+    units: &mut [i32],
+    scales: &mut [f32],
+    sums: &mut [i32],
+) {
+    let [per_units, per_sums] = layout.per_block();
+    for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+        let mut q = [0_i8; BLOCK];
+        let d = round_block(x, &mut q);
+        scales[b * count + i] = d;
+        let units = &mut units[b * per_units * count..][..per_units * count];
+        let mut put = |unit: usize, bits: i32| units[unit * count + i] = bits;
+        if layout == Layout::Words32 {
+            for (unit, &[a, b]) in q.as_chunks::<2>().0.iter().enumerate() {
+                put(unit, (i32::from(a) & 0xffff) | i32::from(b) << 16);
             }
-            Layout::Bytes256(sub) => {
-                let q: &mut [i8] = bytemuck::cast_slice_mut(self.q);
-                let sums: &mut [i16] = bytemuck::cast_slice_mut(self.sums);
-                let blocks = self.x.chunks_exact(LARGE).zip(q.chunks_exact_mut(LARGE));
-                for ((x, q), (d, sums)) in blocks.zip(self.d.iter_mut().zip(sums.chunks_exact_mut(LARGE / sub))) {
-                    *d = round_block(x, q, |bits| bits as i8);
-                    for (sum, q) in sums.iter_mut().zip(q.chunks_exact(sub)) {
-                        *sum = q.iter().map(|&q| i16::from(q)).sum();
-                    }
+        } else {
+            for (unit, four) in q.as_chunks::<4>().0.iter().enumerate() {
+                put(unit, i32::from_le_bytes(four.map(|q| q as u8)));
+            }
+        }
+        let sums = &mut sums[b * per_sums * count..][..per_sums * count];
+        let sum = |part: &[i8]| part.iter().map(|&q| i16::from(q)).sum::<i16>();
+        match layout {
+            Layout::Bytes32 => sums[i] = (d * f32::from(sum(&q))).to_bits() as i32,
+            Layout::Moved32 => sums[i] = -128 * i32::from(sum(&q)),
+            Layout::Words32 => {}
+            Layout::Bytes256(_) => {
+                for (j, two) in q.chunks_exact(2 * sub).enumerate() {
+                    let (low, high) = (sum(&two[..sub]), sum(&two[sub..]));
+                    sums[j * count + i] = (i32::from(low) & 0xffff) | i32::from(high) << 16;
                 }
             }
         }
@@ -152,7 +194,7 @@ impl Kernel for Round<'_> {
 
 /// The integers of one block; returns their scale. What is not finite stays visible: the scale is not finite, either.
 #[inline(always)]
-fn round_block<T>(x: &[f32], q: &mut [T], low: impl Fn(u32) -> T) -> f32 {
+fn round_block(x: &[f32], q: &mut [i8]) -> f32 {
     let mut most = [0.0_f32; LANES];
     let mut poison = [0.0_f32; LANES];
     for x in x.chunks_exact(LANES) {
@@ -169,7 +211,7 @@ fn round_block<T>(x: &[f32], q: &mut [T], low: impl Fn(u32) -> T) -> f32 {
     for (q, x) in q.iter_mut().zip(x) {
         // Adding and taking away 1.5 * 2^23 rounds to even; the result is at most 127 in size.
         const MAGIC: f32 = 12_582_912.0;
-        *q = low((x * inverse + MAGIC).to_bits());
+        *q = (x * inverse + MAGIC).to_bits() as i8;
     }
     d
 }

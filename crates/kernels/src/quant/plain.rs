@@ -28,9 +28,13 @@ pub(super) fn plain32<B: Block32>(job: &Job<'_>, columns: Range<usize>, memory: 
             }
         }
         for row in 0..job.x.rows {
+            let x = job.x.group(row, 1);
             let sum = match B::OFFSET {
-                Some(_) => chain32(q, d, job.x.bytes(row), job.x.scales(row), Some((min, job.x.sums(row)))),
-                None => chain32(q, d, job.x.words(row), job.x.scales(row), None),
+                Some(_) => {
+                    let sums = Some((&*min, bytemuck::cast_slice(x.sums)));
+                    chain32::<i8>(q, d, bytemuck::cast_slice(x.units), x.scales, sums)
+                }
+                None => chain32::<i16>(q, d, bytemuck::cast_slice(x.units), x.scales, None),
             };
             // SAFETY: columns are this piece's own.
             unsafe { job.put(row, column, sum) };
@@ -69,7 +73,9 @@ pub(super) fn plain256<B: Block256>(job: &Job<'_>, columns: Range<usize>, memory
             d[b] = B::unpack(block, &mut q[b], &mut scales[b], &mut mins[b]).into();
         }
         for row in 0..job.x.rows {
-            let (x, xd, xsums) = (job.x.bytes(row), job.x.scales(row), job.x.integer_sums(row));
+            let group = job.x.group(row, 1);
+            let (x, xd) = (bytemuck::cast_slice::<i32, i8>(group.units), group.scales);
+            let xsums = bytemuck::cast_slice::<i32, i16>(group.sums);
             let mut sum = 0.0_f32;
             for b in 0..count {
                 let (x, xsums) = (&x[LARGE * b..][..LARGE], &xsums[LARGE / B::SUB * b..]);

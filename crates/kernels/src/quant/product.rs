@@ -13,16 +13,18 @@
 //! plain numbers, are widened to f32 a few rows at a time and go through the f32 product, which promises the same.
 
 use super::activations::{Activations, Layout};
-#[cfg(target_arch = "x86_64")]
-use super::avx2;
 use super::decode::dequantise_rows;
 use super::plain::{self, plain32, plain256};
+#[cfg(target_arch = "x86_64")]
+use super::strips::{self, Avx2, Avx512, Lanes, Strips};
 use super::types::GgmlType;
 use super::unpack::*;
 use crate::gemm::blocked;
 use crate::gemm::units::{Halves, Plain, Widened};
 use crate::gemm::{Mat, MatMut, Start, gemm_f32};
 use crate::gemv;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::has_byte_dot_on;
 use crate::isa::{Isa, isa};
 use crate::parallel::for_ranges;
 use crate::scratch::with_scratch;
@@ -87,7 +89,7 @@ pub(super) fn matmul_quantised_on(isa: Isa, out: &mut [f32], x: &[f32], w: Quant
         return;
     }
     match path(isa, w.ty) {
-        Some((layout, run)) => in_place(isa, layout, run, out, x, w, bias),
+        Some(path) => in_place(isa, &path, out, x, w, bias),
         None => widened(out, x, w, bias),
     }
 }
@@ -118,84 +120,114 @@ impl Job<'_> {
         // SAFETY: `out` has an element for every row of activations and of weights.
         unsafe { *self.out.0.add(row * self.w.rows + column) = sum };
     }
+
+    /// Writes a strip of outputs.
+    ///
+    /// # Safety
+    /// No other thread writes these columns.
+    #[inline(always)]
+    pub(super) unsafe fn put_all(&self, row: usize, column: usize, sums: &[f32; STRIP]) {
+        debug_assert!(row < self.x.rows && column + STRIP <= self.w.rows);
+        let mut out = *sums;
+        if let Some(bias) = self.bias {
+            out.iter_mut().zip(&bias[column..][..STRIP]).for_each(|(out, bias)| *out += bias);
+        }
+        // SAFETY: `out` has an element for every row of activations and of weights.
+        unsafe { self.out.0.add(row * self.w.rows + column).cast::<[f32; STRIP]>().write_unaligned(out) };
+    }
 }
 
-/// Computes some columns of a job, in borrowed memory that is [`scratch_len`] long.
+/// Computes some columns of a job, in borrowed memory.
 type Run = fn(&Job<'_>, Range<usize>, &mut [i32]);
 
-/// Borrowed words per piece of work.
-#[cfg(target_arch = "x86_64")]
-fn scratch_len(isa: Isa, m: usize, k: usize) -> usize {
-    if isa >= Isa::Avx2 { avx2::scratch_len(m) } else { plain::scratch_len(k) }
-}
-
-/// Borrowed words per piece of work.
-#[cfg(not(target_arch = "x86_64"))]
-fn scratch_len(_: Isa, _: usize, k: usize) -> usize {
-    plain::scratch_len(k)
+/// How products with a type are computed.
+struct Path {
+    /// How activations lie.
+    layout: Layout,
+    /// Most rows of activations in a group.
+    group: usize,
+    /// The loop over columns.
+    run: Run,
+    /// Words that it borrows, for so many rows of activations of such a length.
+    scratch: fn(usize, usize) -> usize,
 }
 
 /// The loop over columns for a type of scales in f32, the fastest that the instruction set has.
 #[cfg(target_arch = "x86_64")]
-fn small<F: avx2::Strips + Block32>(isa: Isa) -> Run {
-    if isa >= Isa::Avx2 { vectors::<F>() } else { plain32::<F> }
+fn small<F: Strips<Avx2> + Strips<Avx512> + Block32>(isa: Isa) -> Path {
+    let layout = match F::OFFSET {
+        Some(_) => Layout::Bytes32,
+        None if has_byte_dot_on(isa) => Layout::Moved32,
+        None => Layout::Words32,
+    };
+    vectors::<F>(isa, layout, plain32::<F>)
 }
 
 /// The same for a type of integer scales.
 #[cfg(target_arch = "x86_64")]
-fn large<F: avx2::Strips + Block256>(isa: Isa) -> Run {
-    if isa >= Isa::Avx2 { vectors::<F>() } else { plain256::<F> }
+fn large<F: Strips<Avx2> + Strips<Avx512> + Block256>(isa: Isa) -> Path {
+    vectors::<F>(isa, Layout::Bytes256(F::SUB), plain256::<F>)
 }
 
 #[cfg(target_arch = "x86_64")]
-fn vectors<F: avx2::Strips>() -> Run {
-    // SAFETY: it is chosen where the machine has AVX2, FMA and F16C; pieces of work share no columns.
-    |job, columns, memory| unsafe { avx2::run::<F>(job, columns, memory) }
+fn vectors<F: Strips<Avx2> + Strips<Avx512>>(isa: Isa, layout: Layout, plain: Run) -> Path {
+    let scratch = |rows, _| strips::scratch_len(rows);
+    if has_byte_dot_on(isa) {
+        // SAFETY: the machine has AVX-512 with VNNI; pieces of work share no columns.
+        let run: Run = |job, columns, memory| unsafe { strips::run_avx512::<F>(job, columns, memory) };
+        Path { layout, group: Avx512::GROUP, run, scratch }
+    } else if isa >= Isa::Avx2 {
+        // SAFETY: the machine has AVX2, FMA and F16C; pieces of work share no columns.
+        let run: Run = |job, columns, memory| unsafe { strips::run_avx2::<F>(job, columns, memory) };
+        Path { layout, group: Avx2::GROUP, run, scratch }
+    } else {
+        Path { layout, group: 1, run: plain, scratch: |_, k| plain::scratch_len(k) }
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn small<F: Block32>(_: Isa) -> Run {
-    plain32::<F>
+fn small<F: Block32>(_: Isa) -> Path {
+    let layout = if F::OFFSET.is_some() { Layout::Bytes32 } else { Layout::Words32 };
+    Path { layout, group: 1, run: plain32::<F>, scratch: |_, k| plain::scratch_len(k) }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn large<F: Block256>(_: Isa) -> Run {
-    plain256::<F>
+fn large<F: Block256>(_: Isa) -> Path {
+    Path { layout: Layout::Bytes256(F::SUB), group: 1, run: plain256::<F>, scratch: |_, k| plain::scratch_len(k) }
 }
 
-/// How products with a type are computed on an instruction set: how activations lie, and the loop over columns.
-fn path(isa: Isa, ty: GgmlType) -> Option<(Layout, Run)> {
+/// How products with a type are computed on an instruction set.
+fn path(isa: Isa, ty: GgmlType) -> Option<Path> {
     assert!(isa.is_supported(), "this machine has no {}", isa.name());
-    let (halves, wide) = (Layout::Bytes256(16), Layout::Bytes256(32));
     Some(match ty {
-        GgmlType::Q4_0 => (Layout::Bytes32, small::<Q4_0>(isa)),
-        GgmlType::Q4_1 => (Layout::Bytes32, small::<Q4_1>(isa)),
-        GgmlType::Q5_0 => (Layout::Bytes32, small::<Q5_0>(isa)),
-        GgmlType::Q5_1 => (Layout::Bytes32, small::<Q5_1>(isa)),
-        GgmlType::Mxfp4 => (Layout::Bytes32, small::<Mxfp4>(isa)),
-        GgmlType::Tq1_0 => (Layout::Bytes32, small::<Tq1_0>(isa)),
-        GgmlType::Tq2_0 => (Layout::Bytes32, small::<Tq2_0>(isa)),
-        GgmlType::Q8_0 => (Layout::Words32, small::<Q8_0>(isa)),
-        GgmlType::Iq4Nl => (Layout::Words32, small::<Iq4Nl>(isa)),
-        GgmlType::Iq4Xs => (Layout::Words32, small::<Iq4Xs>(isa)),
-        GgmlType::Q2K => (halves, large::<Q2K>(isa)),
-        GgmlType::Q3K => (halves, large::<Q3K>(isa)),
-        GgmlType::Q6K => (halves, large::<Q6K>(isa)),
-        GgmlType::Q4K => (wide, large::<Q4K>(isa)),
-        GgmlType::Q5K => (wide, large::<Q5K>(isa)),
+        GgmlType::Q4_0 => small::<Q4_0>(isa),
+        GgmlType::Q4_1 => small::<Q4_1>(isa),
+        GgmlType::Q5_0 => small::<Q5_0>(isa),
+        GgmlType::Q5_1 => small::<Q5_1>(isa),
+        GgmlType::Mxfp4 => small::<Mxfp4>(isa),
+        GgmlType::Tq1_0 => small::<Tq1_0>(isa),
+        GgmlType::Tq2_0 => small::<Tq2_0>(isa),
+        GgmlType::Q8_0 => small::<Q8_0>(isa),
+        GgmlType::Iq4Nl => small::<Iq4Nl>(isa),
+        GgmlType::Iq4Xs => small::<Iq4Xs>(isa),
+        GgmlType::Q2K => large::<Q2K>(isa),
+        GgmlType::Q3K => large::<Q3K>(isa),
+        GgmlType::Q6K => large::<Q6K>(isa),
+        GgmlType::Q4K => large::<Q4K>(isa),
+        GgmlType::Q5K => large::<Q5K>(isa),
         _ => return None,
     })
 }
 
-fn in_place(isa: Isa, layout: Layout, run: Run, out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
+fn in_place(isa: Isa, path: &Path, out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
     let (k, m, n) = (w.cols, x.len() / w.cols, w.rows);
-    with_scratch(Activations::scratch_len(m, k, layout), |scratch: &mut [f32]| {
-        let x = Activations::of(isa, x, k, layout, scratch);
+    with_scratch(Activations::scratch_len(m, k, path.layout), |scratch: &mut [f32]| {
+        let x = Activations::of(isa, x, k, path.layout, path.group, scratch);
         let job = Job { w, x, bias, out: Pointer(out.as_mut_ptr()) };
         let least = PIECE_BYTES.div_ceil(m * w.row_bytes()).next_multiple_of(STRIP);
         let even = n.div_ceil(rayon::current_num_threads() * PIECES).next_multiple_of(STRIP);
         for_ranges(n, least.max(even), |columns| {
-            with_scratch(scratch_len(isa, m, k), |memory: &mut [i32]| run(&job, columns, memory));
+            with_scratch((path.scratch)(m, k), |memory: &mut [i32]| (path.run)(&job, columns, memory));
         });
     });
 }
@@ -219,6 +251,9 @@ fn widened(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
             true => gemv::gemv(c, x, w, whole),
             false => blocked::product::<Plain, Widened>(isa(), c, x, w, whole),
         };
+    }
+    if let (GgmlType::F32, Ok(w)) = (w.ty, bytemuck::try_cast_slice::<u8, f32>(w.bytes)) {
+        return gemm_f32(MatMut::rows(out, m, n), x, Mat::rows(w, n, k).t(), whole);
     }
     let per_tile = (WIDENED / k).max(1).min(n);
     with_scratch(per_tile * k, |wide: &mut [f32]| {
