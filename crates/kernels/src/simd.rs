@@ -56,6 +56,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
         // SAFETY: the length was checked.
         unsafe { self.store_ptr(dst.as_mut_ptr(), v) }
     }
+    /// Stores the lowest eight bits of each lane into the first `LANES` places of `dst`.
+    #[inline(always)]
+    fn store_low_bytes(self, dst: &mut [i8], v: Self::V) {
+        let mut lanes = [0.0; MAX_LANES];
+        self.store(&mut lanes, v);
+        for (byte, lane) in dst[..Self::LANES].iter_mut().zip(lanes) {
+            *byte = lane.to_bits() as i8;
+        }
+    }
     /// Loads `min(src.len(), LANES)` values, the other lanes are zero.
     fn load_partial(self, src: &[f32]) -> Self::V;
     /// Stores the first `min(dst.len(), LANES)` lanes.

@@ -58,6 +58,17 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(dst, v) }
     }
     #[inline(always)]
+    fn store_low_bytes(self, dst: &mut [i8], v: __m256) {
+        assert!(dst.len() >= 8);
+        // SAFETY: AVX2 is available; eight bytes are inside the slice.
+        unsafe {
+            let first = _mm256_set1_epi32(0x0c08_0400);
+            let fours = _mm256_shuffle_epi8(_mm256_castps_si256(v), first);
+            let both = _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256::<1>(fours));
+            _mm_storel_epi64(dst.as_mut_ptr().cast(), both);
+        }
+    }
+    #[inline(always)]
     fn load_partial(self, src: &[f32]) -> __m256 {
         // SAFETY: only lanes inside the slice are touched.
         unsafe {

@@ -75,6 +75,12 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(dst, v) }
     }
     #[inline(always)]
+    fn store_low_bytes(self, dst: &mut [i8], v: __m512) {
+        assert!(dst.len() >= 16);
+        // SAFETY: AVX-512 is available; sixteen bytes are inside the slice.
+        unsafe { _mm_storeu_si128(dst.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_castps_si512(v))) }
+    }
+    #[inline(always)]
     fn load_partial(self, src: &[f32]) -> __m512 {
         // SAFETY: only lanes inside the slice are touched.
         unsafe {

@@ -32,6 +32,10 @@ fn check_arithmetic<S: Simd>(s: S, a: &[f32], b: &[f32], c: &[f32]) {
         |i| if fused { (-a[i]).mul_add(b[i], c[i]) } else { -a[i] * b[i] + c[i] },
     );
     same(s, "neg", s.neg(va), |i| -a[i]);
+    let mut bytes = [99; MAX_LANES];
+    s.store_low_bytes(&mut bytes, va);
+    let expected = |i: usize| if i < S::LANES { a[i].to_bits() as i8 } else { 99 };
+    assert!(bytes.iter().enumerate().all(|(i, &byte)| byte == expected(i)), "{:?} store_low_bytes", s.isa());
     same(s, "abs", s.abs(va), |i| a[i].abs());
     same(s, "with_sign", s.with_sign(s.abs(va), vb), |i| a[i].abs().copysign(b[i]));
     same(s, "max", s.max(va, vb), |i| if a[i] > b[i] { a[i] } else { b[i] });

@@ -11,8 +11,6 @@ use crate::simd::{Kernel, Simd, dispatch_on};
 pub(super) const SMALL: usize = 32;
 /// Numbers that share a scale where the weights' scales are integers.
 pub(super) const LARGE: usize = 256;
-/// Neighbours that are looked at together.
-const LANES: usize = 8;
 
 /// How a row of activations lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,21 +125,24 @@ struct Round<'a> {
 impl Kernel for Round<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, s: S) {
         let (blocks, [units, sums]) = (self.k / self.layout.block(), self.layout.per_block());
         let (all_units, all_sums) = (bytemuck::cast_slice_mut(self.units), bytemuck::cast_slice_mut(self.sums));
         let (rows, mut row) = (self.scales.len() / blocks, 0);
         while row < rows {
             let count = group(rows - row, self.most);
             for i in 0..count {
-                let x = &self.x[(row + i) * self.k..][..self.k];
-                let at = row * blocks;
-                let units = &mut all_units[at * units..][..count * blocks * units];
-                let sums = &mut all_sums[at * sums..][..count * blocks * sums];
-                let scales = &mut self.scales[at..][..count * blocks];
+                let (x, at) = (&self.x[(row + i) * self.k..][..self.k], row * blocks);
+                let row = Row {
+                    i,
+                    count,
+                    units: &mut all_units[at * units..][..count * blocks * units],
+                    scales: &mut self.scales[at..][..count * blocks],
+                    sums: &mut all_sums[at * sums..][..count * blocks * sums],
+                };
                 match self.layout {
-                    Layout::Bytes256(sub) => round_row::<LARGE>(x, (i, count), self.layout, sub, units, scales, sums),
-                    _ => round_row::<SMALL>(x, (i, count), self.layout, SMALL, units, scales, sums),
+                    Layout::Bytes256(_) => row.round::<S, LARGE>(s, x, self.layout),
+                    _ => row.round::<S, SMALL>(s, x, self.layout),
                 }
             }
             row += count;
@@ -149,69 +150,72 @@ impl Kernel for Round<'_> {
     }
 }
 
-/// Rounds row `i` of a group of `count`.
-#[inline(always)]
-fn round_row<const BLOCK: usize>(
-    x: &[f32],
-    (i, count): (usize, usize),
-    layout: Layout,
-    sub: usize,
-    units: &mut [i32],
-    scales: &mut [f32],
-    sums: &mut [i32],
-) {
-    let [per_units, per_sums] = layout.per_block();
-    for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-        let mut q = [0_i8; BLOCK];
-        let d = round_block(x, &mut q);
-        scales[b * count + i] = d;
-        let units = &mut units[b * per_units * count..][..per_units * count];
-        let mut put = |unit: usize, bits: i32| units[unit * count + i] = bits;
-        if layout == Layout::Words32 {
-            for (unit, &[a, b]) in q.as_chunks::<2>().0.iter().enumerate() {
-                put(unit, (i32::from(a) & 0xffff) | i32::from(b) << 16);
+/// Row `i` of a group of `count`, and the group's memory.
+struct Row<'a> {
+    i: usize,
+    count: usize,
+    units: &'a mut [i32],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+}
+
+impl Row<'_> {
+    #[inline(always)]
+    fn round<S: Simd, const BLOCK: usize>(self, s: S, x: &[f32], layout: Layout) {
+        let (i, count, [per_units, per_sums]) = (self.i, self.count, layout.per_block());
+        for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let mut q = [0_i8; BLOCK];
+            let d = round_block(s, x, &mut q);
+            self.scales[b * count + i] = d;
+            let units = self.units[b * per_units * count..][..per_units * count].iter_mut().skip(i).step_by(count);
+            if layout == Layout::Words32 {
+                for (unit, &[low, high]) in units.zip(q.as_chunks::<2>().0) {
+                    *unit = two(low.into(), high.into());
+                }
+            } else {
+                for (unit, four) in units.zip(q.as_chunks::<4>().0) {
+                    *unit = i32::from_le_bytes(four.map(|q| q as u8));
+                }
             }
-        } else {
-            for (unit, four) in q.as_chunks::<4>().0.iter().enumerate() {
-                put(unit, i32::from_le_bytes(four.map(|q| q as u8)));
-            }
-        }
-        let sums = &mut sums[b * per_sums * count..][..per_sums * count];
-        let sum = |part: &[i8]| part.iter().map(|&q| i16::from(q)).sum::<i16>();
-        match layout {
-            Layout::Bytes32 => sums[i] = (d * f32::from(sum(&q))).to_bits() as i32,
-            Layout::Moved32 => sums[i] = -128 * i32::from(sum(&q)),
-            Layout::Words32 => {}
-            Layout::Bytes256(_) => {
-                for (j, two) in q.chunks_exact(2 * sub).enumerate() {
-                    let (low, high) = (sum(&two[..sub]), sum(&two[sub..]));
-                    sums[j * count + i] = (i32::from(low) & 0xffff) | i32::from(high) << 16;
+            let sums = &mut self.sums[b * per_sums * count..][..per_sums * count];
+            let sum = |part: &[i8]| part.iter().map(|&q| i16::from(q)).sum::<i16>();
+            match layout {
+                Layout::Bytes32 => sums[i] = (d * f32::from(sum(&q))).to_bits() as i32,
+                Layout::Moved32 => sums[i] = -128 * i32::from(sum(&q)),
+                Layout::Words32 => {}
+                Layout::Bytes256(sub) => {
+                    for (j, pair) in q.chunks_exact(2 * sub).enumerate() {
+                        sums[j * count + i] = two(sum(&pair[..sub]), sum(&pair[sub..]));
+                    }
                 }
             }
         }
     }
 }
 
+/// Two numbers of 16 bits.
+#[inline(always)]
+fn two(low: i16, high: i16) -> i32 {
+    (i32::from(low) & 0xffff) | i32::from(high) << 16
+}
+
 /// The integers of one block; returns their scale. What is not finite stays visible: the scale is not finite, either.
 #[inline(always)]
-fn round_block(x: &[f32], q: &mut [i8]) -> f32 {
-    let mut most = [0.0_f32; LANES];
-    let mut poison = [0.0_f32; LANES];
-    for x in x.chunks_exact(LANES) {
-        for ((most, poison), x) in most.iter_mut().zip(&mut poison).zip(x) {
-            let size = x.abs();
-            *most = if size > *most { size } else { *most };
-            // Zero, or NaN where x is infinite or NaN.
-            *poison += x * 0.0;
-        }
+fn round_block<S: Simd, const BLOCK: usize>(s: S, x: &[f32; BLOCK], q: &mut [i8; BLOCK]) -> f32 {
+    let (mut most, mut poison) = (s.zero(), s.zero());
+    for x in x.chunks_exact(S::LANES) {
+        let x = s.load(x);
+        most = s.max(most, s.abs(x));
+        // Zero, or NaN where x is infinite or NaN.
+        poison = s.add(poison, s.mul(x, s.zero()));
     }
-    let most = most.into_iter().fold(0.0, f32::max);
-    let d = most / 127.0 + poison.iter().sum::<f32>();
-    let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
-    for (q, x) in q.iter_mut().zip(x) {
-        // Adding and taking away 1.5 * 2^23 rounds to even; the result is at most 127 in size.
-        const MAGIC: f32 = 12_582_912.0;
-        *q = (x * inverse + MAGIC).to_bits() as i8;
+    let most = s.reduce_max(most);
+    let d = most / 127.0 + s.reduce_sum(poison);
+    // Adding and taking away 1.5 * 2^23 rounds to even; the result is at most 127 in size.
+    const MAGIC: f32 = 12_582_912.0;
+    let (inverse, magic) = (s.splat(if most > 0.0 { 127.0 / most } else { 0.0 }), s.splat(MAGIC));
+    for (q, x) in q.chunks_exact_mut(S::LANES).zip(x.chunks_exact(S::LANES)) {
+        s.store_low_bytes(q, s.add(s.mul(s.load(x), inverse), magic));
     }
     d
 }
