@@ -35,7 +35,7 @@ pub fn run(args: &JsonArgs, environment: &Environment) -> Result<Outcome, Failur
         }))?;
         return Ok(Outcome::Done);
     }
-    let bf16 = if isa::has_bf16_dot() { "bf16 in hardware" } else { "no bf16 in hardware: training uses f32" };
+    let bf16 = if isa::has_bf16_dot() { "fast bf16" } else { "bf16 is no faster than f32: training uses f32" };
     let home = environment.home.as_ref().map_or("none: set LOAM_HOME".into(), |home| home.display().to_string());
     for (name, value) in [
         ("loam", env!("CARGO_PKG_VERSION").to_owned()),
