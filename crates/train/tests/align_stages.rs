@@ -135,7 +135,8 @@ fn an_adapter_is_trained_also_where_the_first_answers_all_got_the_same_reward() 
     let script = r#"n=0; while read -r line; do n=$((n+1)); echo "{\"reward\": $((n > 16 ? n % 2 : 1))}"; done"#;
     fs::write(&judge, script).unwrap();
     let reward = format!("reward = {{ kind = \"program\", command = [\"sh\", \"{}\"] }}", judge.display());
-    let more = format!("eval_every = 0\n[peft]\nmethod = \"lora\"\nr = 4\n[rl]\n{reward}\nsamples = 4\nmax_new_tokens = 8");
+    let more =
+        format!("eval_every = 0\n[peft]\nmethod = \"lora\"\nr = 4\n[rl]\n{reward}\nsamples = 4\nmax_new_tokens = 8");
     let mut witness = Witness::default();
     run_in(dir.path(), &recipe("grpo", "prompts", 6, &more), "run", false, &mut witness).unwrap();
     let norms: Vec<bool> = witness.rows.iter().map(|row| row.grad_norm > 0.0).collect();

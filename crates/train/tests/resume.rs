@@ -13,14 +13,14 @@ use loam_data::Garden;
 use loam_data::garden::Sizes;
 use loam_train::{Ending, Options, Outcome, Recipe, Stage, train};
 
-const STEPS: u64 = 6;
-/// Not a step with a checkpoint of its own: those are every 4.
-const STOP_AT: u64 = 3;
+const STEPS: u64 = 4;
+/// Not a step with a checkpoint of its own: those are every 3.
+const STOP_AT: u64 = 2;
 
 const LLAMA: &str = "family = \"llama\"\nhidden_size = 32\nintermediate_size = 48\nnum_hidden_layers = 1\n\
-                     num_attention_heads = 2\nnum_key_value_heads = 2\nmax_position_embeddings = 160\n";
+                     num_attention_heads = 2\nnum_key_value_heads = 2\nmax_position_embeddings = 256\n";
 const BERT: &str = "family = \"bert\"\nhidden_size = 32\nintermediate_size = 48\nnum_hidden_layers = 1\n\
-                    num_attention_heads = 2\nmax_position_embeddings = 160\n";
+                    num_attention_heads = 2\nmax_position_embeddings = 256\n";
 const T5: &str =
     "family = \"t5\"\nd_model = 32\nd_kv = 16\nd_ff = 48\nnum_layers = 1\nnum_decoder_layers = 1\nnum_heads = 2\n";
 
@@ -78,8 +78,8 @@ fn recipe(stage: Stage, garden: &Path, base: Option<&Path>) -> Recipe {
     // Three micro-batches in a step, dropout, a running mean of the weights: all that a run could remember.
     let text = format!(
         "stage = \"{}\"\nseed = 3\n[model]\n{model}[data]\ntrain = [\"{garden}/{train}\"]\nvalidation = [\"{garden}/{valid}\"]\n\
-         seq_len = 128\n[train]\nprecision = \"f32\"\nlr = 5e-3\nbatch = 8\nmicro_batch = 4\nsteps = {STEPS}\ndropout = 0.1\n\
-         ema_decay = 0.9\neval_every = 2\nsample_every = 0\ncheckpoint_every = 4\n{more}",
+         seq_len = 256\n[train]\nprecision = \"f32\"\nlr = 5e-3\nbatch = 8\nmicro_batch = 4\nsteps = {STEPS}\ndropout = 0.1\n\
+         ema_decay = 0.9\neval_every = 2\nsample_every = 0\ncheckpoint_every = 3\n{more}",
         stage.name()
     );
     Recipe::parse(&text, Path::new("test.toml")).unwrap()
