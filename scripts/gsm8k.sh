@@ -27,7 +27,7 @@ evaluate() { "$loam" eval "$1" --answers "$dir/gsm8k/held-out.jsonl" --pattern '
 "$loam" data inspect "$dir/sft-gsm8k.toml" 2>/dev/null | head -20 || true
 rm -rf "$dir/sft"
 "$loam" train "$dir/sft-gsm8k.toml" --dir "$dir/sft" --set train.sample_every=0 &
-until [ "$(wc -l <"$dir/sft/metrics.jsonl" 2>/dev/null || echo 0)" -ge 40 ]; do sleep 1; done
+until [ "$(cat "$dir/sft/metrics.jsonl" 2>/dev/null | wc -l)" -ge 40 ]; do kill -0 $! && sleep 1; done
 kill -INT $!
 wait $! || true
 echo "interrupted: $(tail -n 1 "$dir/sft/metrics.jsonl")"

@@ -20,10 +20,10 @@ use loam_train::reward::{Answered, ModelReward, Reward};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-const QUESTIONS: usize = 600;
-/// Of so many questions those with numbers are asked for the accuracy in arithmetic.
-const FOR_SUMS: usize = 4000;
-const PAIRS: usize = 600;
+const QUESTIONS: usize = 400;
+/// Questions with numbers, asked for the accuracy in arithmetic; as many of any kind as it takes to find them.
+const SUMS: usize = 240;
+const PAIRS: usize = 500;
 /// Answers drawn to each question.
 const DRAWS: u64 = 2;
 const SEED: u64 = 42;
@@ -34,7 +34,8 @@ type AnyError = Box<dyn std::error::Error>;
 fn main() -> Result<(), AnyError> {
     let garden = Garden::new(SEED);
     let questions = garden.questions(Split::HeldOut, QUESTIONS);
-    let sums: Vec<Question> = garden.questions(Split::HeldOut, FOR_SUMS).into_iter().filter(is_sum).collect();
+    let sums: Vec<Question> =
+        garden.questions(Split::HeldOut, 10 * SUMS).into_iter().filter(is_sum).take(SUMS).collect();
     let pairs = garden.preferences(Split::HeldOut, PAIRS);
     let (flags, paths): (Vec<String>, Vec<String>) =
         std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
