@@ -20,9 +20,12 @@ run() {
     sed -e "s#runs/pretrain-garden/model#$dir/pretrain-garden/model#; s#runs/sft-garden/model#$dir/sft-garden-s$3/model#" \
         -e "s#runs/reward/model#$dir/reward-s$3/model#; s#\"garden/#\"$dir/garden/#g" "$here/recipes/$2.toml" >"$dir/$1.toml"
     rm -rf "${dir:?}/$1"
+    # What a reference scores first are all pairs of a file: no more than the steps take.
+    local more=()
+    case $2 in dpo | kto) more=(--set "data.train=[\"$dir/garden/pairs-4000.jsonl\"]") ;; esac
     local start=$SECONDS
     "$loam" train "$dir/$1.toml" --dir "$dir/$1" --set seed="$3" --set train.sample_every=0 --set train.checkpoint_every=0 \
-        --set train.eval_every=0 ${THREADS:+--threads $THREADS} >/dev/null 2>"$dir/$1.log" || { tail -5 "$dir/$1.log"; exit 1; }
+        --set train.eval_every=0 "${more[@]}" ${THREADS:+--threads $THREADS} >/dev/null 2>"$dir/$1.log" || { tail -5 "$dir/$1.log"; exit 1; }
     echo "$1: $((SECONDS - start)) s; $(grep 'held-out loss' "$dir/$1.log" | tail -1)"
     "$score" "$dir/$1/model" | tee "$dir/$1/score.jsonl"
 }
@@ -30,6 +33,7 @@ run() {
 [ -d "$dir/garden" ] || "$loam" data garden "$dir/garden" --train-bytes 6000000 --chats 20000 --examples 12000 >/dev/null
 grep -E '"category":"(arithmetic|problem)"' "$dir/garden/prompts-train.jsonl" >"$dir/garden/sums-train.jsonl"
 grep -E '"category":"(arithmetic|problem)"' "$dir/garden/prompts-valid.jsonl" >"$dir/garden/sums-valid.jsonl"
+head -n 4000 "$dir/garden/preferences-train.jsonl" >"$dir/garden/pairs-4000.jsonl"
 run pretrain-garden pretrain-garden 42
 for seed in ${SEEDS:-1 2 3}; do
     for stage in $stages; do run "$stage-s$seed" "$stage" "$seed"; done
