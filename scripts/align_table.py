@@ -6,15 +6,16 @@ given as mean ± standard error of the mean.
 - preference: mean quality of answers drawn at temperature 1 to held-out questions (1 right and nothing else, 0.5 right and
   then more, 0 wrong, evasive or rude), by the garden's exact scorer
 - pairs: share of held-out pairs of answers whose better one is likelier per token
-- right: share of held-out questions whose likeliest answer is right; arithmetic: the same of sums and problems alone
+- right: share of held-out questions whose likeliest answer is right; sums: the same of 240 further questions with sums and
+  problems
 """
 import json
 import statistics
 import sys
 from collections import defaultdict
 
-COLUMNS = {"preference": 3, "pairs": 1, "right": 1, "arithmetic": 1, "letters": 1}
-GAINS = {"preference": 3, "pairs": 1, "right": 1, "arithmetic": 1}
+COLUMNS = {"preference": 3, "pairs": 1, "right": 1, "sums": 1, "letters": 1}
+GAINS = {"preference": 3, "pairs": 1, "right": 1, "sums": 1}
 START = "sft-garden"
 
 

@@ -80,7 +80,7 @@ fn talk(open: &OpenModel, questions: &[Question], sums: &[Question], pairs: &[Pa
     let mut row = json!({
         "preference": mean(preference),
         "quality": mean(qualities),
-        "arithmetic": mean(right_sums),
+        "sums": mean(right_sums),
         "pairs": 100.0 * won(&generator, pairs)?,
         "letters": mean(letters),
     });
