@@ -14,9 +14,13 @@ loam=${LOAM:-$here/target/release/loam}
 score=${SCORE:-$here/target/release/examples/garden_score}
 export LOAM_HOME=$dir/home
 
-# run NAME RECIPE SEED: trains, once; what a recipe names is taken from DIR.
+# run NAME RECIPE SEED: trains and scores, each once; what a recipe names is taken from DIR.
 run() {
-    [ -d "$dir/$1/model" ] && return
+    [ -d "$dir/$1/model" ] || train "$@"
+    [ -s "$dir/$1/score.jsonl" ] || "$score" "$dir/$1/model" | tee "$dir/$1/score.jsonl"
+}
+
+train() {
     sed -e "s#runs/pretrain-garden/model#$dir/pretrain-garden/model#; s#runs/sft-garden/model#$dir/sft-garden-s$3/model#" \
         -e "s#runs/reward/model#$dir/reward-s$3/model#; s#\"garden/#\"$dir/garden/#g" "$here/recipes/$2.toml" >"$dir/$1.toml"
     rm -rf "${dir:?}/$1"
@@ -27,7 +31,6 @@ run() {
     "$loam" train "$dir/$1.toml" --dir "$dir/$1" --set seed="$3" --set train.sample_every=0 --set train.checkpoint_every=0 \
         --set train.eval_every=0 "${more[@]}" ${THREADS:+--threads $THREADS} >/dev/null 2>"$dir/$1.log" || { tail -5 "$dir/$1.log"; exit 1; }
     echo "$1: $((SECONDS - start)) s; $(grep 'held-out loss' "$dir/$1.log" | tail -1)"
-    "$score" "$dir/$1/model" | tee "$dir/$1/score.jsonl"
 }
 
 [ -d "$dir/garden" ] || "$loam" data garden "$dir/garden" --train-bytes 6000000 --chats 20000 --examples 12000 >/dev/null
