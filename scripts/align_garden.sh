@@ -1,38 +1,44 @@
 #!/usr/bin/env bash
-# Alignment on the garden, from the model of `quickstart` (or of `quickstart --fast`, with FAST=1): a reward model, then every stage from the same tuned model
-# with every seed, and a table of held-out scores, mean ± deviation. Usage: [SEEDS="1 2 3"] scripts/align_garden.sh DIR [STAGE...];
-# needs `cargo build -p loam-cli` and `cargo build -p loam-train --example garden_score`. What is there already is not run again,
-# so a long table can be made in slices: name one stage per call.
+# Alignment on the garden: one pretrained model, and from it with every seed an SFT model, a reward model, every way to align,
+# and GRPO on sums alone; then a table of held-out scores, mean ± deviation over seeds. All of it by the recipes in recipes/.
+#
+#     [SEEDS="1 2 3"] [LOAM=target/release/loam] [SCORE=target/release/examples/garden_score] scripts/align_garden.sh DIR [STAGE...]
+#
+# needs `cargo build --release -p loam-cli` and `cargo build --release -p loam-train --example garden_score`. What is there already
+# is not run again, so a long table can be made in slices: name one stage per call.
 set -euo pipefail
-dir=$1; shift
-stages=${*:-reward dpo kto orpo simpo cpo grpo rloo ppo}
-bin=${CARGO_TARGET_DIR:-target}/debug
 here=$(cd "$(dirname "$0")/.." && pwd)
+dir=$(mkdir -p "$1" && cd "$1" && pwd); shift
+stages=${*:-sft-garden reward dpo kto orpo simpo grpo rloo ppo grpo-arithmetic}
+loam=${LOAM:-$here/target/release/loam}
+score=${SCORE:-$here/target/release/examples/garden_score}
 export LOAM_HOME=$dir/home
-if ! ls -d "$dir"/*quickstart*/sft/model >/dev/null 2>&1; then
-    "$bin/loam" quickstart ${FAST:+--fast} --dir "$dir" </dev/null >"$dir-quickstart.txt" 2>&1
-fi
-sft=$(ls -d "$dir"/*quickstart*/sft/model | tail -1)
-[ -d "$dir/garden" ] || "$bin/loam" data garden "$dir/garden" --train-bytes 1000 --chats 10 --examples 8000 >/dev/null
-for stage in $stages; do
-    for seed in ${SEEDS:-42}; do
-        # One judge for all of them.
-        run=$stage-s$seed
-        [ "$stage" = reward ] && run=reward
-        [ -d "$dir/$run/model" ] && continue
-        sed -e "s#runs/sft-chat/model#$sft#; s#runs/reward/model#$dir/reward/model#; s#\"garden/#\"$dir/garden/#" \
-            "$here/recipes/$stage.toml" >"$dir/$run.toml"
-        start=$SECONDS
-        "$bin/loam" train "$dir/$run.toml" --dir "$dir/$run" --set seed="$seed" --set train.sample_every=0 \
-            --set train.checkpoint_every=0 --set train.eval_every=0 >/dev/null 2>"$dir/$run.log" \
-            || { tail -5 "$dir/$run.log"; exit 1; }
-        echo "$run: $((SECONDS - start)) s; $(grep 'held-out loss' "$dir/$run.log" | tail -1)"
-    done
+
+# run NAME RECIPE SEED: trains and scores, each once; what a recipe names is taken from DIR.
+run() {
+    [ -d "$dir/$1/model" ] || train "$@"
+    [ -s "$dir/$1/score.jsonl" ] || "$score" "$dir/$1/model" | tee "$dir/$1/score.jsonl"
+}
+
+train() {
+    sed -e "s#runs/pretrain-garden/model#$dir/pretrain-garden/model#; s#runs/sft-garden/model#$dir/sft-garden-s$3/model#" \
+        -e "s#runs/reward/model#$dir/reward-s$3/model#; s#\"garden/#\"$dir/garden/#g" "$here/recipes/$2.toml" >"$dir/$1.toml"
+    rm -rf "${dir:?}/$1"
+    # What a reference scores first are all pairs of a file: no more than the steps take.
+    local more=()
+    case $2 in dpo | kto) more=(--set "data.train=[\"$dir/garden/pairs-4000.jsonl\"]") ;; esac
+    local start=$SECONDS
+    "$loam" train "$dir/$1.toml" --dir "$dir/$1" --set seed="$3" --set train.sample_every=0 --set train.checkpoint_every=0 \
+        --set train.eval_every=0 "${more[@]}" ${THREADS:+--threads $THREADS} >/dev/null 2>"$dir/$1.log" || { tail -5 "$dir/$1.log"; exit 1; }
+    echo "$1: $((SECONDS - start)) s; $(grep 'held-out loss' "$dir/$1.log" | tail -1)"
+}
+
+[ -d "$dir/garden" ] || "$loam" data garden "$dir/garden" --train-bytes 6000000 --chats 20000 --examples 12000 >/dev/null
+grep -E '"category":"(arithmetic|problem)"' "$dir/garden/prompts-train.jsonl" >"$dir/garden/sums-train.jsonl"
+grep -E '"category":"(arithmetic|problem)"' "$dir/garden/prompts-valid.jsonl" >"$dir/garden/sums-valid.jsonl"
+head -n 4000 "$dir/garden/preferences-train.jsonl" >"$dir/garden/pairs-4000.jsonl"
+run pretrain-garden pretrain-garden 42
+for seed in ${SEEDS:-1 2 3}; do
+    for stage in $stages; do run "$stage-s$seed" "$stage" "$seed"; done
 done
-models=("$sft")
-for stage in $stages; do
-    [ "$stage" = reward ] && continue
-    for seed in ${SEEDS:-42}; do models+=("$dir/$stage-s$seed/model"); done
-done
-"$bin/examples/garden_score" "${models[@]}" | tee "$dir/scores.txt"
-python3 "$here/scripts/align_table.py" <"$dir/scores.txt"
+cat "$dir"/*-s*/score.jsonl | python3 "$here/scripts/align_table.py"

@@ -13,6 +13,7 @@ use twox_hash::XxHash3_64;
 
 use crate::error::{Error, Result};
 use crate::optim::{Optimizer, State};
+use crate::trainer::Guard;
 
 const MODEL: &str = "model.safetensors";
 const ADAPTER: &str = "adapter.safetensors";
@@ -40,6 +41,13 @@ pub struct Progress {
     pub evals_without_gain: u64,
     /// Whether early stopping has ended the run.
     pub stopped_early: bool,
+    /// How far the check of the gradients is. Checkpoints from before it was kept have been checked.
+    #[serde(default = "done")]
+    pub guard: Guard,
+}
+
+fn done() -> Guard {
+    Guard::Done
 }
 
 /// `trainer.json`.

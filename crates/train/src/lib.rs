@@ -45,4 +45,6 @@ pub use run::{Options, Outcome, train, with_threads};
 pub use run_dir::{Log, RunDir};
 pub use schedule::{DecayShape, Schedule};
 pub use system::{environment, peak_rss_mib, predicted_rss_mib, timestamp};
-pub use trainer::{Ending, Hooks, Observer, SampleFn, Settings, Silent, Summary, Trainer, check_gradients, evaluate};
+pub use trainer::{
+    Ending, Guard, Hooks, Observer, SampleFn, Settings, Silent, Summary, Trainer, check_gradients, evaluate,
+};

@@ -13,7 +13,7 @@ use std::time::Instant;
 use loam_models::LanguageModel;
 use loam_tensor::Parameter;
 
-pub use guard::check_gradients;
+pub use guard::{Guard, check_gradients};
 pub use observer::{Observer, Silent};
 pub use settings::Settings;
 pub use step::evaluate;
@@ -193,7 +193,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
             &mut self.optimizer,
             &self.settings,
             (self.progress.step, &micro_batches),
-            self.adapter,
+            (self.adapter, &mut self.progress.guard),
         )?;
         self.progress.step += 1;
         self.progress.tokens += result.tokens;

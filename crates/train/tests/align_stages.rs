@@ -128,6 +128,22 @@ fn adapters_learn_preferences_and_rewards_against_the_model_without_them() {
 }
 
 #[test]
+fn an_adapter_is_trained_also_where_the_first_answers_all_got_the_same_reward() {
+    let dir = tempfile::tempdir().unwrap();
+    // The first two batches teach nothing; after them every second answer is a good one.
+    let judge = dir.path().join("judge.sh");
+    let script = r#"n=0; while read -r line; do n=$((n+1)); echo "{\"reward\": $((n > 16 ? n % 2 : 1))}"; done"#;
+    fs::write(&judge, script).unwrap();
+    let reward = format!("reward = {{ kind = \"program\", command = [\"sh\", \"{}\"] }}", judge.display());
+    let more =
+        format!("eval_every = 0\n[peft]\nmethod = \"lora\"\nr = 4\n[rl]\n{reward}\nsamples = 4\nmax_new_tokens = 8");
+    let mut witness = Witness::default();
+    run_in(dir.path(), &recipe("grpo", "prompts", 6, &more), "run", false, &mut witness).unwrap();
+    let norms: Vec<bool> = witness.rows.iter().map(|row| row.grad_norm > 0.0).collect();
+    assert_eq!(norms, [false, false, true, true, true, true]);
+}
+
+#[test]
 fn reference_log_probabilities_are_computed_once() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = recipe("dpo", "preferences", 1, "[preference]\nbeta = 0.2");

@@ -6,7 +6,7 @@ use std::time::Instant;
 use loam_models::{DropoutKey, EmbeddingNoise, LanguageModel};
 use loam_tensor::{Parameter, no_grad, with_precision};
 
-use super::guard::check_gradients;
+use super::guard::{Guard, check_gradients};
 use super::settings::Settings;
 use crate::adapter::AdapterRun;
 use crate::batch::Validation;
@@ -36,14 +36,13 @@ pub(super) fn optimizer_step<O: Objective>(
     optimizer: &mut Optimizer,
     settings: &Settings,
     (step, micro_batches): (u64, &[O::Batch]),
-    adapter: Option<&AdapterRun>,
+    (adapter, guard): (Option<&AdapterRun>, &mut Guard),
 ) -> Result<StepResult> {
     let lr = settings.lr * settings.schedule.multiplier(step);
     optimizer.begin_step();
     // With nothing to wait for, a gradient lives from its last addend to its parameter's update only.
-    let at_once = settings.clip == 0.0 && micro_batches.len() == 1 && step > 0;
-    let at_once =
-        at_once && adapter.is_none_or(|adapter| !adapter.needs_all_gradients() && !is_checked(settings, step));
+    let at_once = settings.clip == 0.0 && micro_batches.len() == 1 && *guard == Guard::Done;
+    let at_once = at_once && adapter.is_none_or(|adapter| !adapter.needs_all_gradients());
     let mut squares = 0.0;
     let mut update = |parameter: &Parameter| {
         squares += squared_norm(parameter);
@@ -54,7 +53,8 @@ pub(super) fn optimizer_step<O: Objective>(
         accumulate(model, objective, settings, step, micro_batches, (consume, adapter))
             .inspect_err(|_| clear(parameters))?;
     let teaches = micro_batches.iter().any(|batch| objective.teaches(batch));
-    if teaches && adapter.map_or(step == 0, |_| is_checked(settings, step)) {
+    let checks = guard.checks(teaches, adapter.is_some());
+    if checks {
         // Rows of tokens that the batch lacks have no gradient.
         let checked: Vec<_> = parameters.iter().filter(|(name, _)| !name.ends_with("tokens_delta")).cloned().collect();
         check_gradients(&checked, step + 1)?;
@@ -71,14 +71,8 @@ pub(super) fn optimizer_step<O: Objective>(
         after(step + 1);
     }
     clear(parameters);
+    *guard = guard.after(checks, teaches && lr > 0.0);
     Ok(StepResult { loss, lr, grad_norm, tokens, metrics })
-}
-
-/// Whether a step of an adapter's training is the first after something has moved: most adapters start with a zero that
-/// keeps other gradients at zero, and a warmup starts with a learning rate of zero.
-fn is_checked(settings: &Settings, step: u64) -> bool {
-    let moves = |step: u64| settings.schedule.multiplier(step) > 0.0;
-    step > 0 && moves(step - 1) && (step == 1 || !moves(step - 2))
 }
 
 fn clear(parameters: &[(String, Parameter)]) {
@@ -260,10 +254,10 @@ mod tests {
             let model = LanguageModel::new(&config, 3).unwrap();
             let parameters = model.parameters();
             let mut optimizer = Optimizer::new(&parameters, settings.optimizer);
-            let mut norms = Vec::new();
+            let (mut norms, mut guard) = (Vec::new(), Guard::default());
             for step in 0..3 {
-                let batch = (step, &[rows(0..8)][..]);
-                let result = optimizer_step(&model, &parameters, &mut Tokens, &mut optimizer, &settings, batch, None);
+                let (batch, watch) = ((step, &[rows(0..8)][..]), (None, &mut guard));
+                let result = optimizer_step(&model, &parameters, &mut Tokens, &mut optimizer, &settings, batch, watch);
                 norms.push(result.unwrap().grad_norm);
             }
             (parameters.iter().map(|(_, parameter)| parameter.to_vec()).collect::<Vec<_>>(), norms)
