@@ -20,6 +20,7 @@ import sys
 import tempfile
 import traceback
 import urllib.request
+from typing import Annotated
 
 BASE = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080"
 MODEL_DIR = sys.argv[2] if len(sys.argv) > 2 else None
@@ -110,7 +111,8 @@ def openai_checks():
 
     @check("stream helper with accumulated events")
     def _():
-        with chat.stream(model=MODEL, messages=ASK, max_tokens=8, seed=1) as stream:
+        # The package refuses a final completion that its limit cut short.
+        with chat.stream(model=MODEL, messages=ASK, max_tokens=1000, stop=["e"], seed=1) as stream:
             kinds = {event.type for event in stream}
         final = stream.get_final_completion()
         return f"{sorted(kinds)} {short(final.choices[0].message.content)}"
@@ -354,11 +356,13 @@ def langchain_checks():
     @check("LangChain: tools and their results")
     def _():
         @tool
-        def get_weather(days: int, warm: bool) -> str:
+        def get_weather(days: Annotated[int, pydantic.Field(ge=1, le=9)], warm: bool) -> str:
             """The weather."""
             return "rain"
 
-        llm = make(max_tokens=400).bind_tools([get_weather], tool_choice="any", parallel_tool_calls=False)
+        # Without strict a model may add what properties it likes, and a random one does without end.
+        choice = dict(tool_choice="any", strict=True, parallel_tool_calls=False)
+        llm = make(max_tokens=400).bind_tools([get_weather], **choice)
         called = llm.invoke(talk)
         call = called.tool_calls[0]
         assert call["name"] == "get_weather" and set(call["args"]) == {"days", "warm"}, called
@@ -439,7 +443,7 @@ def lm_eval_checks():
 
     @check("lm-eval: log-likelihoods of a choice")
     def _():
-        more = 'doc_to_choice: ["{{after}}", "{{wrong}}"]\ndoc_to_target: 0\nmetric_list: [{metric: acc}]'
+        more = 'doc_to_choice: "{{[after, wrong]}}"\ntarget_delimiter: ""\ndoc_to_target: 0\nmetric_list: [{metric: acc}]'
         with tempfile.TemporaryDirectory() as folder:
             result, samples = run(folder, "multiple_choice", more, MODEL, True)
         assert len(samples) == len(docs)

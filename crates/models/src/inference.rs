@@ -7,7 +7,7 @@ use loam_tensor::{DType, GgmlType};
 
 use crate::error::Error;
 use crate::model::LanguageModel;
-use crate::quantise::Mix;
+use crate::quantise::{Mix, Plan};
 use crate::spec::{LayerSpec, Spec};
 
 /// How a model is run.
@@ -131,14 +131,13 @@ impl LanguageModel {
         WeightMemory { mapped: 0, copied, opening: file_bytes + 4 * own_types * largest }
     }
 
-    /// Bytes of the weights that products read, the head's among them, in the types of a mix or in f32.
-    pub fn product_bytes(&self, mix: Option<Mix>) -> usize {
-        let plan = mix.map(|mix| self.plan(mix)).unwrap_or_default();
+    /// Bytes of the weights that products read, the head's among them, in these types, or in f32 where there is none.
+    pub fn product_bytes(&self, types: &Plan) -> usize {
         let reads =
             |name: &str| name.starts_with("layers.") || name == "lm_head.weight" || name == "embed_tokens.weight";
         let is_table = |name: &str| name == "embed_tokens.weight" && !self.spec().tie_word_embeddings;
         let bytes = |name: &str, count: usize| {
-            let ty = plan.get(name).copied().unwrap_or(GgmlType::F32);
+            let ty = types.get(name).copied().unwrap_or(GgmlType::F32);
             DType::Ggml(ty).bytes(count)
         };
         let all = self.parameters();

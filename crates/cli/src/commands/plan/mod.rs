@@ -3,6 +3,7 @@
 mod advice;
 mod pace;
 mod probe;
+mod sample;
 mod verify;
 
 use crate::Outcome;
@@ -13,11 +14,13 @@ use crate::machine;
 use crate::output;
 use crate::setup::Environment;
 use crate::table::{Table, bytes, grouped};
-use loam_formats::Gguf;
+use loam_formats::{Gguf, HfDir};
 use loam_models::{
-    KvType, LanguageModel, Mix, RunMemory, RunShape, Task, WeightMemory, activation_numbers, kv_numbers, run_memory,
+    LanguageModel, Mix, Plan as Types, RunMemory, RunShape, Task, WeightMemory, activation_numbers, kv_numbers,
+    run_memory,
 };
-use pace::Pace;
+use pace::{Asked, Bench, Pace};
+pub use probe::Probe;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -30,7 +33,9 @@ const USUAL: [&str; 4] = ["q8_0", "q6_k", "q4_k_m", "q4_0"];
 #[derive(Clone)]
 struct Weights {
     name: String,
+    /// What is to be made of the model first.
     mix: Option<Mix>,
+    types: Types,
     memory: WeightMemory,
 }
 
@@ -55,8 +60,8 @@ struct Row {
 
 pub fn run(args: &PlanArgs, environment: &Environment) -> Result<Outcome, Failure> {
     let path = model_path(&args.model, environment)?;
-    if let [context, sequences, chunk] = args.probe[..] {
-        return probe::run(&path, context, sequences, chunk);
+    if let Some(asked) = args.probe {
+        return probe::run(&path, asked);
     }
     let plan = Plan::new(args, path)?;
     let rows = plan.rows(args)?;
@@ -100,23 +105,27 @@ impl Plan {
             let hint = format!("the model was made for {most} positions");
             return Err(Failure::with_hint(format!("--context {long} is longer than the model's"), hint));
         }
+        if let Some(kv) = args.kv.iter().find(|&&kv| !self.outline.fits(kv)) {
+            let problem = format!("keys and values cannot be kept as {}", kv.name());
+            return Err(Failure::with_hint(problem, "the model's heads are no whole blocks of that type"));
+        }
         let threads = rayon::current_num_threads();
+        let longest = contexts.iter().copied().max().unwrap_or(CONTEXT);
+        let runs = self.weights.len() * args.sequences.len() * args.kv.len();
         let mut rows = Vec::new();
-        let runs = self.weights.len() * args.sequences.len();
         for (index, weights) in self.weights.iter().enumerate() {
-            for &sequences in &args.sequences {
-                let rates = match args.no_speed {
-                    true => None,
-                    false => Some(pace::Rates::measure(&self.outline, weights.mix, sequences, runs)?),
-                };
-                for &kv in &args.kv {
-                    for &context in &contexts {
-                        let shape = RunShape { context, sequences, chunk: args.chunk, kv, threads };
-                        let memory = run_memory(self.outline.spec(), weights.memory, &shape);
-                        // The engine keeps keys and values as activations are.
-                        let pace = rates.as_ref().filter(|_| kv == KvType::Full).map(|rates| rates.pace(&shape));
-                        rows.push(Row { weights: index, shape, memory, pace });
-                    }
+            let bench = match args.no_speed {
+                true => None,
+                false => Some(Bench::new(&self.outline, &weights.types, self.available)?),
+            };
+            for (&sequences, &kv) in args.sequences.iter().flat_map(|s| args.kv.iter().map(move |kv| (s, kv))) {
+                let asked = Asked { kv, sequences, context: longest, chunk: args.chunk };
+                let rates = bench.as_ref().map(|bench| bench.measure(asked, runs)).transpose()?;
+                for &context in &contexts {
+                    let shape = RunShape { context, sequences, chunk: args.chunk, kv, threads };
+                    let memory = run_memory(self.outline.spec(), weights.memory, &shape);
+                    let pace = rates.as_ref().map(|rates| rates.pace(&shape));
+                    rows.push(Row { weights: index, shape, memory, pace });
                 }
             }
         }
@@ -270,27 +279,40 @@ impl Plan {
     }
 }
 
-/// The weights to plan for.
+/// The weights to plan for. Those that are there must be the model's own and whole: a plan for them is worth nothing else.
 fn weights_of(args: &PlanArgs, path: &Path, outline: &LanguageModel) -> Result<Vec<Weights>, Failure> {
     let made = |mix: Mix| -> Result<Weights, Failure> {
-        Ok(Weights { name: mix.name().into(), mix: Some(mix), memory: outline.mapped_memory(mix)? })
+        let (types, memory) = (outline.plan(mix), outline.mapped_memory(mix)?);
+        Ok(Weights { name: mix.name().into(), mix: Some(mix), types, memory })
     };
+    let own = if path.is_file() { of_file(path, outline)? } else { of_directory(path, outline)? };
     if !args.quant.is_empty() {
-        return args.quant.iter().map(|&mix| made(mix)).collect();
+        return args.quant.iter().map(|&mix| if own.name == mix.name() { Ok(own.clone()) } else { made(mix) }).collect();
     }
     if path.is_file() {
-        let gguf = Gguf::open(path)?;
-        let number = gguf.size("general.file_type")?;
-        let mix = Mix::all().find(|mix| number.is_some_and(|n| mix.file_type() as usize == n));
-        let mix = mix.ok_or_else(|| {
-            let hint = "name the types of its weights with --quant";
-            Failure::with_hint(format!("{} does not say what its weights are", path.display()), hint)
-        })?;
-        return Ok(vec![made(mix)?]);
+        return Ok(vec![own]);
     }
-    let own = Weights { name: "f32".into(), mix: None, memory: outline.loaded_memory(file_bytes(path)) };
     let others = USUAL.iter().filter_map(|name| made(name.parse().ok()?).ok());
     Ok(std::iter::once(own).chain(others).collect())
+}
+
+/// The weights of a GGUF file, each in its own type.
+fn of_file(path: &Path, outline: &LanguageModel) -> Result<Weights, Failure> {
+    let gguf = Gguf::open(path)?;
+    let (memory, types) = outline.stored_in(&gguf)?;
+    let number = gguf.size("general.file_type")?;
+    let mix = Mix::all().find(|mix| number.is_some_and(|n| mix.file_type() as usize == n));
+    let name = mix.map_or("as they are", Mix::name).to_owned();
+    Ok(Weights { name, mix: None, types, memory })
+}
+
+/// The weights of a directory, which are f32 in memory. One that has none yet is planned from its `config.json`.
+fn of_directory(path: &Path, outline: &LanguageModel) -> Result<Weights, Failure> {
+    let bytes = file_bytes(path);
+    if bytes > 0 {
+        outline.check_stored(&HfDir::open(path)?)?;
+    }
+    Ok(Weights { name: "f32".into(), mix: None, types: Types::new(), memory: outline.loaded_memory(bytes) })
 }
 
 /// Bytes of a directory's weight files.

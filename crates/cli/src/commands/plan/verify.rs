@@ -1,5 +1,6 @@
 //! `--verify`: every row in a process of its own, predicted beside measured.
 
+use super::probe::Probe;
 use super::{Plan, Row};
 use crate::Outcome;
 use crate::args::PlanArgs;
@@ -7,7 +8,7 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress::Progress;
 use crate::table::{Table, bytes};
-use loam_models::{GgufSettings, KvType, LanguageModel};
+use loam_models::{GgufSettings, LanguageModel};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,9 +29,9 @@ pub fn run(plan: &Plan, rows: &[Row], args: &PlanArgs) -> Result<Outcome, Failur
     let scratch = tempfile::tempdir().map_err(|e| Failure::io("cannot make a temporary directory", &e))?;
     let mut files: HashMap<usize, PathBuf> = HashMap::new();
     let (mut table, mut list, mut is_good) = (Table::new(&HEADINGS), Vec::new(), true);
-    let rows: Vec<&Row> = rows.iter().filter(|row| row.shape.kv == KvType::Full && plan.fits(&row.memory)).collect();
+    let rows: Vec<&Row> = rows.iter().filter(|row| plan.fits(&row.memory)).collect();
     if rows.is_empty() {
-        return Err(Failure::with_hint("no row of the plan can be run here", "plan for --kv f32 and what fits"));
+        return Err(Failure::with_hint("no row of the plan can be run here", "plan for what fits into memory"));
     }
     let mut progress = Progress::new("verifying", rows.len() as u64);
     for (index, row) in rows.iter().enumerate() {
@@ -90,7 +91,7 @@ const HEADINGS: [&str; 10] = [
 
 fn as_json(plan: &Plan, row: &Row, pairs: &[(&str, f64, f64, f64); 3]) -> Value {
     let mut value = json!({
-        "quant": plan.weights[row.weights].name, "context": row.shape.context, "sequences": row.shape.sequences,
+        "quant": plan.weights[row.weights].name, "kv": row.shape.kv.name(), "context": row.shape.context, "sequences": row.shape.sequences,
     });
     for (name, predicted, measured, _) in pairs {
         value[*name] = json!({"predicted": predicted, "measured": measured});
@@ -101,9 +102,6 @@ fn as_json(plan: &Plan, row: &Row, pairs: &[(&str, f64, f64, f64); 3]) -> Value 
 /// The file that a row is about: the model itself, or a GGUF file of its weights in other types.
 fn written(plan: &Plan, weights: usize, scratch: &Path) -> Result<PathBuf, Failure> {
     let Some(mix) = plan.weights[weights].mix else { return Ok(plan.path.clone()) };
-    if plan.path.is_file() && plan.weights.len() == 1 {
-        return Ok(plan.path.clone());
-    }
     let file = scratch.join(format!("{}.gguf", mix.name()));
     let model = LanguageModel::open(&plan.path)?;
     model.save_gguf(&file, GgufSettings { mix: Some(mix), ..GgufSettings::default() })?;
@@ -113,11 +111,11 @@ fn written(plan: &Plan, weights: usize, scratch: &Path) -> Result<PathBuf, Failu
 fn probe(file: &Path, row: &Row, args: &PlanArgs) -> Result<Measured, Failure> {
     let shape = &row.shape;
     let program = std::env::current_exe().map_err(|e| Failure::io("cannot find this program", &e))?;
-    let text = format!("{},{},{}", shape.context, shape.sequences, args.chunk);
+    let asked = Probe { context: shape.context, sequences: shape.sequences, chunk: args.chunk, kv: shape.kv };
     let run = Command::new(program)
         .args(["--threads", &shape.threads.to_string(), "model", "plan"])
         .arg(file)
-        .args(["--probe", &text])
+        .args(["--probe", &asked.to_string()])
         .output()
         .map_err(|e| Failure::io("cannot start a probe", &e))?;
     if !run.status.success() {
