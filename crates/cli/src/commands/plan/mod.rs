@@ -14,6 +14,7 @@ use crate::machine;
 use crate::output;
 use crate::setup::Environment;
 use crate::table::{Table, bytes, grouped};
+use loam_formats::hf_dir::{TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX, WEIGHTS, WEIGHTS_INDEX};
 use loam_formats::{Gguf, HfDir};
 use loam_models::{
     LanguageModel, Mix, Plan as Types, RunMemory, RunShape, Task, WeightMemory, activation_numbers, kv_numbers,
@@ -308,16 +309,15 @@ fn of_file(path: &Path, outline: &LanguageModel) -> Result<Weights, Failure> {
 
 /// The weights of a directory, which are f32 in memory. One that has none yet is planned from its `config.json`.
 fn of_directory(path: &Path, outline: &LanguageModel) -> Result<Weights, Failure> {
-    let bytes = file_bytes(path);
-    if bytes > 0 {
-        outline.check_stored(&HfDir::open(path)?)?;
-    }
+    let files = [WEIGHTS, WEIGHTS_INDEX, TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX];
+    let bytes = if files.iter().any(|file| path.join(file).exists()) {
+        let dir = HfDir::open(path)?;
+        outline.check_stored(&dir)?;
+        dir.weights()?.total_bytes() as usize
+    } else {
+        output::say("no weights there yet: planned from config.json alone");
+        let numbers: usize = outline.parameters().iter().map(|(_, parameter)| parameter.count()).sum();
+        numbers * outline.file_dtype()?.size()
+    };
     Ok(Weights { name: "f32".into(), mix: None, types: Types::new(), memory: outline.loaded_memory(bytes) })
-}
-
-/// Bytes of a directory's weight files.
-fn file_bytes(path: &Path) -> usize {
-    let entries = std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
-    let is_weights = |path: &Path| path.extension().is_some_and(|e| e == "safetensors" || e == "bin");
-    entries.filter(|e| is_weights(&e.path())).filter_map(|e| e.metadata().ok()).map(|m| m.len() as usize).sum()
 }
