@@ -17,7 +17,7 @@ use crate::table::{Table, bytes, grouped};
 use loam_formats::hf_dir::{TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX, WEIGHTS, WEIGHTS_INDEX};
 use loam_formats::{Gguf, HfDir};
 use loam_models::{
-    LanguageModel, Mix, Plan as Types, RunMemory, RunShape, Task, WeightMemory, activation_numbers, kv_numbers,
+    KvType, LanguageModel, Mix, Plan as Types, RunMemory, RunShape, Task, WeightMemory, activation_numbers, kv_numbers,
     run_memory,
 };
 use pace::{Asked, Bench, Pace};
@@ -27,6 +27,8 @@ use std::path::{Path, PathBuf};
 
 /// Context that is planned for where nobody says.
 const CONTEXT: usize = 2048;
+/// Pages of the program that are first looked at when a model runs.
+const CODE_BYTES: usize = 4 << 20;
 /// Types that a directory is planned in besides its own.
 const USUAL: [&str; 4] = ["q8_0", "q6_k", "q4_k_m", "q4_0"];
 
@@ -86,7 +88,7 @@ impl Plan {
             return Err(Failure::with_hint("plans are made for language models of one stack", hint));
         }
         let weights = weights_of(args, &path, &outline)?;
-        let overhead = machine::resident_bytes().unwrap_or(0);
+        let overhead = machine::resident_bytes().unwrap_or(0) + CODE_BYTES;
         let available = match args.memory {
             Some(mib) => mib << 20,
             None => machine::memory().map_or(usize::MAX, |(_, available)| available as usize),
@@ -207,7 +209,7 @@ impl Plan {
                 row.shape.sequences.to_string(),
                 bytes(row.memory.weights),
                 bytes(row.memory.kv),
-                bytes(row.memory.activations + row.memory.scratch),
+                bytes(row.memory.activations + row.memory.scratch + row.memory.gaps),
                 bytes(self.peak(&row.memory)),
                 if self.fits(&row.memory) { "yes" } else { "no" }.into(),
                 grouped(self.largest_context(row)),
@@ -262,15 +264,17 @@ impl Plan {
             grouped(m.kv)
         ))?;
         say(format!(
-            "activations = 4 bytes x (tokens {rows} x {} numbers + vocabulary {} x sequences {}) = {}",
+            "activations = 4 bytes x (tokens {rows} x {} numbers + vocabulary {} x sequences {}{}) = {}",
             activation_numbers(spec),
             spec.vocab_size,
             s.sequences,
+            if s.kv == KvType::Full { "" } else { " + keys and values of a block while they are unpacked" },
             grouped(m.activations)
         ))?;
         say(format!("scratch = rounded activations and {} threads = {}", s.threads, grouped(m.scratch)))?;
+        say(format!("gaps = two of the widest buffers, or the rest of a slab of memory = {}", grouped(m.gaps)))?;
         say(format!(
-            "peak = max(opening {} + {}, weights + kv + activations + scratch) + program {} = {}",
+            "peak = max(opening {} + {}, weights + kv + activations + scratch + gaps) + program {} = {}",
             grouped(m.weights),
             grouped(w.opening),
             grouped(self.overhead),
@@ -288,7 +292,11 @@ fn weights_of(args: &PlanArgs, path: &Path, outline: &LanguageModel) -> Result<V
     };
     let own = if path.is_file() { of_file(path, outline)? } else { of_directory(path, outline)? };
     if !args.quant.is_empty() {
-        return args.quant.iter().map(|&mix| if own.name == mix.name() { Ok(own.clone()) } else { made(mix) }).collect();
+        return args
+            .quant
+            .iter()
+            .map(|&mix| if own.name == mix.name() { Ok(own.clone()) } else { made(mix) })
+            .collect();
     }
     if path.is_file() {
         return Ok(vec![own]);

@@ -7,7 +7,7 @@ use crate::machine;
 use crate::output;
 use loam_kernels::rng::Rng;
 use loam_models::{Forward, Input, KvCache, KvType, LanguageModel};
-use loam_tensor::no_grad;
+use loam_tensor::{no_grad, pool_stats};
 use serde_json::json;
 use std::fmt;
 use std::path::Path;
@@ -83,8 +83,10 @@ pub fn run(path: &Path, asked: Probe) -> Result<Outcome, Failure> {
         no_grad(|| model.logits_at(&step(&model, &tokens, &mut caches)?, &places, &Default::default()))?;
         times.push(start.elapsed().as_secs_f64());
     }
+    let pool = pool_stats();
     output::json(&json!({
-        "before_bytes": before, "peak_rss_bytes": machine::peak_bytes(),
+        "before_bytes": before, "peak_rss_bytes": machine::peak_bytes(), "anonymous_bytes": machine::anonymous_bytes(),
+        "pool_bytes": pool.live_bytes + pool.idle_bytes, "pool_peak_bytes": pool.peak_bytes,
         "prefill_tokens_per_s": prompt.len() as f64 / prefill,
         "decode_tokens_per_s": sequences as f64 / median(times),
     }))?;
