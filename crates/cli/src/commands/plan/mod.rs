@@ -67,7 +67,8 @@ pub fn run(args: &PlanArgs, environment: &Environment) -> Result<Outcome, Failur
         return probe::run(&path, asked);
     }
     let plan = Plan::new(args, path)?;
-    let rows = plan.rows(args)?;
+    // A row that is verified is calibrated right before it runs: machines that others use are not always as fast.
+    let rows = plan.rows(args, !args.no_speed && !args.verify)?;
     if args.verify {
         return verify::run(&plan, &rows, args);
     }
@@ -97,7 +98,7 @@ impl Plan {
     }
 
     /// Every combination that was asked for, calibrated where speeds are wanted.
-    fn rows(&self, args: &PlanArgs) -> Result<Vec<Row>, Failure> {
+    fn rows(&self, args: &PlanArgs, is_timed: bool) -> Result<Vec<Row>, Failure> {
         let most = self.outline.spec().max_position_embeddings;
         let contexts = if args.context.is_empty() { vec![CONTEXT.min(most)] } else { args.context.clone() };
         let positive = contexts.iter().chain(&args.sequences).chain([&args.chunk]).all(|&n| n > 0);
@@ -117,10 +118,7 @@ impl Plan {
         let runs = self.weights.len() * args.sequences.len() * args.kv.len();
         let mut rows = Vec::new();
         for (index, weights) in self.weights.iter().enumerate() {
-            let bench = match args.no_speed {
-                true => None,
-                false => Some(Bench::new(&self.outline, &weights.types, self.available)?),
-            };
+            let bench = is_timed.then(|| Bench::new(&self.outline, &weights.types, self.available)).transpose()?;
             for (&sequences, &kv) in args.sequences.iter().flat_map(|s| args.kv.iter().map(move |kv| (s, kv))) {
                 let asked = Asked { kv, sequences, context: longest, chunk: args.chunk };
                 let rates = bench.as_ref().map(|bench| bench.measure(asked, runs)).transpose()?;

@@ -1,5 +1,6 @@
 //! `--verify`: every row in a process of its own, predicted beside measured.
 
+use super::pace::{Asked, Bench, Pace};
 use super::probe::Probe;
 use super::{Plan, Row};
 use crate::Outcome;
@@ -8,7 +9,7 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress::Progress;
 use crate::table::{Table, bytes};
-use loam_models::{GgufSettings, LanguageModel};
+use loam_models::{GgufSettings, LanguageModel, RunShape};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -44,12 +45,12 @@ pub fn run(plan: &Plan, rows: &[Row], args: &PlanArgs) -> Result<Outcome, Failur
                 file
             }
         };
+        let pace = calibrated(plan, row)?;
         let measured = probe(&file, row, args)?;
-        let predicted = (plan.peak(&row.memory) as f64, row.pace);
         let pairs = [
-            ("peak", predicted.0, measured.peak, MEMORY),
-            ("prefill", predicted.1.map_or(0.0, |p| p.prefill_tokens_per_s), measured.prefill, SPEED),
-            ("decode", predicted.1.map_or(0.0, |p| p.decode_tokens_per_s), measured.decode, SPEED),
+            ("peak", plan.peak(&row.memory) as f64, measured.peak, MEMORY),
+            ("prefill", pace.prefill_tokens_per_s, measured.prefill, SPEED),
+            ("decode", pace.decode_tokens_per_s, measured.decode, SPEED),
         ];
         let mut cells = vec![plan.label(row)];
         for (name, predicted, measured, allowed) in pairs {
@@ -97,6 +98,13 @@ fn as_json(plan: &Plan, row: &Row, pairs: &[(&str, f64, f64, f64); 3]) -> Value 
         value[*name] = json!({"predicted": predicted, "measured": measured});
     }
     value
+}
+
+/// What a plan for this row alone would predict.
+fn calibrated(plan: &Plan, row: &Row) -> Result<Pace, Failure> {
+    let RunShape { context, sequences, chunk, kv, .. } = row.shape;
+    let bench = Bench::new(&plan.outline, &plan.weights[row.weights].types, plan.available)?;
+    Ok(bench.measure(Asked { kv, sequences, context, chunk }, 1)?.pace(&row.shape))
 }
 
 /// The file that a row is about: the model itself, or a GGUF file of its weights in other types.
