@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Drives a running `loam serve` with the clients that people use: openai, anthropic, ollama, LangChain, lm-eval.
 
-    pip install openai anthropic ollama langchain-openai lm-eval
+    pip install openai anthropic ollama langchain-openai lm-eval jsonschema
     loam serve MODEL --port 8080 &
     python scripts/check_serve.py http://127.0.0.1:8080
 
@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import urllib.error
 import urllib.request
+from typing import Annotated
 
 BASE = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080"
 MODEL_DIR = sys.argv[2] if len(sys.argv) > 2 else None
@@ -110,7 +112,8 @@ def openai_checks():
 
     @check("stream helper with accumulated events")
     def _():
-        with chat.stream(model=MODEL, messages=ASK, max_tokens=8, seed=1) as stream:
+        # The package refuses a final completion that its limit cut short.
+        with chat.stream(model=MODEL, messages=ASK, max_tokens=1000, stop=["e"], seed=1) as stream:
             kinds = {event.type for event in stream}
         final = stream.get_final_completion()
         return f"{sorted(kinds)} {short(final.choices[0].message.content)}"
@@ -354,11 +357,13 @@ def langchain_checks():
     @check("LangChain: tools and their results")
     def _():
         @tool
-        def get_weather(days: int, warm: bool) -> str:
+        def get_weather(days: Annotated[int, pydantic.Field(ge=1, le=9)], warm: bool) -> str:
             """The weather."""
             return "rain"
 
-        llm = make(max_tokens=400).bind_tools([get_weather], tool_choice="any", parallel_tool_calls=False)
+        # Without strict a model may add what properties it likes, and a random one does without end.
+        choice = dict(tool_choice="any", strict=True, parallel_tool_calls=False)
+        llm = make(max_tokens=400).bind_tools([get_weather], **choice)
         called = llm.invoke(talk)
         call = called.tool_calls[0]
         assert call["name"] == "get_weather" and set(call["args"]) == {"days", "warm"}, called
@@ -439,7 +444,7 @@ def lm_eval_checks():
 
     @check("lm-eval: log-likelihoods of a choice")
     def _():
-        more = 'doc_to_choice: ["{{after}}", "{{wrong}}"]\ndoc_to_target: 0\nmetric_list: [{metric: acc}]'
+        more = 'doc_to_choice: "{{[after, wrong]}}"\ntarget_delimiter: ""\ndoc_to_target: 0\nmetric_list: [{metric: acc}]'
         with tempfile.TemporaryDirectory() as folder:
             result, samples = run(folder, "multiple_choice", more, MODEL, True)
         assert len(samples) == len(docs)
@@ -468,6 +473,72 @@ def lm_eval_checks():
         return short(samples[0]["filtered_resps"][0])
 
 
+def raw_checks():
+    """Answers as they come over the wire against the extract of OpenAI's own document."""
+    import jsonschema
+
+    folder = os.path.dirname(os.path.abspath(__file__))
+    with open(os.path.join(folder, "..", "crates", "serve", "tests", "openai_schema.json")) as file:
+        extract = json.load(file)
+
+    def is_a(name, value):
+        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$ref": f"#/$defs/{name}", "$defs": extract["$defs"]}
+        jsonschema.Draft202012Validator(schema).validate(value)
+
+    def ask(path, body, status=200):
+        text = json.dumps({"model": MODEL, **body}) if isinstance(body, dict) else body
+        request = urllib.request.Request(BASE + path, text.encode(), {"content-type": "application/json"})
+        try:
+            with urllib.request.urlopen(request) as answer:
+                assert answer.status == status
+                return answer.read().decode()
+        except urllib.error.HTTPError as error:
+            assert error.code == status, (error.code, error.read())
+            return error.read().decode()
+
+    def events(text):
+        lines = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+        return [json.loads(line) for line in lines if line != "[DONE]"]
+
+    few = {"max_tokens": 12, "seed": 1}
+    chats = [few, {**few, "n": 2, "logprobs": True, "top_logprobs": 2}, {"max_tokens": 400, "tools": TOOLS, "tool_choice": "required"}]
+
+    @check("raw answers of chat, whole and streamed, are as OpenAI's document says")
+    def _():
+        count = 0
+        for more in chats:
+            is_a("CreateChatCompletionResponse", json.loads(ask("/v1/chat/completions", {"messages": ASK, **more})))
+            streamed = {"stream": True, "stream_options": {"include_usage": True}}
+            for chunk in events(ask("/v1/chat/completions", {"messages": ASK, **more, **streamed})):
+                is_a("CreateChatCompletionStreamResponse", chunk)
+                count += 1
+        return f"{count} chunks"
+
+    @check("raw answers of the other endpoints, too")
+    def _():
+        for more in ({}, {"echo": True, "logprobs": 2}, {"n": 2}):
+            is_a("CreateCompletionResponse", json.loads(ask("/v1/completions", {"prompt": "The fox", **few, **more})))
+        for form in ("float", "base64"):
+            made = json.loads(ask("/v1/embeddings", {"input": ["a", "b"], "encoding_format": form}))
+            if form == "float":
+                is_a("CreateEmbeddingResponse", made)
+        is_a("ListModelsResponse", json.loads(get("/v1/models")))
+        is_a("Model", json.loads(get(f"/v1/models/{MODEL}")))
+        is_a("Response", json.loads(ask("/v1/responses", {"input": "Where?", "max_output_tokens": 16})))
+        parts = events(ask("/v1/responses", {"input": "Where?", "max_output_tokens": 16, "stream": True}))
+        for part in parts:
+            is_a("ResponseStreamEvent", part)
+        return f"{len(parts)} events"
+
+    @check("raw errors, too")
+    def _():
+        wrong = [("{", 400), ("[]", 400), ({"messages": []}, 400), ({"messages": ASK, "temperature": -1}, 400)]
+        wrong += [({"messages": ASK, "model": "none"}, 404), ({"messages": ASK, "n": "two"}, 400)]
+        for body, status in wrong:
+            is_a("ErrorResponse", json.loads(ask("/v1/chat/completions", body, status)))
+        return f"{len(wrong)} kinds"
+
+
 @check("health, readiness, metrics, OpenAPI document")
 def _():
     assert json.loads(get("/health"))["status"] == "ok" and json.loads(get("/ready"))["status"] == "ready"
@@ -475,7 +546,7 @@ def _():
     return f"{len(get('/metrics').splitlines())} lines of metrics, {len(document['paths'])} paths"
 
 
-for checks in (openai_checks, anthropic_checks, ollama_checks, langchain_checks, lm_eval_checks):
+for checks in (raw_checks, openai_checks, anthropic_checks, ollama_checks, langchain_checks, lm_eval_checks):
     try:
         checks()
     except ImportError as error:

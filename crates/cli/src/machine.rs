@@ -29,6 +29,11 @@ pub fn peak_bytes() -> Option<usize> {
     of_process("VmHWM:")
 }
 
+/// Memory of this process now that is no part of a file, in bytes.
+pub fn anonymous_bytes() -> Option<usize> {
+    of_process("RssAnon:")
+}
+
 fn of_process(key: &str) -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;

@@ -100,6 +100,41 @@ fn a_plan_says_what_binds_and_how_it_is_computed() {
 }
 
 #[test]
+fn weights_that_are_cut_short_or_another_models_are_not_planned() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = |name: &str| {
+        let to = dir.path().join(name);
+        fs::create_dir(&to).unwrap();
+        for entry in fs::read_dir(loam_testkit::golden_dir("llama-gqa")).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+        to
+    };
+    let refused = |model: &str, part: &str| {
+        let ran = loam(dir.path(), &["model", "plan", model, "--no-speed"]);
+        assert!(ran.code == 2 && ran.stderr.contains(part), "{model}: {} {}", ran.stdout, ran.stderr);
+    };
+    let weights = copy("cut").join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() - 4]).unwrap();
+    refused("cut", "model.safetensors");
+    let config = copy("other").join("config.json");
+    let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    value["intermediate_size"] = 96.into();
+    fs::write(&config, value.to_string()).unwrap();
+    refused("other", "mlp.");
+    copy("whole");
+    assert_eq!(loam(dir.path(), &["model", "convert", "whole", "whole.gguf"]).code, 0);
+    let bytes = fs::read(dir.path().join("whole.gguf")).unwrap();
+    fs::write(dir.path().join("cut.gguf"), &bytes[..bytes.len() - 64]).unwrap();
+    refused("cut.gguf", "cut.gguf");
+    fs::remove_file(dir.path().join("whole").join("model.safetensors")).unwrap();
+    let early = loam(dir.path(), &["model", "plan", "whole", "--no-speed"]);
+    assert!(early.code == 0 && early.stderr.contains("no weights there yet"), "{}", early.stderr);
+}
+
+#[test]
 fn what_cannot_be_done_is_one_error_and_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let golden = loam_testkit::golden_dir("llama-gqa");

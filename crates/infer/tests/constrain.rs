@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 use loam_chat::{FinishReason, Sampling};
-use loam_infer::{ConstraintCompiler, Generator, Grammar};
+use loam_infer::{ConstraintCompiler, Error, Generator, Grammar};
 use loam_models::LanguageModel;
 use loam_testkit::Random;
 use loam_tokenizer::{Tokenizer, TrainConfig, TrainKind, train};
@@ -195,4 +195,19 @@ fn texts_under_three_hundred_schemas_are_valid_whatever_the_model_would_say() {
             written.iter().map(|(schema, text)| format!("{}\n", json!({"schema": schema, "text": text}))).collect();
         std::fs::write(path, lines).unwrap();
     }
+}
+
+#[test]
+fn schemas_that_cannot_be_counted_or_allow_nothing_are_refused_by_place() {
+    let tokenizer = tokenizer();
+    let compiler = ConstraintCompiler::new(&tokenizer, &tokenizer.stop_ids()).unwrap();
+    let place = |schema: Value| match compiler.compile(&Grammar::JsonSchema(schema.clone())) {
+        Err(Error::Schema { path, .. }) => path,
+        other => panic!("{schema}: {other:?}"),
+    };
+    assert_eq!(place(json!({"enum": [1, i64::MIN]})), "/enum/1");
+    assert_eq!(place(json!({"properties": {"a": {"minimum": i64::MIN}}})), "/properties/a/minimum");
+    assert_eq!(place(json!({"maximum": 1e300})), "/maximum");
+    assert_eq!(place(json!({"$ref": "#"})), "");
+    compiler.compile(&Grammar::JsonSchema(json!({"type": "integer", "maximum": 9_007_199_254_740_991_i64}))).unwrap();
 }

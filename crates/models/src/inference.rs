@@ -7,7 +7,7 @@ use loam_tensor::{DType, GgmlType};
 
 use crate::error::Error;
 use crate::model::LanguageModel;
-use crate::quantise::Mix;
+use crate::quantise::{Mix, Plan};
 use crate::spec::{LayerSpec, Spec};
 
 /// How a model is run.
@@ -47,6 +47,8 @@ pub struct RunMemory {
     pub activations: usize,
     /// Memory of threads: weights while they are unpacked, rounded activations.
     pub scratch: usize,
+    /// What lies empty between the buffers of the pool.
+    pub gaps: usize,
     /// Most of all at once, while opening or while running, without the program itself.
     pub peak: usize,
 }
@@ -101,18 +103,28 @@ fn widest(spec: &Spec) -> usize {
 
 /// Scratch of a thread besides rounded activations: rows of weights while they are unpacked, tiles of attention.
 const THREAD_SCRATCH: usize = 1 << 20;
+/// The pool of `loam-tensor` takes memory from the system in slabs of this size.
+const SLAB_BYTES: usize = 36 << 20;
 
 /// Predicts what running a model holds.
 pub fn run_memory(spec: &Spec, weights: WeightMemory, shape: &RunShape) -> RunMemory {
     let positions = shape.context * shape.sequences;
     let kv = (kv_numbers(spec) as f64 * positions as f64 * shape.kv.bytes()) as usize;
     let rows = shape.chunk.min(shape.context).max(shape.sequences);
-    let activations = 4 * (rows * activation_numbers(spec) + spec.vocab_size * shape.sequences);
+    let is_packed = shape.kv != KvType::Full;
+    // What is packed is unpacked while a block looks at it, one sequence after the other.
+    let keys = spec.stack.layers.iter().map(|layer| Widths::of(layer).keys).max().unwrap_or(0);
+    let unpacked = if is_packed { 2 * shape.context * keys } else { 0 };
+    let activations = 4 * (rows * activation_numbers(spec) + spec.vocab_size * shape.sequences + unpacked);
     // Activations in eight bits, with a scale and a sum per 32 of them.
     let scratch = rows * widest(spec) * 5 / 4 + shape.threads * THREAD_SCRATCH;
+    let pooled = weights.copied + activations + if is_packed { 0 } else { kv };
+    // Buffers of different sizes come and go, and the widest do not fit into what smaller ones leave: about two of them
+    // lie empty, but never more than the rest of the last slab.
+    let gaps = (2 * 4 * rows * widest(spec)).min(pooled.next_multiple_of(SLAB_BYTES) - pooled);
     let held = weights.mapped + weights.copied;
-    let peak = (held + weights.opening).max(held + kv + activations + scratch);
-    RunMemory { weights: held, kv, activations, scratch, peak }
+    let peak = (held + weights.opening).max(held + kv + activations + scratch + gaps);
+    RunMemory { weights: held, kv, activations, scratch, gaps, peak }
 }
 
 impl LanguageModel {
@@ -131,14 +143,13 @@ impl LanguageModel {
         WeightMemory { mapped: 0, copied, opening: file_bytes + 4 * own_types * largest }
     }
 
-    /// Bytes of the weights that products read, the head's among them, in the types of a mix or in f32.
-    pub fn product_bytes(&self, mix: Option<Mix>) -> usize {
-        let plan = mix.map(|mix| self.plan(mix)).unwrap_or_default();
+    /// Bytes of the weights that products read, the head's among them, in these types, or in f32 where there is none.
+    pub fn product_bytes(&self, types: &Plan) -> usize {
         let reads =
             |name: &str| name.starts_with("layers.") || name == "lm_head.weight" || name == "embed_tokens.weight";
         let is_table = |name: &str| name == "embed_tokens.weight" && !self.spec().tie_word_embeddings;
         let bytes = |name: &str, count: usize| {
-            let ty = plan.get(name).copied().unwrap_or(GgmlType::F32);
+            let ty = types.get(name).copied().unwrap_or(GgmlType::F32);
             DType::Ggml(ty).bytes(count)
         };
         let all = self.parameters();

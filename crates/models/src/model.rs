@@ -114,11 +114,40 @@ impl LanguageModel {
     /// Fills the weights from a directory. With a seed, weights of heads may be missing or left over.
     fn load(&self, dir: &HfDir, seed: Option<u64>) -> Result<NewHead, Error> {
         let (weights, entries) = (dir.weights()?, self.entries());
-        let (mut used, mut report) = (HashSet::new(), NewHead::default());
-        for entry in &entries {
-            let name = match self.name_in(&weights, entry, dir.path()) {
-                Err(_) if seed.is_some() && entry.is_of_head() => {
+        let (names, report) = self.found(&weights, &entries, dir.path(), seed.is_some())?;
+        for (entry, name) in entries.iter().zip(&names) {
+            if let Some(name) = name {
+                entry.import(&weights.get(name)?.to_f32()?);
+            }
+        }
+        if let Some(seed) = seed {
+            let is_new =
+                |name: &str| entries.iter().any(|e| e.feeds[0] == name && report.initialised.contains(&e.name));
+            self.network.initialise(&self.spec, seed, is_new);
+        }
+        Ok(report)
+    }
+
+    /// Whether a directory's weights are those of this model: each is there, whole, in its shape, and none is left over.
+    /// Reads headers alone.
+    pub fn check_stored(&self, dir: &HfDir) -> Result<(), Error> {
+        self.found(&dir.weights()?, &self.entries(), dir.path(), false).map(|_| ())
+    }
+
+    /// The name of the tensor that each entry is read from. With a new head, weights of heads may be missing or left over.
+    fn found(
+        &self,
+        weights: &Weights,
+        entries: &[Entry],
+        path: &Path,
+        has_new_head: bool,
+    ) -> Result<(Vec<Option<String>>, NewHead), Error> {
+        let (mut names, mut report) = (Vec::new(), NewHead::default());
+        for entry in entries {
+            let name = match self.name_in(weights, entry, path) {
+                Err(_) if has_new_head && entry.is_of_head() => {
                     report.initialised.push(entry.name.clone());
+                    names.push(None);
                     continue;
                 }
                 other => other?,
@@ -126,33 +155,28 @@ impl LanguageModel {
             let view = weights.get(&name)?;
             if view.shape != entry.file_shape() {
                 return Err(Error::WeightShape {
-                    path: weights.file_of(&name).unwrap_or(dir.path()).into(),
+                    path: weights.file_of(&name).unwrap_or(path).into(),
                     name,
                     found: view.shape.to_vec(),
                     expected: entry.file_shape(),
                 });
             }
-            entry.import(&view.to_f32()?);
-            used.insert(name);
+            names.push(Some(name));
         }
-        if let Some(seed) = seed {
-            let is_new =
-                |name: &str| entries.iter().any(|e| e.feeds[0] == name && report.initialised.contains(&e.name));
-            self.network.initialise(&self.spec, seed, is_new);
-        }
+        let used: HashSet<&str> = names.iter().flatten().map(String::as_str).collect();
         let map = &self.family.weights;
         // Checkpoints of models with a tied head may carry the table under its other names, too.
         let is_copy = |name: &str| self.spec.tie_word_embeddings && map.copies.contains(&name);
         let is_known = |name: &str| map.ignored_suffixes.iter().any(|suffix| name.ends_with(suffix));
         let mut left = weights.names().filter(|name| !used.contains(*name) && !is_known(name) && !is_copy(name));
-        if seed.is_some() {
+        if has_new_head {
             report.dropped = left.map(str::to_owned).collect();
-            return Ok(report);
+            return Ok((names, report));
         }
         match left.next() {
-            None => Ok(report),
+            None => Ok((names, report)),
             Some(name) => Err(Error::UnexpectedWeight {
-                path: weights.file_of(name).unwrap_or(dir.path()).into(),
+                path: weights.file_of(name).unwrap_or(path).into(),
                 name: name.to_string(),
                 family: self.family.name,
                 nearest: nearest(name, entries.iter().map(|entry| entry.name.as_str())),

@@ -1,5 +1,6 @@
 //! Arguments of `loam model plan`.
 
+use crate::commands::plan::Probe;
 use clap::Args;
 use loam_models::{KvType, Mix};
 
@@ -11,7 +12,7 @@ pub struct PlanArgs {
     /// Element types of the weights to plan for [default: the model's own; of a directory also q8_0, q6_k, q4_k_m, q4_0]
     #[arg(long, value_name = "TYPES", value_delimiter = ',')]
     pub quant: Vec<Mix>,
-    /// Types of keys and values; those that the engine does not run yet are planned for memory alone
+    /// Types of keys and values: full, f16, bf16, q8_0, q4_0
     #[arg(long, value_name = "TYPES", value_delimiter = ',', default_value = "full")]
     pub kv: Vec<KvType>,
     /// Positions that each sequence has room for [default: 2048, or the model's context where that is less]
@@ -32,13 +33,13 @@ pub struct PlanArgs {
     /// Run every row of the plan in a process of its own and print predicted and measured side by side
     #[arg(long, conflicts_with = "no_speed")]
     pub verify: bool,
-    /// Leave out the calibration of at most two seconds, and speeds
+    /// Leave out the calibration, about two seconds for each kind of weights, and speeds
     #[arg(long)]
     pub no_speed: bool,
     /// Print one JSON value
     #[arg(long)]
     pub json: bool,
     /// Run one row and print what it took, for --verify
-    #[arg(long, hide = true, value_name = "CONTEXT,SEQUENCES,CHUNK", value_delimiter = ',')]
-    pub probe: Vec<usize>,
+    #[arg(long, hide = true, value_name = "CONTEXT,SEQUENCES,CHUNK,KV")]
+    pub probe: Option<Probe>,
 }

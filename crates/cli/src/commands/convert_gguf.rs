@@ -113,10 +113,9 @@ fn metadata_of(source: &Path, model: &LanguageModel) -> Result<Vec<(String, Gguf
     Ok(metadata)
 }
 
-/// The tokenizer of a file, if it has one.
+/// The tokenizer of a file, if it has one: llama.cpp calls the kind of one that it has not `no_vocab`, or `none`.
 fn tokenizer_of(gguf: &Gguf) -> Result<Option<Tokenizer>, Failure> {
-    // `no_vocab` is how a file says that it has none.
-    let is_there = gguf.text("tokenizer.ggml.model")?.is_some_and(|kind| kind != "no_vocab");
+    let is_there = gguf.text("tokenizer.ggml.model")?.is_some_and(|kind| !matches!(kind, "no_vocab" | "none"));
     Ok(is_there.then(|| Tokenizer::from_gguf(gguf)).transpose()?)
 }
 

@@ -16,7 +16,7 @@ mod generate;
 mod inspect;
 mod merge;
 mod model;
-mod plan;
+pub mod plan;
 mod prepare;
 mod quickstart;
 mod runs;

@@ -93,7 +93,12 @@ impl ConstraintCompiler {
         // A warning says that something is not obeyed to the letter.
         match fresh.grammar_warnings().first() {
             Some(warning) => Err(invalid(warning)),
-            None => Ok(Constraint { fresh: Arc::new(fresh) }),
+            None => {
+                let constraint = Constraint { fresh: Arc::new(fresh) };
+                // What allows nothing to begin with, such as a definition that is itself, shows only now.
+                constraint.start().allowed()?;
+                Ok(constraint)
+            }
         }
     }
 }

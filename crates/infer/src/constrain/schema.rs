@@ -18,6 +18,10 @@ const LISTED: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
 /// How many parts of a refused schema are tried by themselves to find the one at fault.
 const MOST_TRIES: usize = 200;
 
+/// Numbers beyond these bounds are not written exactly by everyone, and the library, which counts in 64 bits, would turn
+/// the least of them around without end.
+const MOST_NUMBER: f64 = 9_007_199_254_740_992.0;
+
 /// Builds a constraint from a schema with the library's settings in it.
 type Build<'a> = dyn Fn(Value) -> Result<Constraint, Error> + 'a;
 
@@ -31,6 +35,9 @@ pub(super) fn compile(schema: &Value, build: &Build<'_>) -> Result<Constraint, E
         Value::Object(_) | Value::Bool(_) => {}
         _ => return Err(refuse("", "a schema is an object, true or false")),
     }
+    if let Some(path) = vast_number(schema) {
+        return Err(refuse(&path, "numbers beyond 2^53 are not supported"));
+    }
     let error = match attempt(schema, schema, build) {
         Ok(constraint) => return Ok(constraint),
         Err(error) => error,
@@ -39,6 +46,17 @@ pub(super) fn compile(schema: &Value, build: &Build<'_>) -> Result<Constraint, E
     let mut tries = MOST_TRIES;
     locate(schema, schema, &mut found, &mut tries, build);
     Err(refuse(&found.path, &found.reason))
+}
+
+/// The place of a number that is too large to count with, if there is one.
+fn vast_number(schema: &Value) -> Option<String> {
+    let below = |name: String, part: &Value| vast_number(part).map(|path| format!("/{name}{path}"));
+    match schema {
+        Value::Number(number) => number.as_f64().is_none_or(|x| x.abs() > MOST_NUMBER).then(String::new),
+        Value::Array(list) => list.iter().enumerate().find_map(|(at, part)| below(at.to_string(), part)),
+        Value::Object(map) => map.iter().find_map(|(key, part)| below(escape(key), part)),
+        _ => None,
+    }
 }
 
 struct Fault {

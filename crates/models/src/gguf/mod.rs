@@ -94,30 +94,9 @@ impl LanguageModel {
         let architecture = architecture_of(gguf)?;
         let model = Self::outline_of_gguf(gguf)?;
         let entries = architecture.weights.entries(&model.parameters(), model.spec());
-        let mut used = 0;
-        for entry in &entries {
-            let tensor = gguf.find(&entry.name).ok_or_else(|| Error::MissingWeight {
-                path: gguf.path().to_path_buf(),
-                name: entry.name.clone(),
-                nearest: nearest(&entry.name, gguf.tensors().iter().map(|tensor| tensor.name.as_str())),
-            })?;
-            if tensor.shape != entry.file_shape() {
-                return Err(Error::WeightShape {
-                    path: gguf.path().to_path_buf(),
-                    name: tensor.name.clone(),
-                    found: tensor.shape.clone(),
-                    expected: entry.file_shape(),
-                });
-            }
-            check_type(gguf, tensor)?;
-            let in_place =
-                tensor.ty != GgmlType::F32 && entry.feeds.iter().all(|name| can_be_typed(model.spec(), name));
+        for (entry, tensor) in entries.iter().zip(tensors_of(gguf, architecture, &entries)?) {
             let (bytes, start) = gguf.shared_bytes(tensor);
-            entry.import_blocks(tensor.ty, &bytes, start, in_place);
-            used += 1;
-        }
-        if used < gguf.tensors().len() {
-            refuse_left_over(gguf, architecture, &entries)?;
+            entry.import_blocks(tensor.ty, &bytes, start, is_in_place(model.spec(), entry, tensor.ty));
         }
         Ok(model)
     }
@@ -131,18 +110,28 @@ impl LanguageModel {
     pub(crate) fn gguf_memory(&self, mix: Option<Mix>) -> Result<WeightMemory, Error> {
         let (architecture, _) = self.describe()?;
         let entries = architecture.weights.entries(&self.parameters(), self.spec());
-        let (types, mut memory) = (self.types(&entries, mix)?, WeightMemory::default());
-        for (entry, ty) in entries.iter().zip(types) {
-            let count: usize = entry.file_shape().iter().product();
-            memory.mapped += DType::Ggml(ty).bytes(count);
-            let in_place = ty != GgmlType::F32 && entry.feeds.iter().all(|name| can_be_typed(self.spec(), name));
-            memory.copied += match (in_place, entry.is_in_order()) {
-                (true, true) => 0,
-                (true, false) => DType::Ggml(ty).bytes(count),
-                (false, _) => 4 * count,
-            };
+        let types = self.types(&entries, mix)?;
+        Ok(entries.iter().zip(types).fold(WeightMemory::default(), |sum, (entry, ty)| {
+            let one = entry_memory(self.spec(), entry, ty);
+            WeightMemory { mapped: sum.mapped + one.mapped, copied: sum.copied + one.copied, ..sum }
+        }))
+    }
+
+    /// What a file takes in the process that opens it, and the element type of every weight that is not F32. Refuses a
+    /// file that does not hold this model, as opening it would. Reads headers alone.
+    pub fn stored_in(&self, gguf: &Gguf) -> Result<(WeightMemory, Plan), Error> {
+        let architecture = architecture_of(gguf)?;
+        let entries = architecture.weights.entries(&self.parameters(), self.spec());
+        let (mut memory, mut types) = (WeightMemory::default(), Plan::new());
+        for (entry, tensor) in entries.iter().zip(tensors_of(gguf, architecture, &entries)?) {
+            let one = entry_memory(self.spec(), entry, tensor.ty);
+            memory.mapped += one.mapped;
+            memory.copied += one.copied;
+            if is_in_place(self.spec(), entry, tensor.ty) {
+                types.extend(entry.feeds.iter().map(|name| (name.clone(), tensor.ty)));
+            }
         }
-        Ok(memory)
+        Ok((memory, types))
     }
 
     /// The tensors of a GGUF file of this model, each with the parameters that it feeds.
@@ -258,6 +247,52 @@ impl LanguageModel {
         };
         Ok(entries.iter().map(finest).collect())
     }
+}
+
+/// The tensor that each entry is read from, in its shape and of a type that can be read; none may be left over.
+fn tensors_of<'a>(
+    gguf: &'a Gguf,
+    architecture: &Architecture,
+    entries: &[Entry],
+) -> Result<Vec<&'a GgufTensor>, Error> {
+    let tensor_of = |entry: &Entry| {
+        let tensor = gguf.find(&entry.name).ok_or_else(|| Error::MissingWeight {
+            path: gguf.path().to_path_buf(),
+            name: entry.name.clone(),
+            nearest: nearest(&entry.name, gguf.tensors().iter().map(|tensor| tensor.name.as_str())),
+        })?;
+        if tensor.shape != entry.file_shape() {
+            return Err(Error::WeightShape {
+                path: gguf.path().to_path_buf(),
+                name: tensor.name.clone(),
+                found: tensor.shape.clone(),
+                expected: entry.file_shape(),
+            });
+        }
+        check_type(gguf, tensor).map(|()| tensor)
+    };
+    let tensors: Vec<&GgufTensor> = entries.iter().map(tensor_of).collect::<Result<_, _>>()?;
+    if tensors.len() < gguf.tensors().len() {
+        refuse_left_over(gguf, architecture, entries)?;
+    }
+    Ok(tensors)
+}
+
+/// Whether products read an entry where it lies in the file.
+fn is_in_place(spec: &Spec, entry: &Entry, ty: GgmlType) -> bool {
+    ty != GgmlType::F32 && entry.feeds.iter().all(|name| can_be_typed(spec, name))
+}
+
+/// What an entry of this type takes, in the file's map and beside it.
+fn entry_memory(spec: &Spec, entry: &Entry, ty: GgmlType) -> WeightMemory {
+    let count: usize = entry.file_shape().iter().product();
+    let mapped = DType::Ggml(ty).bytes(count);
+    let copied = match (is_in_place(spec, entry, ty), entry.is_in_order()) {
+        (true, true) => 0,
+        (true, false) => mapped,
+        (false, _) => 4 * count,
+    };
+    WeightMemory { mapped, copied, opening: 0 }
 }
 
 /// Says which tensor has no place in the model, if one is left.

@@ -8,7 +8,8 @@ use loam_models::{KvType, RunShape, run_memory};
 pub fn limit(plan: &Plan, row: &Row) -> String {
     let m = &row.memory;
     if !plan.fits(m) {
-        let parts = [(m.weights, "weights"), (m.kv, "keys and values"), (m.activations + m.scratch, "activations")];
+        let parts =
+            [(m.weights, "weights"), (m.kv, "keys and values"), (m.activations + m.scratch + m.gaps, "activations")];
         let (size, name) = parts.into_iter().max().unwrap_or_default();
         let over = m.peak - plan.available;
         return format!("memory binds: {} too much, most of it {name} ({})", bytes(over), bytes(size));

@@ -3,6 +3,7 @@
 mod advice;
 mod pace;
 mod probe;
+mod sample;
 mod verify;
 
 use crate::Outcome;
@@ -13,16 +14,21 @@ use crate::machine;
 use crate::output;
 use crate::setup::Environment;
 use crate::table::{Table, bytes, grouped};
-use loam_formats::Gguf;
+use loam_formats::hf_dir::{TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX, WEIGHTS, WEIGHTS_INDEX};
+use loam_formats::{Gguf, HfDir};
 use loam_models::{
-    KvType, LanguageModel, Mix, RunMemory, RunShape, Task, WeightMemory, activation_numbers, kv_numbers, run_memory,
+    KvType, LanguageModel, Mix, Plan as Types, RunMemory, RunShape, Task, WeightMemory, activation_numbers, kv_numbers,
+    run_memory,
 };
-use pace::Pace;
+use pace::{Asked, Bench, Pace};
+pub use probe::Probe;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// Context that is planned for where nobody says.
 const CONTEXT: usize = 2048;
+/// Pages of the program that are first looked at when a model runs.
+const CODE_BYTES: usize = 4 << 20;
 /// Types that a directory is planned in besides its own.
 const USUAL: [&str; 4] = ["q8_0", "q6_k", "q4_k_m", "q4_0"];
 
@@ -30,7 +36,9 @@ const USUAL: [&str; 4] = ["q8_0", "q6_k", "q4_k_m", "q4_0"];
 #[derive(Clone)]
 struct Weights {
     name: String,
+    /// What is to be made of the model first.
     mix: Option<Mix>,
+    types: Types,
     memory: WeightMemory,
 }
 
@@ -55,11 +63,12 @@ struct Row {
 
 pub fn run(args: &PlanArgs, environment: &Environment) -> Result<Outcome, Failure> {
     let path = model_path(&args.model, environment)?;
-    if let [context, sequences, chunk] = args.probe[..] {
-        return probe::run(&path, context, sequences, chunk);
+    if let Some(asked) = args.probe {
+        return probe::run(&path, asked);
     }
     let plan = Plan::new(args, path)?;
-    let rows = plan.rows(args)?;
+    // A row that is verified is calibrated right before it runs: machines that others use are not always as fast.
+    let rows = plan.rows(args, !args.no_speed && !args.verify)?;
     if args.verify {
         return verify::run(&plan, &rows, args);
     }
@@ -80,7 +89,7 @@ impl Plan {
             return Err(Failure::with_hint("plans are made for language models of one stack", hint));
         }
         let weights = weights_of(args, &path, &outline)?;
-        let overhead = machine::resident_bytes().unwrap_or(0);
+        let overhead = machine::resident_bytes().unwrap_or(0) + CODE_BYTES;
         let available = match args.memory {
             Some(mib) => mib << 20,
             None => machine::memory().map_or(usize::MAX, |(_, available)| available as usize),
@@ -89,7 +98,7 @@ impl Plan {
     }
 
     /// Every combination that was asked for, calibrated where speeds are wanted.
-    fn rows(&self, args: &PlanArgs) -> Result<Vec<Row>, Failure> {
+    fn rows(&self, args: &PlanArgs, is_timed: bool) -> Result<Vec<Row>, Failure> {
         let most = self.outline.spec().max_position_embeddings;
         let contexts = if args.context.is_empty() { vec![CONTEXT.min(most)] } else { args.context.clone() };
         let positive = contexts.iter().chain(&args.sequences).chain([&args.chunk]).all(|&n| n > 0);
@@ -100,23 +109,24 @@ impl Plan {
             let hint = format!("the model was made for {most} positions");
             return Err(Failure::with_hint(format!("--context {long} is longer than the model's"), hint));
         }
+        if let Some(kv) = args.kv.iter().find(|&&kv| !self.outline.fits(kv)) {
+            let problem = format!("keys and values cannot be kept as {}", kv.name());
+            return Err(Failure::with_hint(problem, "the model's heads are no whole blocks of that type"));
+        }
         let threads = rayon::current_num_threads();
+        let longest = contexts.iter().copied().max().unwrap_or(CONTEXT);
+        let runs = self.weights.len() * args.sequences.len() * args.kv.len();
         let mut rows = Vec::new();
-        let runs = self.weights.len() * args.sequences.len();
         for (index, weights) in self.weights.iter().enumerate() {
-            for &sequences in &args.sequences {
-                let rates = match args.no_speed {
-                    true => None,
-                    false => Some(pace::Rates::measure(&self.outline, weights.mix, sequences, runs)?),
-                };
-                for &kv in &args.kv {
-                    for &context in &contexts {
-                        let shape = RunShape { context, sequences, chunk: args.chunk, kv, threads };
-                        let memory = run_memory(self.outline.spec(), weights.memory, &shape);
-                        // The engine keeps keys and values as activations are.
-                        let pace = rates.as_ref().filter(|_| kv == KvType::Full).map(|rates| rates.pace(&shape));
-                        rows.push(Row { weights: index, shape, memory, pace });
-                    }
+            let bench = is_timed.then(|| Bench::new(&self.outline, &weights.types, self.available)).transpose()?;
+            for (&sequences, &kv) in args.sequences.iter().flat_map(|s| args.kv.iter().map(move |kv| (s, kv))) {
+                let asked = Asked { kv, sequences, context: longest, chunk: args.chunk };
+                let rates = bench.as_ref().map(|bench| bench.measure(asked, runs)).transpose()?;
+                for &context in &contexts {
+                    let shape = RunShape { context, sequences, chunk: args.chunk, kv, threads };
+                    let memory = run_memory(self.outline.spec(), weights.memory, &shape);
+                    let pace = rates.as_ref().map(|rates| rates.pace(&shape));
+                    rows.push(Row { weights: index, shape, memory, pace });
                 }
             }
         }
@@ -197,7 +207,7 @@ impl Plan {
                 row.shape.sequences.to_string(),
                 bytes(row.memory.weights),
                 bytes(row.memory.kv),
-                bytes(row.memory.activations + row.memory.scratch),
+                bytes(row.memory.activations + row.memory.scratch + row.memory.gaps),
                 bytes(self.peak(&row.memory)),
                 if self.fits(&row.memory) { "yes" } else { "no" }.into(),
                 grouped(self.largest_context(row)),
@@ -252,15 +262,17 @@ impl Plan {
             grouped(m.kv)
         ))?;
         say(format!(
-            "activations = 4 bytes x (tokens {rows} x {} numbers + vocabulary {} x sequences {}) = {}",
+            "activations = 4 bytes x (tokens {rows} x {} numbers + vocabulary {} x sequences {}{}) = {}",
             activation_numbers(spec),
             spec.vocab_size,
             s.sequences,
+            if s.kv == KvType::Full { "" } else { " + keys and values of a block while they are unpacked" },
             grouped(m.activations)
         ))?;
         say(format!("scratch = rounded activations and {} threads = {}", s.threads, grouped(m.scratch)))?;
+        say(format!("gaps = two of the widest buffers, or the rest of a slab of memory = {}", grouped(m.gaps)))?;
         say(format!(
-            "peak = max(opening {} + {}, weights + kv + activations + scratch) + program {} = {}",
+            "peak = max(opening {} + {}, weights + kv + activations + scratch + gaps) + program {} = {}",
             grouped(m.weights),
             grouped(w.opening),
             grouped(self.overhead),
@@ -270,32 +282,48 @@ impl Plan {
     }
 }
 
-/// The weights to plan for.
+/// The weights to plan for. Those that are there must be the model's own and whole: a plan for them is worth nothing else.
 fn weights_of(args: &PlanArgs, path: &Path, outline: &LanguageModel) -> Result<Vec<Weights>, Failure> {
     let made = |mix: Mix| -> Result<Weights, Failure> {
-        Ok(Weights { name: mix.name().into(), mix: Some(mix), memory: outline.mapped_memory(mix)? })
+        let (types, memory) = (outline.plan(mix), outline.mapped_memory(mix)?);
+        Ok(Weights { name: mix.name().into(), mix: Some(mix), types, memory })
     };
+    let own = if path.is_file() { of_file(path, outline)? } else { of_directory(path, outline)? };
     if !args.quant.is_empty() {
-        return args.quant.iter().map(|&mix| made(mix)).collect();
+        return args
+            .quant
+            .iter()
+            .map(|&mix| if own.name == mix.name() { Ok(own.clone()) } else { made(mix) })
+            .collect();
     }
     if path.is_file() {
-        let gguf = Gguf::open(path)?;
-        let number = gguf.size("general.file_type")?;
-        let mix = Mix::all().find(|mix| number.is_some_and(|n| mix.file_type() as usize == n));
-        let mix = mix.ok_or_else(|| {
-            let hint = "name the types of its weights with --quant";
-            Failure::with_hint(format!("{} does not say what its weights are", path.display()), hint)
-        })?;
-        return Ok(vec![made(mix)?]);
+        return Ok(vec![own]);
     }
-    let own = Weights { name: "f32".into(), mix: None, memory: outline.loaded_memory(file_bytes(path)) };
     let others = USUAL.iter().filter_map(|name| made(name.parse().ok()?).ok());
     Ok(std::iter::once(own).chain(others).collect())
 }
 
-/// Bytes of a directory's weight files.
-fn file_bytes(path: &Path) -> usize {
-    let entries = std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
-    let is_weights = |path: &Path| path.extension().is_some_and(|e| e == "safetensors" || e == "bin");
-    entries.filter(|e| is_weights(&e.path())).filter_map(|e| e.metadata().ok()).map(|m| m.len() as usize).sum()
+/// The weights of a GGUF file, each in its own type.
+fn of_file(path: &Path, outline: &LanguageModel) -> Result<Weights, Failure> {
+    let gguf = Gguf::open(path)?;
+    let (memory, types) = outline.stored_in(&gguf)?;
+    let number = gguf.size("general.file_type")?;
+    let mix = Mix::all().find(|mix| number.is_some_and(|n| mix.file_type() as usize == n));
+    let name = mix.map_or("as they are", Mix::name).to_owned();
+    Ok(Weights { name, mix: None, types, memory })
+}
+
+/// The weights of a directory, which are f32 in memory. One that has none yet is planned from its `config.json`.
+fn of_directory(path: &Path, outline: &LanguageModel) -> Result<Weights, Failure> {
+    let files = [WEIGHTS, WEIGHTS_INDEX, TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX];
+    let bytes = if files.iter().any(|file| path.join(file).exists()) {
+        let dir = HfDir::open(path)?;
+        outline.check_stored(&dir)?;
+        dir.weights()?.total_bytes() as usize
+    } else {
+        output::say("no weights there yet: planned from config.json alone");
+        let numbers: usize = outline.parameters().iter().map(|(_, parameter)| parameter.count()).sum();
+        numbers * outline.file_dtype()?.size()
+    };
+    Ok(Weights { name: "f32".into(), mix: None, types: Types::new(), memory: outline.loaded_memory(bytes) })
 }

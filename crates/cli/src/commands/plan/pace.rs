@@ -1,23 +1,45 @@
-//! How fast a model will be, from a few of its blocks, run with weights of any numbers but of the right types and sizes.
+//! How fast a model will be: the time that its own kernels take here, on weights of its types and shapes, for a piece of a
+//! prompt and for one token of each sequence, with few and with many positions before them. Nothing is known of the
+//! machine beforehand.
 
+use super::sample::Sample;
 use crate::failure::Failure;
 use crate::table::short;
-use loam_kernels::quant::{can_quantise, quantise};
 use loam_kernels::rng::Rng;
-use loam_models::{Forward, Input, KvCache, LanguageModel, Mix, RunShape, Spec};
-use loam_tensor::{DType, Parameter, Raw, SharedBytes, Tensor, no_grad};
-use serde_json::{Value, json};
-use std::sync::Arc;
+use loam_models::{Forward, Input, KvCache, KvType, LanguageModel, Plan, RunShape, kv_numbers};
+use loam_tensor::{Tensor, no_grad};
 use std::time::{Duration, Instant};
 
-/// Bytes of weights that are enough to tell memory's speed from caches'.
-const ENOUGH: usize = 64 << 20;
-/// Time of all calibrations together.
+/// Most bytes of weights that are made up: far more than the processor's caches hold, so that a token's weights come from
+/// memory as they do in a run.
+const MOST_BYTES: usize = 1 << 30;
+/// Blocks that read a piece of a prompt: it takes them so long that it does not matter where their weights are.
+const PROMPT_BLOCKS: usize = 2;
+/// Time of all measurements together, but each is made at least [`LEAST_RUNS`] times.
 const BUDGET: Duration = Duration::from_millis(1600);
-/// Tokens of a measured piece of prompt.
-const PIECE: usize = 64;
-/// Positions before those that are measured: few, and many.
-const DEPTHS: [usize; 2] = [64, 1024];
+const LEAST_RUNS: usize = 3;
+/// Few positions.
+const SHALLOW: usize = 16;
+
+/// What speeds are wanted of.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    pub kv: KvType,
+    pub sequences: usize,
+    /// The longest context.
+    pub context: usize,
+    /// Tokens of a prompt at once.
+    pub chunk: usize,
+}
+
+/// A model's weights, made up once for all measurements.
+pub struct Bench<'a> {
+    outline: &'a LanguageModel,
+    whole: Sample,
+    few: Sample,
+    /// Bytes that keys and values may take.
+    room: usize,
+}
 
 /// Seconds that parts of a pass take, measured.
 pub struct Rates {
@@ -28,7 +50,6 @@ pub struct Rates {
     step: Line,
     /// Norm and head of one position of each sequence.
     head: f64,
-    /// Bytes of a block's weights over its time without any context: how near it is to memory's speed.
     bound_by_weights: bool,
 }
 
@@ -40,9 +61,11 @@ struct Line {
 }
 
 impl Line {
+    /// Through two points, or level through the second where they are one.
     fn through(points: [(f64, f64); 2]) -> Self {
-        let slope = ((points[1].1 - points[0].1) / (points[1].0 - points[0].0)).max(0.0);
-        Self { at_zero: (points[0].1 - slope * points[0].0).max(0.0), slope }
+        let [(x, y), (far_x, far_y)] = points;
+        let slope = if far_x > x { ((far_y - y) / (far_x - x)).max(0.0) } else { 0.0 };
+        Self { at_zero: (far_y - slope * far_x).max(0.0), slope }
     }
 
     fn at(&self, positions: f64) -> f64 {
@@ -94,51 +117,80 @@ impl Pace {
     }
 }
 
-impl Rates {
-    /// Measures a few blocks of a model in some types. `runs` such measurements share the time.
-    pub fn measure(outline: &LanguageModel, mix: Option<Mix>, sequences: usize, runs: usize) -> Result<Self, Failure> {
-        let (blocks, model) = sample(outline, mix)?;
-        let spec = model.spec();
-        let budget = BUDGET / runs.max(1) as u32 / 5;
-        let prompt = Rng::new(0, "plan", 0);
-        let tokens: Vec<u32> = (0..PIECE).map(|i| prompt.below(i as u64, spec.vocab_size as u64) as u32).collect();
-        let room = spec.max_position_embeddings;
-        let depths = DEPTHS.map(|depth| depth.min(room.saturating_sub(PIECE)).max(1));
-        let head = fastest(budget / 2, || {
-            let x = Tensor::full([1, sequences, spec.hidden_size], 0.5);
-            no_grad(|| model.logits_at(&x, &(0..sequences as u32).collect::<Vec<_>>(), &Default::default())).map(|_| ())
-        })?;
-        let mut of_prompt = [(0.0, 0.0); 2];
-        let mut of_step = [(0.0, 0.0); 2];
-        for (place, &depth) in depths.iter().enumerate() {
-            let mut cache = filled(&model, depth, depth + PIECE);
-            let time = fastest(budget, || {
-                cache.truncate(depth);
-                let forward = Forward { cache: Some(&mut cache), ..Forward::default() };
-                no_grad(|| model.hidden(&Input::rows(&tokens, 1), forward)).map(|_| ())
-            })?;
-            of_prompt[place] = ((depth + PIECE / 2) as f64, time / (blocks * PIECE) as f64);
-            let mut caches: Vec<KvCache> = (0..sequences).map(|_| filled(&model, depth, depth + 1)).collect();
-            let time = fastest(budget, || {
-                caches.iter_mut().for_each(|cache| cache.truncate(depth));
-                no_grad(|| step(&model, &tokens[..1].repeat(sequences), &mut caches)).map(|_| ())
-            })?;
-            of_step[place] = (depth as f64, time / blocks as f64);
-        }
-        let line = |points: [(f64, f64); 2]| match points[0].0 < points[1].0 {
-            true => Line::through(points),
-            false => Line { at_zero: points[0].1, slope: 0.0 },
+impl<'a> Bench<'a> {
+    /// Makes weights up, in no more than a part of `available` bytes.
+    pub fn new(outline: &'a LanguageModel, types: &Plan, available: usize) -> Result<Self, Failure> {
+        let whole = Sample::new(outline, types, MOST_BYTES.min(available / 4))?;
+        let few = whole.fewer(outline, PROMPT_BLOCKS)?;
+        Ok(Self { outline, whole, few, room: available / 4 })
+    }
+
+    /// Measures, as one of `runs` measurements.
+    pub fn measure(&self, asked: Asked, runs: usize) -> Result<Rates, Failure> {
+        let budget = BUDGET / runs.max(1) as u32 / 4;
+        let deep = self.depth(asked);
+        let chunk = asked.chunk.min(deep + 1);
+        let first = self.time_prompt(asked, chunk, 0, budget)?;
+        let last = match deep + 1 - chunk {
+            0 => first,
+            depth => self.time_prompt(asked, chunk, depth, budget)?,
         };
-        let step = line(of_step);
-        Ok(Self {
-            layers: outline.spec().stack.layers.len(),
-            prompt: line(of_prompt),
+        let (near, _) = self.time_step(asked, SHALLOW.min(deep), budget)?;
+        let (far, head) = self.time_step(asked, deep, budget)?;
+        let step = Line::through([near, far]);
+        Ok(Rates {
+            layers: self.outline.spec().stack.layers.len(),
+            prompt: Line::through([first, last]),
             step,
             head,
-            bound_by_weights: sequences == 1 && step.at_zero > step.slope * depths[1] as f64,
+            bound_by_weights: asked.sequences == 1 && step.at_zero > step.slope * deep as f64,
         })
     }
 
+    /// Positions before the last of the longest context, or as many as there is room for.
+    fn depth(&self, asked: Asked) -> usize {
+        let spec = self.whole.model.spec();
+        let position = kv_numbers(spec) as f64 * asked.kv.bytes() * asked.sequences as f64;
+        (asked.context - 1).min((self.room as f64 / position) as usize)
+    }
+
+    /// A piece of a prompt after `depth` positions: how many a token of it sees on the average, and the seconds of a token
+    /// in a block.
+    fn time_prompt(&self, asked: Asked, chunk: usize, depth: usize, budget: Duration) -> Result<(f64, f64), Failure> {
+        let (model, vocab) = (&self.few.model, self.outline.spec().vocab_size as u64);
+        let draw = Rng::new(0, "plan", 0);
+        let tokens: Vec<u32> = (0..chunk).map(|i| draw.below(i as u64, vocab) as u32).collect();
+        let mut cache = self.few.filled(asked.kv, depth, depth + chunk);
+        let mut times = Vec::new();
+        repeat(budget, || {
+            cache.truncate(depth);
+            let forward = Forward { cache: Some(&mut cache), ..Forward::default() };
+            let start = Instant::now();
+            no_grad(|| model.hidden(&Input::rows(&tokens, 1), forward))?;
+            times.push(start.elapsed().as_secs_f64());
+            Ok(())
+        })?;
+        let fastest = times.into_iter().fold(f64::INFINITY, f64::min);
+        Ok((depth as f64 + chunk as f64 / 2.0, fastest / (self.few.blocks() * chunk) as f64))
+    }
+
+    /// One token of each sequence after `depth` positions: these and the seconds of a block; and the seconds of the head.
+    fn time_step(&self, asked: Asked, depth: usize, budget: Duration) -> Result<((f64, f64), f64), Failure> {
+        let filled = |_| self.whole.filled(asked.kv, depth, depth + 1);
+        let mut caches: Vec<KvCache> = (0..asked.sequences).map(filled).collect();
+        let (mut blocks, mut head) = (Vec::new(), Vec::new());
+        repeat(budget, || {
+            caches.iter_mut().for_each(|cache| cache.truncate(depth));
+            let (of_blocks, of_head) = self.whole.time_step(&mut caches)?;
+            blocks.push(of_blocks);
+            head.push(of_head);
+            Ok(())
+        })?;
+        Ok(((depth as f64, median(blocks) / self.whole.blocks() as f64), median(head)))
+    }
+}
+
+impl Rates {
     /// What that makes of a prompt that fills the context, and of writing at its end.
     pub fn pace(&self, shape: &RunShape) -> Pace {
         let (layers, context) = (self.layers as f64, shape.context as f64);
@@ -156,18 +208,21 @@ impl Rates {
     }
 }
 
-/// Runs a piece of work until `budget` is spent, but twice at least; the time of the fastest run.
-fn fastest<E: Into<Failure>>(budget: Duration, mut work: impl FnMut() -> Result<(), E>) -> Result<f64, Failure> {
+/// Works until `budget` is spent, but [`LEAST_RUNS`] times at least.
+fn repeat(budget: Duration, mut work: impl FnMut() -> Result<(), Failure>) -> Result<(), Failure> {
     let begin = Instant::now();
-    let mut best = f64::INFINITY;
     let mut runs = 0;
-    while runs < 2 || begin.elapsed() < budget {
-        let start = Instant::now();
-        work().map_err(Into::into)?;
-        best = best.min(start.elapsed().as_secs_f64());
+    while runs < LEAST_RUNS || begin.elapsed() < budget {
+        work()?;
         runs += 1;
     }
-    Ok(best)
+    Ok(())
+}
+
+/// The time in the middle.
+pub fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }
 
 /// One token of each sequence: hidden states.
@@ -189,64 +244,4 @@ pub fn step(model: &LanguageModel, tokens: &[u32], caches: &mut Vec<KvCache>) ->
     let hidden = model.hidden(&input, Forward { cache: Some(&mut joined), ..Forward::default() });
     *caches = joined.split();
     hidden
-}
-
-/// A cache that holds `depth` positions of any numbers, with room for `room`.
-fn filled(model: &LanguageModel, depth: usize, room: usize) -> KvCache {
-    let mut cache = model.new_cache();
-    cache.reserve(room);
-    for (layer, spec) in cache.layers.iter_mut().zip(&model.spec().stack.layers) {
-        let a = &spec.attention;
-        let numbers = Tensor::full([1, depth, a.num_key_value_heads, a.head_dim], 0.1);
-        layer.append(&numbers, &numbers);
-    }
-    cache
-}
-
-/// As many blocks as have [`ENOUGH`] weights, with the model's own embeddings and head; how many that are.
-fn sample(outline: &LanguageModel, mix: Option<Mix>) -> Result<(usize, LanguageModel), Failure> {
-    let spec = outline.spec();
-    let layers = spec.stack.layers.len();
-    let per_block = outline.product_bytes(mix).div_ceil(layers);
-    let blocks = ENOUGH.div_ceil(per_block.max(1)).clamp(1, layers);
-    let model = LanguageModel::outline_of(&shortened(outline.config(), spec, blocks))?;
-    let plan = mix.map(|mix| outline.plan(mix)).unwrap_or_default();
-    for (name, parameter) in model.parameters() {
-        let ty = plan.get(&name).copied().filter(|ty| *ty != loam_tensor::GgmlType::F32 && can_quantise(*ty));
-        match ty {
-            Some(ty) => parameter.replace(repeated(&parameter, ty)),
-            None => parameter.set(&pattern(parameter.count())),
-        }
-    }
-    Ok((blocks, model))
-}
-
-/// A weight whose rows are all alike.
-fn repeated(parameter: &Parameter, ty: loam_tensor::GgmlType) -> Raw {
-    let shape = parameter.shape();
-    let mut row = vec![0; DType::Ggml(ty).bytes(shape[1])];
-    quantise(ty, &pattern(shape[1]), None, &mut row);
-    let bytes: SharedBytes = Arc::new(row.repeat(shape[0]));
-    Raw::quantised(ty, [shape[0], shape[1]], bytes, 0)
-}
-
-/// Numbers around zero, no two neighbours alike.
-fn pattern(count: usize) -> Vec<f32> {
-    (0..count).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0) * 0.05).collect()
-}
-
-/// `config.json` with so many blocks.
-fn shortened(config: &Value, spec: &Spec, blocks: usize) -> Value {
-    let (mut config, layers) = (config.clone(), spec.stack.layers.len());
-    for key in ["num_hidden_layers", "n_layer"] {
-        if config.get(key).is_some() {
-            config[key] = json!(blocks);
-        }
-    }
-    for value in config.as_object_mut().into_iter().flat_map(|keys| keys.values_mut()) {
-        if let Some(list) = value.as_array_mut().filter(|list| list.len() == layers) {
-            list.truncate(blocks);
-        }
-    }
-    config
 }

@@ -1,5 +1,7 @@
 //! `--verify`: every row in a process of its own, predicted beside measured.
 
+use super::pace::{Asked, Bench, Pace};
+use super::probe::Probe;
 use super::{Plan, Row};
 use crate::Outcome;
 use crate::args::PlanArgs;
@@ -7,7 +9,7 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress::Progress;
 use crate::table::{Table, bytes};
-use loam_models::{GgufSettings, KvType, LanguageModel};
+use loam_models::{GgufSettings, LanguageModel, RunShape};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,9 +30,9 @@ pub fn run(plan: &Plan, rows: &[Row], args: &PlanArgs) -> Result<Outcome, Failur
     let scratch = tempfile::tempdir().map_err(|e| Failure::io("cannot make a temporary directory", &e))?;
     let mut files: HashMap<usize, PathBuf> = HashMap::new();
     let (mut table, mut list, mut is_good) = (Table::new(&HEADINGS), Vec::new(), true);
-    let rows: Vec<&Row> = rows.iter().filter(|row| row.shape.kv == KvType::Full && plan.fits(&row.memory)).collect();
+    let rows: Vec<&Row> = rows.iter().filter(|row| plan.fits(&row.memory)).collect();
     if rows.is_empty() {
-        return Err(Failure::with_hint("no row of the plan can be run here", "plan for --kv f32 and what fits"));
+        return Err(Failure::with_hint("no row of the plan can be run here", "plan for what fits into memory"));
     }
     let mut progress = Progress::new("verifying", rows.len() as u64);
     for (index, row) in rows.iter().enumerate() {
@@ -43,12 +45,12 @@ pub fn run(plan: &Plan, rows: &[Row], args: &PlanArgs) -> Result<Outcome, Failur
                 file
             }
         };
+        let pace = calibrated(plan, row)?;
         let measured = probe(&file, row, args)?;
-        let predicted = (plan.peak(&row.memory) as f64, row.pace);
         let pairs = [
-            ("peak", predicted.0, measured.peak, MEMORY),
-            ("prefill", predicted.1.map_or(0.0, |p| p.prefill_tokens_per_s), measured.prefill, SPEED),
-            ("decode", predicted.1.map_or(0.0, |p| p.decode_tokens_per_s), measured.decode, SPEED),
+            ("peak", plan.peak(&row.memory) as f64, measured.peak, MEMORY),
+            ("prefill", pace.prefill_tokens_per_s, measured.prefill, SPEED),
+            ("decode", pace.decode_tokens_per_s, measured.decode, SPEED),
         ];
         let mut cells = vec![plan.label(row)];
         for (name, predicted, measured, allowed) in pairs {
@@ -90,7 +92,7 @@ const HEADINGS: [&str; 10] = [
 
 fn as_json(plan: &Plan, row: &Row, pairs: &[(&str, f64, f64, f64); 3]) -> Value {
     let mut value = json!({
-        "quant": plan.weights[row.weights].name, "context": row.shape.context, "sequences": row.shape.sequences,
+        "quant": plan.weights[row.weights].name, "kv": row.shape.kv.name(), "context": row.shape.context, "sequences": row.shape.sequences,
     });
     for (name, predicted, measured, _) in pairs {
         value[*name] = json!({"predicted": predicted, "measured": measured});
@@ -98,12 +100,16 @@ fn as_json(plan: &Plan, row: &Row, pairs: &[(&str, f64, f64, f64); 3]) -> Value 
     value
 }
 
+/// What a plan for this row alone would predict.
+fn calibrated(plan: &Plan, row: &Row) -> Result<Pace, Failure> {
+    let RunShape { context, sequences, chunk, kv, .. } = row.shape;
+    let bench = Bench::new(&plan.outline, &plan.weights[row.weights].types, plan.available)?;
+    Ok(bench.measure(Asked { kv, sequences, context, chunk }, 1)?.pace(&row.shape))
+}
+
 /// The file that a row is about: the model itself, or a GGUF file of its weights in other types.
 fn written(plan: &Plan, weights: usize, scratch: &Path) -> Result<PathBuf, Failure> {
     let Some(mix) = plan.weights[weights].mix else { return Ok(plan.path.clone()) };
-    if plan.path.is_file() && plan.weights.len() == 1 {
-        return Ok(plan.path.clone());
-    }
     let file = scratch.join(format!("{}.gguf", mix.name()));
     let model = LanguageModel::open(&plan.path)?;
     model.save_gguf(&file, GgufSettings { mix: Some(mix), ..GgufSettings::default() })?;
@@ -113,11 +119,11 @@ fn written(plan: &Plan, weights: usize, scratch: &Path) -> Result<PathBuf, Failu
 fn probe(file: &Path, row: &Row, args: &PlanArgs) -> Result<Measured, Failure> {
     let shape = &row.shape;
     let program = std::env::current_exe().map_err(|e| Failure::io("cannot find this program", &e))?;
-    let text = format!("{},{},{}", shape.context, shape.sequences, args.chunk);
+    let asked = Probe { context: shape.context, sequences: shape.sequences, chunk: args.chunk, kv: shape.kv };
     let run = Command::new(program)
         .args(["--threads", &shape.threads.to_string(), "model", "plan"])
         .arg(file)
-        .args(["--probe", &text])
+        .args(["--probe", &asked.to_string()])
         .output()
         .map_err(|e| Failure::io("cannot start a probe", &e))?;
     if !run.status.success() {
