@@ -533,7 +533,7 @@ def raw_checks():
     @check("raw errors, too")
     def _():
         wrong = [("{", 400), ("[]", 400), ({"messages": []}, 400), ({"messages": ASK, "temperature": -1}, 400)]
-        wrong += [({"messages": ASK, "model": "none"}, 404), ({"messages": ASK, "n": "two"}, 400)]
+        wrong += [({"messages": ASK, "n": "two"}, 400), ({"messages": ASK, "seed": []}, 400)]
         for body, status in wrong:
             is_a("ErrorResponse", json.loads(ask("/v1/chat/completions", body, status)))
         return f"{len(wrong)} kinds"

@@ -113,9 +113,9 @@ fn metadata_of(source: &Path, model: &LanguageModel) -> Result<Vec<(String, Gguf
     Ok(metadata)
 }
 
-/// The tokenizer of a file, if it has one: llama.cpp calls the kind of one that it has not `no_vocab`, or `none`.
+/// The tokenizer of a file, if it has one: llama.cpp calls the kind of one that is not there `no_vocab`.
 fn tokenizer_of(gguf: &Gguf) -> Result<Option<Tokenizer>, Failure> {
-    let is_there = gguf.text("tokenizer.ggml.model")?.is_some_and(|kind| !matches!(kind, "no_vocab" | "none"));
+    let is_there = gguf.text("tokenizer.ggml.model")?.is_some_and(|kind| kind != "no_vocab");
     Ok(is_there.then(|| Tokenizer::from_gguf(gguf)).transpose()?)
 }
 
