@@ -52,10 +52,14 @@ def our_perplexity(loam, model, tokens, context, chunks, bos):
 
 
 def their_perplexity(binaries, model, text, context, chunks):
-    said = run(binaries / "llama-perplexity", "-m", model, "-f", text, "-c", context, "-b", context, "--chunks", chunks, "-t", 2,
-               both=True)
-    found = re.search(r"Final estimate: PPL = ([0-9.]+)", said)
-    if not found:
+    # Its last lines go missing now and then: what it logs is written by a thread that it does not wait for.
+    for _ in range(5):
+        said = run(binaries / "llama-perplexity", "-m", model, "-f", text, "-c", context, "-b", context, "--chunks", chunks,
+                   "-t", 2, both=True)
+        found = re.search(r"Final estimate: PPL = ([0-9.]+)", said)
+        if found:
+            break
+    else:
         sys.exit(f"error: no perplexity in: {said[-2000:]}")
     return float(found[1])
 
