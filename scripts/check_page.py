@@ -5,7 +5,8 @@ reloads, switches the language and the colours. Screenshots to look at go into a
     apt-get install chromium chromium-driver; pip install selenium
     python scripts/check_page.py http://127.0.0.1:8080 /tmp/screenshots
 
-The exit status is 1 where something does not work.
+The model should be slow enough to be watched, such as one of a hundred million parameters on one thread, with a context of
+2048 tokens or more. The exit status is 1 where something does not work.
 """
 
 import os
