@@ -75,7 +75,7 @@ fn recipe(stage: Stage, garden: &Path, base: Option<&Path>) -> Recipe {
     };
     let teacher = base.map_or(String::new(), |path| format!("teacher = \"{}\"\n", path.display()));
     let more = if stage == Stage::Distill { format!("{more}{teacher}") } else { more.to_owned() };
-    // Three micro-batches in a step, dropout, a running mean of the weights: all that a run could remember.
+    // Two micro-batches in a step, dropout, a running mean of the weights: all that a run could remember.
     let text = format!(
         "stage = \"{}\"\nseed = 3\n[model]\n{model}[data]\ntrain = [\"{garden}/{train}\"]\nvalidation = [\"{garden}/{valid}\"]\n\
          seq_len = 256\n[train]\nprecision = \"f32\"\nlr = 5e-3\nbatch = 8\nmicro_batch = 4\nsteps = {STEPS}\ndropout = 0.1\n\
