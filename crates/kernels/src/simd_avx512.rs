@@ -31,6 +31,40 @@ pub(crate) unsafe fn enter_with_bf16_dot<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512 { _private: () })
 }
 
+/// Sixteen bytes of each of four rows, a quarter each.
+///
+/// # Safety
+/// The bytes must be readable; AVX-512 F is needed.
+#[inline(always)]
+pub(crate) unsafe fn four_rows(rows: [*const u8; 4]) -> __m512i {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let [a, b, c, d] = rows.map(|row| _mm_loadu_si128(row.cast()));
+        let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
+        let low = _mm512_inserti32x4::<2>(_mm512_castsi256_si512(low), c);
+        _mm512_inserti32x4::<3>(low, d)
+    }
+}
+
+/// Four lines of four lanes each, in each quarter, turned.
+///
+/// # Safety
+/// AVX-512 F is needed.
+#[inline(always)]
+pub(crate) unsafe fn turned([r0, r1, r2, r3]: [__m512i; 4]) -> [__m512i; 4] {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let (a, b) = (_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
+        let (c, d) = (_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
+        [
+            _mm512_unpacklo_epi64(a, c),
+            _mm512_unpackhi_epi64(a, c),
+            _mm512_unpacklo_epi64(b, d),
+            _mm512_unpackhi_epi64(b, d),
+        ]
+    }
+}
+
 #[inline(always)]
 fn mask(n: usize) -> __mmask16 {
     if n >= 16 { 0xffff } else { (1 << n) - 1 }

@@ -3,6 +3,7 @@
 use super::{Job, Pair, Weight};
 use crate::isa::Isa;
 use crate::parallel::lines;
+use crate::simd_avx512::{four_rows, turned};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -378,21 +379,8 @@ unsafe fn four_lanes(first: *const u8, stride: usize) -> [__m512i; 4] {
     // SAFETY: passed on from the caller.
     unsafe {
         // Rows i, i + 4, i + 8 and i + 12 share a register from the start.
-        let line = |i: usize| {
-            let row = |r: usize| _mm_loadu_si128(first.add((i + r) * stride).cast());
-            let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row(0)), row(4));
-            let low = _mm512_inserti32x4::<2>(_mm512_castsi256_si512(low), row(8));
-            _mm512_inserti32x4::<3>(low, row(12))
-        };
-        let (r0, r1, r2, r3) = (line(0), line(1), line(2), line(3));
-        let (a, b) = (_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
-        let (c, d) = (_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
-        [
-            _mm512_unpacklo_epi64(a, c),
-            _mm512_unpackhi_epi64(a, c),
-            _mm512_unpacklo_epi64(b, d),
-            _mm512_unpackhi_epi64(b, d),
-        ]
+        let line = |i: usize| four_rows([0, 4, 8, 12].map(|r| first.add((i + r) * stride)));
+        turned([line(0), line(1), line(2), line(3)])
     }
 }
 

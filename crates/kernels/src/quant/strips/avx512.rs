@@ -7,6 +7,7 @@ use super::lanes::{Lanes, Place, Quad, Rows};
 use super::tile::{Bytes32, Bytes256, TOP};
 use crate::quant::activations::{LARGE, SMALL};
 use crate::quant::product::STRIP;
+use crate::simd_avx512::{four_rows, turned};
 use std::arch::x86_64::*;
 
 /// AVX-512 F, BW, DQ, VL and VNNI, with F16C.
@@ -42,35 +43,7 @@ unsafe fn floats(part: &[f32; STRIP]) -> __m512 {
     unsafe { _mm512_loadu_ps(part.as_ptr()) }
 }
 
-/// Sixteen bytes of each of four rows.
-#[inline(always)]
-unsafe fn four_rows(rows: [*const u8; 4]) -> __m512i {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        let [a, b, c, d] = rows.map(|row| _mm_loadu_si128(row.cast()));
-        let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
-        let low = _mm512_inserti32x4::<2>(_mm512_castsi256_si512(low), c);
-        _mm512_inserti32x4::<3>(low, d)
-    }
-}
-
-/// Four lines of four lanes each, in each quarter, turned.
-#[inline(always)]
-unsafe fn turned([r0, r1, r2, r3]: [__m512i; 4]) -> [__m512i; 4] {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        let (a, b) = (_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
-        let (c, d) = (_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
-        [
-            _mm512_unpacklo_epi64(a, c),
-            _mm512_unpackhi_epi64(a, c),
-            _mm512_unpacklo_epi64(b, d),
-            _mm512_unpackhi_epi64(b, d),
-        ]
-    }
-}
-
-/// Four halves in order, as 64 bits.
+/// A half-precision number of each of eight rows.
 #[inline(always)]
 unsafe fn halves(rows: Rows, at: usize) -> __m128i {
     // SAFETY: passed on from the caller.
