@@ -126,7 +126,9 @@ fn detect() -> Isa {
 
 #[cfg(target_arch = "x86_64")]
 fn cpu_has_bf16_dot() -> bool {
-    is_x86_feature_detected!("avx512bf16") && !is_made_by_intel()
+    // Asked once: `cpuid` leaves the virtual machine, which takes as long as a small product.
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| is_x86_feature_detected!("avx512bf16") && !is_made_by_intel())
 }
 
 #[cfg(target_arch = "x86_64")]
