@@ -1,6 +1,8 @@
-"""A GGUF file with random weights in the shape of a known model, for benchmarks: no tokenizer, nothing to download.
+"""A GGUF file with random weights in the shape of a known model, for benchmarks: nothing to download.
 
-    python bench/peers/random_gguf.py qwen2-0.5b|llama-1b OUT.gguf [--type f16|bf16]
+    python bench/peers/random_gguf.py qwen2-0.5b|llama-1b OUT.gguf [--type f16|bf16] [--tokenizer]
+
+With --tokenizer the file has a byte-level BPE vocabulary of made-up merges, so that servers can read text; otherwise none.
 
 Other element types are made from it with `loam model convert OUT.gguf OTHER.gguf --quant TYPE`. Needs numpy and gguf.
 """
@@ -19,7 +21,29 @@ TYPES = {"f16": gguf.GGMLQuantizationType.F16, "bf16": gguf.GGMLQuantizationType
 CONTEXT = 32768
 
 
-def write(shape, path, kind):
+def vocabulary(size):
+    """Tokens and merges: bytes, pairs of bytes, pairs with a third, and an end token."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    names = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
+    pairs = [(a, b) for a in names for b in names]
+    triples = ((a + b, c) for c in names for a, b in pairs)
+    merges = pairs + [next(triples) for _ in range(size - 1 - len(names) - len(pairs))]
+    return names + [a + b for a, b in merges] + ["<|end|>"], [f"{a} {b}" for a, b in merges]
+
+
+def write_tokenizer(writer, size):
+    tokens, merges = vocabulary(size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * (size - 1) + [gguf.TokenType.CONTROL])
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(size - 1)
+    writer.add_add_bos_token(False)
+
+
+def write(shape, path, kind, tokenizer):
     draw = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, shape["arch"])
     writer.add_context_length(CONTEXT)
@@ -32,7 +56,10 @@ def write(shape, path, kind):
     writer.add_rope_dimension_count(shape["width"] // shape["heads"])
     writer.add_layer_norm_rms_eps(shape["eps"])
     writer.add_vocab_size(shape["vocab"])
-    writer.add_tokenizer_model("no_vocab")
+    if tokenizer:
+        write_tokenizer(writer, shape["vocab"])
+    else:
+        writer.add_tokenizer_model("no_vocab")
     writer.add_file_type({"f16": gguf.LlamaFileType.MOSTLY_F16, "bf16": gguf.LlamaFileType.MOSTLY_BF16}[kind])
 
     def matrix(name, rows, cols):
@@ -71,8 +98,9 @@ def main():
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out")
     parser.add_argument("--type", choices=TYPES, default="f16")
+    parser.add_argument("--tokenizer", action="store_true", help="with a made-up vocabulary")
     options = parser.parse_args()
-    write(SHAPES[options.shape], options.out, options.type)
+    write(SHAPES[options.shape], options.out, options.type, options.tokenizer)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,19 @@ use half::bf16;
 /// The widest vector of any instruction set, in f32 lanes.
 pub const MAX_LANES: usize = 16;
 
+/// Asks for the cache line of `at` to be brought into the second-level cache; `at` may point anywhere.
+#[inline(always)]
+pub(crate) fn fetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint touches nothing, and every x86-64 has it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// A token that proves an instruction set is available, and its operations on vectors of f32.
 ///
 /// Loads and stores of whole vectors panic where the slice is too short; the partial forms use as many lanes as the

@@ -2,12 +2,14 @@
 //!
 //! A task copies its part of `b` into strips [`STRIP`] vectors wide that stay in the second-level cache, then a few rows
 //! of `a` at a time, which stay in the first-level cache, and runs over all strips (Goto and van de Geijn 2008, "Anatomy
-//! of high-performance matrix multiplication", with `a` and `b` exchanged). The sums of an element rest in `c` between
+//! of high-performance matrix multiplication", with `a` and `b` exchanged). Where `a` has so few rows that all of them
+//! fit into the second-level cache (a prompt), they are what stays there, and `b` (the weights) is copied strip by strip,
+//! the next one fetched from memory while this one is multiplied. The sums of an element rest in `c` between
 //! two panels and are continued from there, so cutting k changes no bit. Where `a` is transposed, each panel is summed by
 //! itself instead: such a product is a sum over tokens, whose rows are no tokens, and many short sums lose fewer digits
 //! than a long one.
 
-use super::registers::{Corner, STRIP, registers};
+use super::registers::{Ahead, Corner, STRIP, registers};
 use super::units::{Source, pack, strip_len};
 use super::{Mat, MatMut, Start};
 use crate::Isa;
@@ -23,14 +25,19 @@ pub(crate) const DEPTH: usize = 384;
 const fn panel_len(lanes: usize) -> usize {
     if lanes == 16 { 192 * 1024 } else { 72 * 1024 }
 }
+/// Most units of `a` that are packed once and stay: the second-level cache without room for two strips of `b`.
+const fn few_len(lanes: usize) -> usize {
+    if lanes == 16 { 200 * 1024 } else { 48 * 1024 }
+}
 /// Fewest rows of `c` in a task where `b` would be packed once more for them.
 const ROWS: usize = 384;
 /// Strips of rows of `a` that are packed together, so that whole cache lines are used where `a` is transposed.
 const PACKED_STRIPS: usize = 8;
 /// f32 in a cache line.
 const LINE: usize = 16;
-/// Most rows of a strip of `a`.
+/// Rows of a strip of `a`, where there are many registers and where there are few.
 const MAX_ROWS: usize = 12;
+const FEWEST_ROWS: usize = 6;
 
 /// `c = a b`, continuing from `start`.
 pub(crate) fn product<A: Source, B: Source<Unit = A::Unit>>(
@@ -63,36 +70,48 @@ fn tasks<A: Source, B: Source<Unit = A::Unit>>(
     assert!(c.col_stride == 1 || c.cols == 1, "the columns or the rows of a result lie side by side");
     let (width, units) = (STRIP * isa.lanes(), A::Unit::count(a.cols));
     let depth = units.div_ceil(units.div_ceil(DEPTH));
-    let Grid { rows, columns } = grid(c.rows, c.cols, depth, isa.lanes());
+    let Grid { rows, columns, packed_rows, packed_columns } = grid(c.rows, c.cols, depth, isa.lanes());
     let (down, across) = (c.rows.div_ceil(rows), c.cols.div_ceil(columns));
     let place = Place { data: c.data.as_mut_ptr(), stride: c.row_stride };
-    let panel = columns / width * strip_len(width, depth);
+    let panel = packed_columns / width * strip_len(width, depth);
+    let strips = packed_rows / FEWEST_ROWS * strip_len(FEWEST_ROWS, depth);
     for_ranges(across * down, 1, |tasks| {
         for task in tasks {
             let (row, column) = (task % down * rows, task / down * columns);
             let tile = Tile { row, rows: rows.min(c.rows - row), column, columns: columns.min(c.cols - column) };
-            with_scratch(LINE + panel + PACKED_STRIPS * strip_len(MAX_ROWS, depth), |scratch: &mut [f32]| {
+            with_scratch(LINE + panel + strips, |scratch: &mut [f32]| {
                 // No vector of `b` crosses two cache lines.
                 let aligned = scratch.as_ptr().align_offset(size_of::<f32>() * LINE).min(LINE);
                 let (panel, strips) = scratch[aligned..].split_at_mut(panel);
                 let place = &place;
-                let task = Task::<A, B> { place, a, b, start, apart, tile, depth, panel, strips };
+                let task =
+                    Task::<A, B> { place, a, b, start, apart, tile, depth, packed_rows, packed_columns, panel, strips };
                 A::Unit::dispatch(isa, task)
             });
         }
     });
 }
 
-/// Rows and columns of `c` per task.
+/// How a product is cut.
 struct Grid {
+    /// Rows of `c` per task.
     rows: usize,
+    /// Columns of `c` per task.
     columns: usize,
+    /// Rows of `a` that are packed at a time.
+    packed_rows: usize,
+    /// Columns of `b` that are packed at a time.
+    packed_columns: usize,
 }
 
 /// Cuts `c` into equal tasks, as many as keep all threads busy to the end.
 fn grid(rows: usize, cols: usize, depth: usize, lanes: usize) -> Grid {
     let (threads, width) = (rayon::current_num_threads(), STRIP * lanes);
     let strips = cols.div_ceil(width);
+    if rows.next_multiple_of(MAX_ROWS) * depth <= few_len(lanes) {
+        let rows = rows.next_multiple_of(MAX_ROWS);
+        return Grid { rows, columns: strips.div_ceil(threads) * width, packed_rows: rows, packed_columns: width };
+    }
     let most = (panel_len(lanes) / depth / width).clamp(1, strips);
     // A task per thread at least. Each packs its part of `b` anew, so it should have rows enough to make up for it, and no
     // more tasks than that.
@@ -100,7 +119,9 @@ fn grid(rows: usize, cols: usize, depth: usize, lanes: usize) -> Grid {
     // Columns are cut further until the tasks divide among the threads: with one panel of rows there is no other cut.
     let across = (strips.div_ceil(most)..=strips).find(|across| (across * down).is_multiple_of(threads));
     let across = across.unwrap_or(strips.div_ceil(most));
-    Grid { rows: rows.div_ceil(down).next_multiple_of(MAX_ROWS), columns: strips.div_ceil(across) * width }
+    let columns = strips.div_ceil(across) * width;
+    let rows = rows.div_ceil(down).next_multiple_of(MAX_ROWS);
+    Grid { rows, columns, packed_rows: PACKED_STRIPS * MAX_ROWS, packed_columns: columns }
 }
 
 /// The result, which every task writes its own part of.
@@ -122,6 +143,17 @@ struct Tile {
     columns: usize,
 }
 
+/// The part of a tile that one strip of `a` and the packed part of `b` give.
+#[derive(Clone, Copy)]
+struct Block {
+    row: usize,
+    rows: usize,
+    column: usize,
+    columns: usize,
+    /// Units of k.
+    depth: usize,
+}
+
 struct Task<'a, A: Source, B: Source<Unit = A::Unit>> {
     place: &'a Place,
     a: Mat<'a, A::Element>,
@@ -131,6 +163,8 @@ struct Task<'a, A: Source, B: Source<Unit = A::Unit>> {
     tile: Tile,
     /// Units of k per panel.
     depth: usize,
+    packed_rows: usize,
+    packed_columns: usize,
     panel: &'a mut [f32],
     strips: &'a mut [f32],
 }
@@ -143,7 +177,7 @@ impl<A: Source, B: Source<Unit = A::Unit>> Kernel for Task<'_, A, B> {
         // As many rows as keep the sums, a strip of `b` and a factor of `a` in registers: 16 of them, or 32.
         match S::LANES {
             16 => self.tile::<S, MAX_ROWS>(s),
-            _ => self.tile::<S, 6>(s),
+            _ => self.tile::<S, FEWEST_ROWS>(s),
         }
     }
 }
@@ -154,43 +188,64 @@ impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
         let (k, most) = (self.a.cols, self.depth * A::Unit::SIZE);
         for first in (0..k).step_by(most) {
             let length = most.min(k - first);
-            let b = self.b.part(first, length, self.tile.column, self.tile.columns);
-            pack::<S, B>(s, self.panel, b.t(), STRIP * S::LANES);
-            self.rows::<S, MR>(s, first, length);
-        }
-    }
-
-    /// All rows of the tile, for the panel of `length` elements of k from `first` on.
-    #[inline(always)]
-    fn rows<S: Simd, const MR: usize>(&mut self, s: S, first: usize, length: usize) {
-        let (tile, start) = (self.tile, if first == 0 { self.start } else { Start::Sum });
-        let depth = A::Unit::count(length);
-        for row in (0..tile.rows).step_by(PACKED_STRIPS * MR) {
-            let rows = (PACKED_STRIPS * MR).min(tile.rows - row);
-            pack::<S, A>(s, self.strips, self.a.part(tile.row + row, rows, first, length), MR);
-            for strip in 0..rows.div_ceil(MR) {
-                let left = self.strips[strip * strip_len(MR, depth)..].as_ptr();
-                let below = row + strip * MR;
-                self.strip::<S, MR>(s, left, below, MR.min(tile.rows - below), depth, start);
+            for column in (0..self.tile.columns).step_by(self.packed_columns) {
+                let columns = self.packed_columns.min(self.tile.columns - column);
+                let b = self.b.part(first, length, self.tile.column + column, columns);
+                pack::<S, B>(s, self.panel, b.t(), STRIP * S::LANES);
+                self.rows::<S, MR>(s, first, length, column, columns);
             }
         }
     }
 
-    /// `MR` rows, all columns of the tile.
+    /// All rows of the tile, and the columns of it that are packed, for the panel of `length` elements of k from `first` on.
+    #[inline(always)]
+    fn rows<S: Simd, const MR: usize>(&mut self, s: S, first: usize, length: usize, column: usize, columns: usize) {
+        let (tile, start) = (self.tile, if first == 0 { self.start } else { Start::Sum });
+        let depth = A::Unit::count(length);
+        let mut ahead = self.ahead::<S, MR>(first, length, column + columns);
+        for row in (0..tile.rows).step_by(self.packed_rows) {
+            let rows = self.packed_rows.min(tile.rows - row);
+            if column == 0 {
+                pack::<S, A>(s, self.strips, self.a.part(tile.row + row, rows, first, length), MR);
+            }
+            for strip in 0..rows.div_ceil(MR) {
+                let left = self.strips[strip * strip_len(MR, depth)..].as_ptr();
+                let below = row + strip * MR;
+                let block = Block { row: below, rows: MR.min(tile.rows - below), column, columns, depth };
+                self.strip::<S, MR>(s, left, block, start, &mut ahead);
+            }
+        }
+    }
+
+    /// What is packed after the columns before `column`, unless so much is packed at once that it would push out itself.
+    #[inline(always)]
+    fn ahead<S: Simd, const MR: usize>(&self, first: usize, length: usize, column: usize) -> Ahead {
+        let (first, column) = if column < self.tile.columns { (first, column) } else { (first + length, 0) };
+        if self.packed_columns > STRIP * S::LANES || first >= self.a.cols {
+            return Ahead::NOTHING;
+        }
+        let (columns, k) = (self.packed_columns.min(self.tile.columns - column), length.min(self.a.cols - first));
+        let lines = self.b.part(first, k, self.tile.column + column, columns);
+        let lines = if lines.col_stride <= lines.row_stride { lines } else { lines.t() };
+        let steps = self.tile.rows.div_ceil(MR) * A::Unit::count(length);
+        Ahead::new(lines.data.as_ptr(), lines.rows, lines.row_stride, lines.cols, steps)
+    }
+
+    /// `MR` rows, all columns that are packed.
     #[inline(always)]
     fn strip<S: Simd, const MR: usize>(
         &self,
         s: S,
         left: *const f32,
-        row: usize,
-        rows: usize,
-        depth: usize,
+        block: Block,
         start: Start<'_>,
+        ahead: &mut Ahead,
     ) {
-        let (tile, width) = (self.tile, STRIP * S::LANES);
-        for (strip, column) in (0..tile.columns).step_by(width).enumerate() {
-            let columns = width.min(tile.columns - column);
-            let at = (tile.row + row) * self.place.stride + tile.column + column;
+        let (tile, width, depth) = (self.tile, STRIP * S::LANES, block.depth);
+        for (strip, column) in (0..block.columns).step_by(width).enumerate() {
+            let columns = width.min(block.columns - column);
+            let column = block.column + column;
+            let at = (tile.row + block.row) * self.place.stride + tile.column + column;
             // SAFETY: the element is inside of `c`: its extent was checked when it was made.
             let c = unsafe { self.place.data.add(at) };
             let bias = match start {
@@ -200,18 +255,24 @@ impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
             let corner = Corner {
                 c,
                 stride: self.place.stride,
-                rows,
+                rows: block.rows,
                 columns,
                 sums: matches!(start, Start::Sum),
                 apart: self.apart,
             };
+            // What the next block continues from or is written to: the right neighbour, or the first one below.
+            let is_last = strip + 1 == block.columns.div_ceil(width);
+            let (below, beside) = if is_last { (block.row + MR, block.column) } else { (block.row, column + width) };
+            let next = self.place.data.wrapping_add((tile.row + below) * self.place.stride + tile.column + beside);
+            let rows = MR.min(tile.rows.saturating_sub(below));
+            let mut next = Ahead::new(next, rows, self.place.stride, width, depth);
             let right = self.panel[strip * strip_len(width, depth)..][..width * depth].as_ptr();
             // SAFETY: `left` and `right` hold `depth` steps of `MR` rows and `width` columns; the corner is this task's.
             unsafe {
-                if rows == MR && columns == width {
-                    registers::<S, A::Unit, MR, true>(s, depth, left, right, corner, bias);
+                if block.rows == MR && columns == width {
+                    registers::<S, A::Unit, MR, true>(s, depth, left, right, corner, bias, (ahead, &mut next));
                 } else {
-                    registers::<S, A::Unit, MR, false>(s, depth, left, right, corner, bias);
+                    registers::<S, A::Unit, MR, false>(s, depth, left, right, corner, bias, (ahead, &mut next));
                 }
             }
         }

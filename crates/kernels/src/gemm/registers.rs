@@ -1,12 +1,14 @@
 //! The innermost loop of the blocked product: a block of `c` as large as the registers.
 
-use crate::simd::Simd;
+use crate::simd::{Simd, fetch};
 use crate::unit::Unit;
 
 /// Vectors per strip of `b`.
 pub(super) const STRIP: usize = 2;
 /// Steps of k per turn of the loop, so that their addresses are computed once.
 const UNROLL: usize = 4;
+/// Bytes.
+const CACHE_LINE: usize = 64;
 
 /// A block of `c` as large as the registers, or what is left at an edge.
 #[derive(Clone, Copy)]
@@ -19,6 +21,46 @@ pub(super) struct Corner {
     pub sums: bool,
     /// Whether it is added.
     pub apart: bool,
+}
+
+/// What is packed or continued next, fetched to the second-level cache while this is multiplied: a line every few steps,
+/// so that the loads of the product itself never wait behind it.
+pub(super) struct Ahead {
+    at: *const u8,
+    offset: usize,
+    rows: usize,
+    stride: usize,
+    row_bytes: usize,
+    /// Cache lines per turn of the loop.
+    rate: usize,
+}
+
+impl Ahead {
+    pub(super) const NOTHING: Self =
+        Self { at: std::ptr::null(), offset: 0, rows: 0, stride: 0, row_bytes: 0, rate: 0 };
+
+    /// `rows` of `len` elements, `stride` elements apart, spread over `steps` of k.
+    #[inline(always)]
+    pub(super) fn new<T>(at: *const T, rows: usize, stride: usize, len: usize, steps: usize) -> Self {
+        let (stride, row_bytes) = (stride * size_of::<T>(), len * size_of::<T>());
+        let rate = (rows * row_bytes.div_ceil(CACHE_LINE)).div_ceil((steps / UNROLL).max(1));
+        Self { at: at.cast(), offset: 0, rows, stride, row_bytes, rate }
+    }
+
+    #[inline(always)]
+    fn turn(&mut self) {
+        for _ in 0..self.rate {
+            if self.rows == 0 {
+                self.rate = 0;
+                return;
+            }
+            fetch(self.at.wrapping_add(self.offset));
+            self.offset += CACHE_LINE;
+            if self.offset >= self.row_bytes {
+                (self.offset, self.at, self.rows) = (0, self.at.wrapping_add(self.stride), self.rows - 1);
+            }
+        }
+    }
 }
 
 /// `MR` rows by [`STRIP`] vectors: one chain per element over ascending k, of units.
@@ -35,6 +77,7 @@ pub(super) unsafe fn registers<S: Simd, U: Unit, const MR: usize, const WHOLE: b
     right: *const f32,
     corner: Corner,
     bias: Option<&[f32]>,
+    (ahead, next): (&mut Ahead, &mut Ahead),
 ) {
     let mut sums = [[s.zero(); STRIP]; MR];
     // SAFETY: the caller vouches for all places.
@@ -50,6 +93,8 @@ pub(super) unsafe fn registers<S: Simd, U: Unit, const MR: usize, const WHOLE: b
         }
         let (mut left, mut right) = (left, right);
         for _ in 0..depth / UNROLL {
+            ahead.turn();
+            next.turn();
             for step in 0..UNROLL {
                 add_step::<S, U, MR>(s, left.add(step * MR), right.add(step * STRIP * S::LANES), &mut sums);
             }
