@@ -43,7 +43,9 @@ impl Pooled for bf16 {
 pub(crate) fn with_scratch<T: Pooled, R>(len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
     let mut buffer = T::cell(Cell::take);
     if buffer.len() < len {
-        buffer.resize(len, T::ZERO);
+        // Given back first: growing it would hold both for a moment, and leave a hole where the old one was.
+        drop(buffer);
+        buffer = vec![T::ZERO; len];
     }
     let result = work(&mut buffer[..len]);
     T::cell(|cell| {

@@ -25,7 +25,7 @@ const QUESTIONS: usize = 400;
 const SUMS: usize = 240;
 const PAIRS: usize = 500;
 /// Answers drawn to each question.
-const DRAWS: u64 = 2;
+const DRAWS: u64 = 4;
 const SEED: u64 = 42;
 const MAX_TOKENS: usize = 32;
 

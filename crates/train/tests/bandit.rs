@@ -1,4 +1,5 @@
-//! PPO with the real engine on a bandit of two states: it reaches the optimum that is known in closed form.
+//! Learning from rewards with the real engine, where the optimum is known: PPO on a bandit of two states, and GRPO, RLOO
+//! and PPO on answers of two tokens that must end.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
@@ -8,8 +9,8 @@ use common::{Witness, hooks, settings};
 use loam_models::{Forward, Input, LanguageModel};
 use loam_tensor::{Parameter, Precision, no_grad};
 use loam_tokenizer::{Tokenizer, TrainConfig, TrainKind, train};
-use loam_train::losses::policy::{KlEstimator, RewardScale};
-use loam_train::objective::Ppo;
+use loam_train::losses::policy::{KlEstimator, Normalisation, RewardScale};
+use loam_train::objective::{Policy, PolicyKind, Ppo};
 use loam_train::reward::{Answered, Reward};
 use loam_train::{Prompted, Result, RolloutSettings, Rollouts, Stage, Trainer};
 use serde_json::json;
@@ -109,4 +110,80 @@ fn ppo_reaches_the_known_optimum_of_a_bandit() {
             );
         }
     }
+}
+
+/// The right answer to `a` is `xy`, to `b` it is `yx`; a third of the reward is for each letter in its place, and a third for
+/// the right length.
+struct Spelling;
+
+impl Reward for Spelling {
+    fn rewards(&mut self, answers: &[Answered<'_>]) -> Result<Vec<f64>> {
+        let reward = |answer: &Answered<'_>| {
+            let wanted = if answer.prompt.text == "a" { "xy" } else { "yx" };
+            let hits = answer.text.chars().zip(wanted.chars()).filter(|(a, b)| a == b).count();
+            (hits as f64 + f64::from(u8::from(answer.text.chars().count() == 2))) / 3.0
+        };
+        Ok(answers.iter().map(reward).collect())
+    }
+}
+
+/// Mean reward before the first step and in the last one.
+fn spelling(stage: Stage, kind: Option<PolicyKind>) -> (f64, f64) {
+    let tokenizer = tokenizer();
+    let model = model(&tokenizer);
+    let id = |text: &str| tokenizer.token_to_id(text).unwrap();
+    let prompt = |text: &str| Prompted { text: text.into(), ids: vec![id(text)], ..Prompted::default() };
+    let rollout = RolloutSettings {
+        stage,
+        batch: 64,
+        micro_batch: 24,
+        samples: 32,
+        max_new_tokens: 4,
+        temperature: 1.0,
+        iterations: 1,
+        minibatches: 1,
+        beta: 0.0,
+        kl: KlEstimator::K1,
+        target_kl: None,
+        scale: RewardScale::Group,
+        gamma: 1.0,
+        lambda: 0.95,
+        missing_end_penalty: 0.0,
+        seed: 2,
+        precision: Precision::F32,
+    };
+    let value_head = kind.is_none().then(|| Parameter::zeros([1, 16]));
+    let prompts = (["a", "b"].map(prompt).to_vec(), Vec::new());
+    let rollouts =
+        Rollouts::new((&model, None), &tokenizer, prompts, Box::new(Spelling), value_head.clone(), rollout).unwrap();
+    let mut settings = settings(200);
+    settings.lr = 1e-2;
+    settings.optimizer.weight_decay = 0.0;
+    let mut witness = Witness::default();
+    let (clip, temperature) = ((0.2, 0.2), 1.0);
+    match (kind, value_head) {
+        (Some(kind), _) => {
+            let mut objective = Policy { kind, beta: 0.0, clip, temperature };
+            Trainer::new(&model, &mut objective, &rollouts, None, settings).run(&mut hooks(&mut witness)).unwrap();
+        }
+        (None, Some(value_head)) => {
+            let mut objective = Ppo { value_head, value_coefficient: 0.1, value_clip: 0.2, clip, temperature };
+            Trainer::new(&model, &mut objective, &rollouts, None, settings).run(&mut hooks(&mut witness)).unwrap();
+        }
+        (None, None) => unreachable!("PPO comes with a value head"),
+    }
+    let reward = |row: Option<&loam_train::MetricRow>| row.unwrap().metrics["reward"];
+    (reward(witness.rows.first()), reward(witness.rows.last()))
+}
+
+#[test]
+fn grpo_rloo_and_ppo_learn_letters_in_their_places_and_the_end() {
+    let cases = [
+        (Stage::Grpo, Some(PolicyKind::Grpo(Normalisation::Dapo))),
+        (Stage::Rloo, Some(PolicyKind::Rloo)),
+        (Stage::Ppo, None),
+    ];
+    let found = cases.map(|(stage, kind)| (stage, kind, spelling(stage, kind)));
+    // Most come to 1; some settle where one of four letters is wrong, 0.83. Who does not look at the prompt gets 2/3 at most.
+    assert!(found.iter().all(|(.., (first, last))| *first < 0.3 && *last > 0.8), "{found:#.3?}");
 }

@@ -10,8 +10,8 @@ use crate::precision::{Precision, precision};
 use crate::raw::{DType, Raw};
 use crate::tensor::{Tensor, backend};
 
-/// Most logits of one chunk of rows: 48 MiB. A product with fewer rows spends its time on copying the head.
-const CHUNK_ELEMENTS: usize = 12 << 20;
+/// Most logits of one chunk of rows: 36 MiB. A product with fewer rows spends its time on copying the head.
+const CHUNK_ELEMENTS: usize = 9 << 20;
 
 /// Rows whose logits [`Tensor::linear_cross_entropy`] and its relatives hold at a time.
 pub fn head_chunk_rows(rows: usize, vocab: usize) -> usize {
