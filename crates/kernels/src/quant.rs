@@ -4,6 +4,7 @@
 //! shapes of block cover all types that we write, and `unpack` is the one place that knows where the bits lie: 32
 //! numbers with a scale and a minimum in f32 (`unpack::Block32`), and 256 numbers whose sixteenths have integer scales
 //! and minima (`unpack::Block256`). Decoding and the products both start from there. The remaining types can be read.
+//! NF4 is no type of GGUF: its blocks know nothing of rows, and it stands beside the others (`nf4`).
 
 mod activations;
 mod decode;
@@ -12,6 +13,7 @@ mod encode;
 mod encode_k;
 mod half_bits;
 mod iq_grids;
+mod nf4;
 mod plain;
 mod product;
 mod search;
@@ -26,5 +28,6 @@ pub use decode::{can_dequantise, dequantise, dequantise_rows};
 pub(crate) use half_bits::f16_to_f32;
 
 pub use encode::{can_quantise, quantise, quantise_rows};
+pub use nf4::{NF4_BLOCK, NF4_NESTED_BLOCK, NF4_VALUES, Nf4, Nf4Scales, matmul_nf4};
 pub use product::{Quantised, matmul_quantised};
 pub use types::GgmlType;

@@ -64,6 +64,8 @@ fn decoder(ty: GgmlType) -> Option<Decode> {
         GgmlType::Mxfp4 => decode32::<Mxfp4>,
         GgmlType::Tq1_0 => decode32::<Tq1_0>,
         GgmlType::Tq2_0 => decode32::<Tq2_0>,
+        GgmlType::Q1_0 => decode32::<Q1_0>,
+        GgmlType::Q2_0 => decode32::<Q2_0>,
         GgmlType::Q2K => decode256::<Q2K>,
         GgmlType::Q3K => decode256::<Q3K>,
         GgmlType::Q4K => decode256::<Q4K>,

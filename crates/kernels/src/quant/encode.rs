@@ -4,7 +4,7 @@ use super::encode_k as k;
 use super::half_bits::put_f16;
 use super::search::{Trials, largest, nearest, symmetric, with_minimum};
 use super::types::GgmlType;
-use super::unpack::{E2M1_VALUES, IQ4_VALUES, half_of_power};
+use super::unpack::{E2M1_VALUES, IQ4_VALUES, TQ1_PARTS, half_of_power};
 use crate::parallel::for_chunks;
 use half::{bf16, f16};
 
@@ -49,6 +49,7 @@ fn encoder(ty: GgmlType) -> Option<Encode> {
         GgmlType::Iq4Nl => iq4_nl,
         GgmlType::Iq4Xs => iq4_xs,
         GgmlType::Mxfp4 => mxfp4,
+        GgmlType::Tq1_0 => tq1_0,
         GgmlType::Tq2_0 => tq2_0,
         GgmlType::Q2K => k::q2_k,
         GgmlType::Q3K => k::q3_k,
@@ -188,6 +189,21 @@ fn mxfp4(x: &[f32], _: Weighing<'_>, out: &mut [u8]) {
         *l = (1..16).fold(0, |best, code| if error(code) < error(best) { code } else { best }) as u8;
     }
     put_nibbles(&mut out[1..], &l);
+}
+
+/// Numbers -1, 0 and 1 as digits of base three, the first the highest, rounded up to a fraction of 256.
+fn tq1_0(x: &[f32], _: Weighing<'_>, out: &mut [u8]) {
+    let d = largest(x).abs();
+    let inverse = inverse(d);
+    put_f16(out, 52, d);
+    for (bytes, start, digits) in TQ1_PARTS {
+        let width = bytes.len();
+        for (i, out) in out[bytes].iter_mut().enumerate() {
+            let code = |digit: usize| ((x[start + digit * width + i] * inverse).round() as i8 + 1) as u16;
+            let number: u16 = (0..digits).map(|digit| code(digit) * 3_u16.pow(4 - digit as u32)).sum();
+            *out = (number * 256).div_ceil(243) as u8;
+        }
+    }
 }
 
 fn tq2_0(x: &[f32], _: Weighing<'_>, out: &mut [u8]) {

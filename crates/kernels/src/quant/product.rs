@@ -255,12 +255,24 @@ fn widened(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
     if let (GgmlType::F32, Ok(w)) = (w.ty, bytemuck::try_cast_slice::<u8, f32>(w.bytes)) {
         return gemm_f32(MatMut::rows(out, m, n), x, Mat::rows(w, n, k).t(), whole);
     }
+    by_widening(out, x, n, bias, |rows, wide| dequantise_rows(w.ty, w.part(rows), wide));
+}
+
+/// The f32 product with a matrix of `n` rows, of which `widen` writes some at a time.
+pub(super) fn by_widening(
+    out: &mut [f32],
+    x: Mat<'_, f32>,
+    n: usize,
+    bias: Option<&[f32]>,
+    widen: impl Fn(Range<usize>, &mut [f32]),
+) {
+    let (m, k) = (x.rows, x.cols);
     let per_tile = (WIDENED / k).max(1).min(n);
     with_scratch(per_tile * k, |wide: &mut [f32]| {
         for first in (0..n).step_by(per_tile) {
             let columns = first..n.min(first + per_tile);
             let wide = &mut wide[..columns.len() * k];
-            dequantise_rows(w.ty, w.part(columns.clone()), wide);
+            widen(columns.clone(), wide);
             let start = bias.map_or(Start::Zero, |bias| Start::Bias(&bias[columns.clone()]));
             let c = MatMut::strided(&mut out[first..], m, columns.len(), n, 1);
             gemm_f32(c, x, Mat::rows(wide, columns.len(), k).t(), start);

@@ -9,7 +9,7 @@ use crate::rng::Rng;
 /// `scripts/goldens_quant.py` says how it is laid out.
 const GOLDENS: &[u8] = include_bytes!("../../../testkit/goldens/quant.bin");
 /// Types that are written and multiplied without widening.
-const WRITTEN: [GgmlType; 14] = [
+const WRITTEN: [GgmlType; 15] = [
     GgmlType::Q4_0,
     GgmlType::Q4_1,
     GgmlType::Q5_0,
@@ -24,6 +24,18 @@ const WRITTEN: [GgmlType; 14] = [
     GgmlType::Q4K,
     GgmlType::Q5K,
     GgmlType::Q6K,
+    GgmlType::Tq1_0,
+];
+/// Those that gguf-py writes, too.
+const WRITTEN_THERE: [GgmlType; 8] = [
+    GgmlType::Q4_0,
+    GgmlType::Q4_1,
+    GgmlType::Q5_0,
+    GgmlType::Q5_1,
+    GgmlType::Q8_0,
+    GgmlType::Mxfp4,
+    GgmlType::Tq1_0,
+    GgmlType::Tq2_0,
 ];
 
 fn words(bytes: &[u8], count: usize) -> Vec<u32> {
@@ -58,9 +70,9 @@ fn blocks_of_every_type_are_read_and_written_as_gguf_py_does_to_the_bit() {
         let Some(ty) = GgmlType::from_id(head[0]) else {
             let x: Vec<f32> = words(rest, count).into_iter().map(f32::from_bits).collect();
             rest = &rest[4 * count..];
-            for ty in &[WRITTEN[0], WRITTEN[1], WRITTEN[2], WRITTEN[3], WRITTEN[4], WRITTEN[6], WRITTEN[7]] {
+            for ty in WRITTEN_THERE {
                 let (theirs, more) = rest.split_at(ty.bytes(count).unwrap());
-                let own = quantised(*ty, &x, count, None);
+                let own = quantised(ty, &x, count, None);
                 let other = own.iter().zip(theirs).position(|(own, theirs)| own != theirs);
                 assert_eq!(other, None, "{} is written otherwise", ty.name());
                 rest = more;
@@ -70,15 +82,24 @@ fn blocks_of_every_type_are_read_and_written_as_gguf_py_does_to_the_bit() {
         let (bytes, more) = rest.split_at(ty.bytes(count).unwrap());
         let theirs = words(more, count);
         rest = &more[4 * count..];
-        if can_dequantise(ty) {
-            let own: Vec<u32> = dequantised(ty, bytes, count).into_iter().map(f32::to_bits).collect();
-            // Zeros may differ in sign.
-            let same = own.iter().zip(&theirs).all(|(a, b)| a == b || a | b == 1 << 31);
-            assert!(same, "{} is read otherwise", ty.name());
-            seen += 1;
-        }
+        let own: Vec<u32> = dequantised(ty, bytes, count).into_iter().map(f32::to_bits).collect();
+        let other = own.iter().zip(&theirs).position(|(own, theirs)| own != theirs);
+        assert_eq!(other, None, "{} is read otherwise", ty.name());
+        seen += 1;
     }
     assert!(seen >= 25 && rest.is_empty(), "{seen} types");
+}
+
+#[test]
+fn types_that_gguf_py_does_not_decode_are_read_as_llama_cpp_does() {
+    // A scale of two in half precision.
+    let block = |bytes: &[u8]| [&[0x00, 0x40], bytes].concat();
+    let ones = dequantised(GgmlType::Q1_0, &block(&[[0b1000_0110].as_slice(), &[0; 15]].concat()), 128);
+    assert_eq!(ones[..8], [-2.0, 2.0, 2.0, -2.0, -2.0, -2.0, -2.0, 2.0]);
+    assert!(ones[8..].iter().all(|&x| x == -2.0));
+    let twos = dequantised(GgmlType::Q2_0, &block(&[[0b1110_0100].as_slice(), &[0b0101_0101; 15]].concat()), 64);
+    assert_eq!(twos[..4], [-2.0, 0.0, 2.0, 4.0]);
+    assert!(twos[4..].iter().all(|&x| x == 0.0));
 }
 
 /// Root mean square error, each column weighted, over the root mean square.
@@ -157,8 +178,8 @@ fn products_agree_with_decoding_first_up_to_the_rounding_of_activations() {
 
 #[test]
 fn a_row_is_the_same_to_the_bit_in_every_batch_on_every_instruction_set_and_thread_count() {
-    for ty in WRITTEN.into_iter().chain([GgmlType::F16, GgmlType::Bf16, GgmlType::F32, GgmlType::Tq1_0]) {
-        let (n, k) = (45, if ty.block_len() == 256 { 512 } else { 352 });
+    for ty in WRITTEN.into_iter().chain([GgmlType::F16, GgmlType::Bf16, GgmlType::F32, GgmlType::Q1_0]) {
+        let (n, k) = (45, if ty.block_len() > 32 { 512 } else { 352 });
         let source = normal("w", n * k);
         let w = if can_quantise(ty) {
             quantised(ty, &source, k, None)

@@ -72,10 +72,12 @@ pub enum GgmlType {
     Nvfp4 = 40,
     /// Blocks of 128 in 18 bytes.
     Q1_0 = 41,
+    /// Blocks of 64 in 18 bytes.
+    Q2_0 = 42,
 }
 
 /// Type, name in GGUF tools, elements per block, bytes per block.
-const TABLE: [(GgmlType, &str, usize, usize); 34] = [
+const TABLE: [(GgmlType, &str, usize, usize); 35] = [
     (GgmlType::F32, "F32", 1, 4),
     (GgmlType::F16, "F16", 1, 2),
     (GgmlType::Q4_0, "Q4_0", 32, 18),
@@ -110,6 +112,7 @@ const TABLE: [(GgmlType, &str, usize, usize); 34] = [
     (GgmlType::Mxfp4, "MXFP4", 32, 17),
     (GgmlType::Nvfp4, "NVFP4", 64, 36),
     (GgmlType::Q1_0, "Q1_0", 128, 18),
+    (GgmlType::Q2_0, "Q2_0", 64, 18),
 ];
 
 impl GgmlType {

@@ -180,6 +180,10 @@ pub(super) fn half_of_power(exponent: u8) -> f32 {
     }
 }
 
+/// Bytes of a block of TQ1_0, the number that they begin with, and how many numbers are in each.
+pub(super) const TQ1_PARTS: [(std::ops::Range<usize>, usize, usize); 3] =
+    [(0..32, 0, 5), (32..48, 160, 5), (48..52, 240, 4)];
+
 pub(super) struct Tq1_0;
 impl Block32 for Tq1_0 {
     const TYPE: GgmlType = GgmlType::Tq1_0;
@@ -187,9 +191,8 @@ impl Block32 for Tq1_0 {
     #[inline(always)]
     fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
         d[..8].fill(f16_at(block, 52));
-        // Five digits of base three in a byte, as a fraction of 256; the last four bytes hold four.
-        let parts = [(0..32, 0, 5), (32..48, 160, 5), (48..52, 240, 4)];
-        for (bytes, start, digits) in parts {
+        // Digits of base three, as a fraction of 256.
+        for (bytes, start, digits) in TQ1_PARTS {
             let width = bytes.len();
             for (digit, power) in [1_u8, 3, 9, 27, 81][..digits].iter().enumerate() {
                 for (i, &byte) in block[bytes.clone()].iter().enumerate() {
@@ -212,6 +215,34 @@ impl Block32 for Tq2_0 {
             for (q, &byte) in q.iter_mut().zip(&block[32 * (b / 4)..]) {
                 *q = (byte >> (2 * (b % 4)) & 3) as i8 - 1;
             }
+        }
+    }
+}
+
+pub(super) struct Q1_0;
+impl Block32 for Q1_0 {
+    const TYPE: GgmlType = GgmlType::Q1_0;
+    const OFFSET: Option<i8> = Some(1);
+    #[inline(always)]
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
+        d[..4].fill(f16_at(block, 0));
+        for (q, &bits) in q.chunks_exact_mut(8).zip(&block[2..]) {
+            for (q, bit) in q.iter_mut().zip(SPREAD[usize::from(bits)]) {
+                *q = 2 * bit as i8 - 1;
+            }
+        }
+    }
+}
+
+pub(super) struct Q2_0;
+impl Block32 for Q2_0 {
+    const TYPE: GgmlType = GgmlType::Q2_0;
+    const OFFSET: Option<i8> = Some(1);
+    #[inline(always)]
+    fn unpack(block: &[u8], q: &mut [i8], d: &mut [f32], _: &mut [f32]) {
+        d[..2].fill(f16_at(block, 0));
+        for (q, &byte) in q.chunks_exact_mut(4).zip(&block[2..]) {
+            q.iter_mut().enumerate().for_each(|(i, q)| *q = (byte >> (2 * i) & 3) as i8 - 1);
         }
     }
 }
