@@ -66,6 +66,17 @@ fn a_model_is_quantised_pruned_compared_and_planned() {
     assert_eq!(loam(dir, &[&args[..], &calibrate].concat()).code, 0);
     let args = ["quantize", "run", "j.gguf", "--method", "imatrix", "--imatrix", "m.dat", "--type", "q4_0"];
     assert_eq!(loam(dir, &args).code, 0);
+    // NF4 is for directories, and what QLoRA trains on.
+    let args = ["quantize", "run", "nf4", "--type", "nf4", "--text", "text.txt", "--json"];
+    let report = loam(dir, &args).json();
+    assert!(report["bytes_after"].as_u64() < report["bytes_before"].as_u64(), "{report}");
+    assert!(report["comparison"]["same_top"].as_f64().unwrap() > 0.5, "{report}");
+    let qlora = fs::read_to_string(dir.join("recipe.toml")).unwrap() + "[peft]\nmethod = \"lora\"\nquant = \"nf4\"\n";
+    let (head, rest) = qlora.split_once("family").unwrap();
+    let rest = rest.split_once("[data]").unwrap().1;
+    fs::write(dir.join("qlora.toml"), format!("{head}path = \"run/model\"\n[data]{rest}").replace("40", "4")).unwrap();
+    let ran = loam(dir, &["train", "qlora.toml", "--dir", "qlora"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
     let pruned = ["prune", "run", "pruned", "--method", "wanda", "--sparsity", "2:4", "--json"];
     let report = loam(dir, &[&pruned[..], &calibrate].concat()).json();
     assert!((report["zeros"].as_f64().unwrap() - 0.5).abs() < 0.01, "{report}");

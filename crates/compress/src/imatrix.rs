@@ -38,10 +38,19 @@ impl ImatrixFile {
         chunks: usize,
         chunk_size: usize,
     ) -> Result<Self> {
-        let names = model.gguf_names()?;
-        let entry = |(own, values): (&String, &Vec<f32>)| Some((names.get(own)?.clone(), values.clone()));
+        // Matrices that read the same have one entry; experts, which do not, have theirs one after the other.
+        let entry = |(tensor, feeds): (String, Vec<String>)| {
+            let known: Vec<Option<&Vec<f32>>> = feeds.iter().map(|own| importance.get(own)).collect();
+            let any = known.iter().copied().flatten().next()?;
+            let zeros = vec![0.0; any.len()];
+            let parts: Vec<&Vec<f32>> = match are_experts(&feeds) {
+                true => known.iter().map(|values| values.unwrap_or(&zeros)).collect(),
+                false => vec![any],
+            };
+            Some((tensor, parts.into_iter().flatten().copied().collect()))
+        };
         Ok(Self {
-            entries: importance.iter().filter_map(entry).collect(),
+            entries: model.gguf_feeds()?.into_iter().filter_map(entry).collect(),
             datasets: vec![dataset.to_owned()],
             chunks: chunks as u32,
             chunk_size: chunk_size as u32,
@@ -50,15 +59,20 @@ impl ImatrixFile {
 
     /// Under the names of a model's weights. Refuses a file of which no entry fits.
     pub fn importance(&self, model: &LanguageModel, path: &Path) -> Result<Importance> {
-        let (names, mut found) = (model.gguf_names()?, Importance::new());
-        for (name, parameter) in model.parameters() {
-            let Some(values) = names.get(&name).and_then(|tensor| self.entries.get(tensor)) else { continue };
-            let width = parameter.shape().width();
-            if values.len() != width {
-                let problem = format!("{} has {} inputs, the model {width}", names[&name], values.len());
+        let widths: BTreeMap<String, usize> =
+            model.parameters().into_iter().map(|(name, parameter)| (name, parameter.shape().width())).collect();
+        let mut found = Importance::new();
+        for (tensor, feeds) in model.gguf_feeds()? {
+            let Some(values) = self.entries.get(&tensor) else { continue };
+            let width = widths[&feeds[0]];
+            let matrices = if are_experts(&feeds) { feeds.len() } else { 1 };
+            if values.len() != matrices * width {
+                let problem = format!("{tensor} has {} inputs, the model {}", values.len(), matrices * width);
                 return Err(Error::File { path: path.into(), problem });
             }
-            found.insert(name, values.clone());
+            for (i, own) in feeds.into_iter().enumerate() {
+                found.insert(own, values[i % matrices * width..][..width].to_vec());
+            }
         }
         if found.is_empty() {
             let sample = self.entries.keys().next().map_or("nothing".into(), |name| format!("`{name}` and others"));
@@ -194,6 +208,11 @@ impl ImatrixFile {
     }
 }
 
+/// Whether a tensor holds the matrices of experts, each of which reads other rows.
+fn are_experts(feeds: &[String]) -> bool {
+    feeds[0].contains(".experts.")
+}
+
 fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], String> {
     let (taken, left) =
         rest.split_at_checked(length).ok_or("ends in the middle of an importance matrix, or is none")?;
@@ -220,6 +239,26 @@ mod tests {
             chunks: 4,
             chunk_size: 128,
         }
+    }
+
+    #[test]
+    fn experts_keep_their_own_importances_in_one_entry() {
+        let config = serde_json::json!({
+            "model_type": "mixtral", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "vocab_size": 16,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 2,
+        });
+        let model = LanguageModel::new(&config, 1).expect("a valid configuration");
+        let name = |expert: usize| format!("layers.0.feed_forward.experts.{expert}.down_proj.weight");
+        let query = "layers.0.attention.q_proj.weight".to_owned();
+        let importance =
+            Importance::from([(name(0), vec![1.0; 12]), (name(2), vec![3.0; 12]), (query.clone(), vec![5.0; 8])]);
+        let file = ImatrixFile::of(&model, &importance, "text.txt", 4, 128).expect("mixtral is in GGUF");
+        assert_eq!(file.entries["blk.0.ffn_down_exps.weight"], [[1.0; 12], [0.0; 12], [3.0; 12]].concat());
+        let read = file.importance(&model, Path::new("m.dat")).expect("its own model");
+        assert_eq!((&read[&name(1)], &read[&name(2)], &read[&query]), (&vec![0.0; 12], &vec![3.0; 12], &vec![5.0; 8]));
+        let short = ImatrixFile { entries: [("blk.0.ffn_down_exps.weight".into(), vec![1.0; 12])].into(), ..file };
+        let refused = short.importance(&model, Path::new("m.dat")).expect_err("one expert's").to_string();
+        assert!(refused.contains("has 12 inputs, the model 36"), "{refused}");
     }
 
     #[test]

@@ -85,6 +85,9 @@ pub fn quantise(
 ) -> Result<Quantised> {
     to_f32(model);
     let plan = model.plan(settings.mix);
+    if settings.method != Method::Rtn && plan.values().any(|ty| *ty == DType::Nf4) {
+        return Err(Error::setting("NF4 has no method but rounding to the nearest", "leave --method out, or give rtn"));
+    }
     let needed = || {
         calibration.ok_or_else(|| {
             Error::setting("this method looks at the inputs of every layer", "give a text with --calibrate FILE")
@@ -128,7 +131,10 @@ fn put(parameter: &Parameter, ty: GgmlType, bytes: Vec<u8>) {
 
 /// Types of a block's layers by the plan, which names weights.
 fn planned(plan: &Plan, name: &str) -> Option<GgmlType> {
-    plan.get(&format!("{name}.weight")).copied().filter(|ty| ty.is_quantised())
+    match plan.get(&format!("{name}.weight"))? {
+        DType::Ggml(ty) if ty.is_quantised() => Some(*ty),
+        _ => None,
+    }
 }
 
 /// The weights of the plan that are not rounded yet: tables, heads, what a method left out.

@@ -3,7 +3,7 @@
 
 use loam_formats::Dtype;
 use loam_nn::KvType;
-use loam_tensor::{DType, GgmlType};
+use loam_tensor::DType;
 
 use crate::error::Error;
 use crate::model::LanguageModel;
@@ -148,10 +148,7 @@ impl LanguageModel {
         let reads =
             |name: &str| name.starts_with("layers.") || name == "lm_head.weight" || name == "embed_tokens.weight";
         let is_table = |name: &str| name == "embed_tokens.weight" && !self.spec().tie_word_embeddings;
-        let bytes = |name: &str, count: usize| {
-            let ty = types.get(name).copied().unwrap_or(GgmlType::F32);
-            DType::Ggml(ty).bytes(count)
-        };
+        let bytes = |name: &str, count: usize| types.get(name).copied().unwrap_or(DType::F32).bytes(count);
         let all = self.parameters();
         all.iter()
             .filter(|(n, p)| p.shape().len() == 2 && reads(n) && !is_table(n))

@@ -18,6 +18,7 @@
 //! # Ok::<(), loam_models::Error>(())
 //! ```
 
+mod bitsandbytes;
 mod block;
 mod config;
 mod error;

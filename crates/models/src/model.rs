@@ -7,9 +7,10 @@ use std::path::Path;
 use loam_formats::{Dtype, Gguf, HfDir, HfWriter, TensorOut, Weights, nearest};
 use loam_kernels::cross_entropy::IGNORED;
 use loam_nn::{Hooks, Init, KvCache, KvType, Memory, Module};
-use loam_tensor::{HeadSettings, LogProbSettings, Parameter, Tensor};
-use serde_json::{Value, json};
+use loam_tensor::{HeadSettings, LogProbSettings, Nf4Scales, Parameter, Tensor};
+use serde_json::{Map, Value, json};
 
+use crate::bitsandbytes;
 use crate::config::Config;
 use crate::error::Error;
 use crate::family::{self, Family};
@@ -116,8 +117,10 @@ impl LanguageModel {
         let (weights, entries) = (dir.weights()?, self.entries());
         let (names, report) = self.found(&weights, &entries, dir.path(), seed.is_some())?;
         for (entry, name) in entries.iter().zip(&names) {
-            if let Some(name) = name {
-                entry.import(&weights.get(name)?.to_f32()?);
+            let Some(name) = name else { continue };
+            match bitsandbytes::read(&weights, name)? {
+                Some(packed) => entry.import_nf4(packed),
+                None => entry.import(&weights.get(name)?.to_f32()?),
             }
         }
         if let Some(seed) = seed {
@@ -152,12 +155,15 @@ impl LanguageModel {
                 }
                 other => other?,
             };
-            let view = weights.get(&name)?;
-            if view.shape != entry.file_shape() {
+            let found = match bitsandbytes::shape(weights, &name)? {
+                Some(shape) => shape,
+                None => weights.get(&name)?.shape.to_vec(),
+            };
+            if found != entry.file_shape() {
                 return Err(Error::WeightShape {
                     path: weights.file_of(&name).unwrap_or(path).into(),
                     name,
-                    found: view.shape.to_vec(),
+                    found,
                     expected: entry.file_shape(),
                 });
             }
@@ -167,7 +173,10 @@ impl LanguageModel {
         let map = &self.family.weights;
         // Checkpoints of models with a tied head may carry the table under its other names, too.
         let is_copy = |name: &str| self.spec.tie_word_embeddings && map.copies.contains(&name);
-        let is_known = |name: &str| map.ignored_suffixes.iter().any(|suffix| name.ends_with(suffix));
+        let is_known = |name: &str| {
+            let of_another = bitsandbytes::beside(name).is_some_and(|name| used.contains(name));
+            of_another || map.ignored_suffixes.iter().any(|suffix| name.ends_with(suffix))
+        };
         let mut left = weights.names().filter(|name| !used.contains(*name) && !is_known(name) && !is_copy(name));
         if has_new_head {
             report.dropped = left.map(str::to_owned).collect();
@@ -220,18 +229,29 @@ impl LanguageModel {
         max_shard_bytes: Option<u64>,
         watch: &dyn Fn(usize),
     ) -> Result<(), Error> {
-        writer.config(&self.config)?;
         let dtype = self.file_dtype()?;
         let entries = self.entries();
-        let tensors = entries.iter().map(|entry| {
-            let shape = entry.file_shape();
-            TensorOut::lazy(entry.name.clone(), dtype, &shape, move || {
+        let (mut config, mut tensors, mut nested) = (self.config.clone(), Vec::new(), None);
+        for entry in &entries {
+            let (shape, value) = (entry.file_shape(), entry.parameters[0].value());
+            if let Some(packed) = value.as_nf4().filter(|_| entry.is_one_matrix()) {
+                nested = Some(matches!(packed.scales(), Nf4Scales::Nested { .. }));
+                tensors.extend(bitsandbytes::tensors(&entry.name, packed, &shape, dtype));
+                continue;
+            }
+            tensors.push(TensorOut::lazy(entry.name.clone(), dtype, &shape, move || {
                 let values = entry.export(Parameter::to_vec);
                 let bytes = loam_formats::safetensors::encode_f32(dtype, &values).into_owned();
                 watch(bytes.len());
                 bytes.into()
-            })
-        });
+            }));
+        }
+        // A model that has become plain again says nothing of how it was once quantised.
+        config.as_object_mut().map(|keys| keys.shift_remove(bitsandbytes::CONFIG));
+        if let Some(is_nested) = nested {
+            config[bitsandbytes::CONFIG] = bitsandbytes::config(is_nested, dtype);
+        }
+        writer.config(&config)?;
         Ok(writer.weights(tensors, max_shard_bytes)?)
     }
 
@@ -522,12 +542,16 @@ fn worth_scoring(hidden: Tensor, targets: &[i32], counted: usize) -> (Tensor, Ve
 
 /// Names the classes of a classifier in a `config.json`, as transformers does.
 pub fn set_labels(config: &mut Value, labels: &[String]) {
-    let by_id = labels.iter().enumerate().map(|(id, label)| (id.to_string(), json!(label)));
-    config["id2label"] = Value::Object(by_id.collect());
-    config["label2id"] =
-        Value::Object(labels.iter().enumerate().map(|(id, label)| (label.clone(), json!(id))).collect());
     if let Some(keys) = config.as_object_mut() {
-        // A count beside the names, in another layout, could contradict them.
-        keys.remove("num_labels");
+        set_labels_of(keys, labels);
     }
+}
+
+pub(crate) fn set_labels_of(keys: &mut Map<String, Value>, labels: &[String]) {
+    let by_id = labels.iter().enumerate().map(|(id, label)| (id.to_string(), json!(label)));
+    keys.insert("id2label".into(), Value::Object(by_id.collect()));
+    let by_label = labels.iter().enumerate().map(|(id, label)| (label.clone(), json!(id)));
+    keys.insert("label2id".into(), Value::Object(by_label.collect()));
+    // A count beside the names, in another layout, could contradict them.
+    keys.remove("num_labels");
 }

@@ -1,7 +1,6 @@
 //! A pass in pieces, for whoever changes a block's weights before the next block reads what it gives; and a model of
 //! which nothing but the shape is known.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use loam_formats::{Gguf, HfDir};
@@ -43,14 +42,5 @@ impl LanguageModel {
     /// The hidden states that the head reads, from what the last block gave.
     pub fn last_states(&self, states: &Tensor) -> Tensor {
         self.network.stack.leave(states)
-    }
-
-    /// The name of the tensor of a GGUF file that holds each parameter, by the parameter's name.
-    pub fn gguf_names(&self) -> Result<BTreeMap<String, String>, Error> {
-        Ok(self
-            .gguf_feeds()?
-            .into_iter()
-            .flat_map(|(name, feeds)| feeds.into_iter().map(move |f| (f, name.clone())))
-            .collect())
     }
 }

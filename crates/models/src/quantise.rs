@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use loam_kernels::quant::{can_quantise, quantise_rows};
-use loam_tensor::{DType, GgmlType, Parameter, Raw, SharedBytes};
+use loam_tensor::{DType, GgmlType, Nf4, Parameter, Raw, SharedBytes};
 
 use crate::error::Error;
 use crate::model::LanguageModel;
@@ -19,9 +19,9 @@ pub type Importance = HashMap<String, Vec<f32>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mix {
     name: &'static str,
-    base: GgmlType,
+    base: DType,
     size: Size,
-    file_type: u32,
+    file_type: Option<u32>,
 }
 
 /// How many weights get more bits than the base type.
@@ -34,8 +34,8 @@ enum Size {
     Large,
 }
 
-/// Name, base type, how many weights get more, number in GGUF files.
-const MIXES: [(&str, GgmlType, Size, u32); 22] = [
+/// Name, base type, how many weights get more, number in GGUF files. NF4 comes behind these.
+const MIXES: [(&str, GgmlType, Size, u32); 25] = [
     ("f32", GgmlType::F32, Size::Plain, 0),
     ("f16", GgmlType::F16, Size::Plain, 1),
     ("bf16", GgmlType::Bf16, Size::Plain, 32),
@@ -53,17 +53,26 @@ const MIXES: [(&str, GgmlType, Size, u32); 22] = [
     ("q4_0", GgmlType::Q4_0, Size::Plain, 2),
     ("iq4_nl", GgmlType::Iq4Nl, Size::Plain, 25),
     ("iq4_xs", GgmlType::Iq4Xs, Size::Plain, 30),
+    ("mxfp4", GgmlType::Mxfp4, Size::Plain, 38),
     ("q3_k_l", GgmlType::Q3K, Size::Large, 13),
     ("q3_k_m", GgmlType::Q3K, Size::Medium, 12),
     ("q3_k_s", GgmlType::Q3K, Size::Small, 11),
     ("q2_k", GgmlType::Q2K, Size::Medium, 10),
     ("q2_k_s", GgmlType::Q2K, Size::Small, 21),
+    ("tq2_0", GgmlType::Tq2_0, Size::Plain, 37),
+    ("tq1_0", GgmlType::Tq1_0, Size::Plain, 36),
 ];
+
+/// What QLoRA trains on, as bitsandbytes makes it of a model: NF4 with double quantisation in the blocks, tables and head
+/// as they are.
+const NF4: Mix = Mix { name: "nf4", base: DType::Nf4, size: Size::Plain, file_type: None };
 
 impl Mix {
     /// Every mix.
     pub fn all() -> impl Iterator<Item = Self> {
-        MIXES.into_iter().map(|(name, base, size, file_type)| Self { name, base, size, file_type })
+        let of_gguf =
+            |(name, base, size, number)| Self { name, base: DType::Ggml(base), size, file_type: Some(number) };
+        MIXES.into_iter().map(of_gguf).chain([NF4])
     }
 
     /// Its name, in small letters.
@@ -71,25 +80,26 @@ impl Mix {
         self.name
     }
 
-    /// `general.file_type` of GGUF files.
-    pub fn file_type(self) -> u32 {
+    /// `general.file_type` of GGUF files, where they have the type.
+    pub fn file_type(self) -> Option<u32> {
         self.file_type
     }
 
     /// The type of a weight of `width` columns, or `None` for what stays as it is: norms, biases, positions, routers.
-    fn type_of(self, spec: &Spec, name: &str, width: usize) -> Option<GgmlType> {
+    fn type_of(self, spec: &Spec, name: &str, width: usize) -> Option<DType> {
         let place = Place::of(spec, name)?;
-        let wanted = if self.base.is_quantised() { self.wanted(spec, place) } else { self.base };
-        Some(fitting(wanted, width))
+        let DType::Ggml(base) = self.base else { return place.is_inside.then_some(self.base) };
+        let wanted = if base.is_quantised() { self.wanted(base, spec, place) } else { base };
+        Some(DType::Ggml(fitting(wanted, width)))
     }
 
     /// llama.cpp's choice where the width is no obstacle.
-    fn wanted(self, spec: &Spec, place: Place) -> GgmlType {
+    fn wanted(self, base: GgmlType, spec: &Spec, place: Place) -> GgmlType {
         use GgmlType::{Iq4Nl, Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K, Q8_0};
         let attention = &spec.stack.layers[0].attention;
         let shares_values = attention.num_attention_heads >= 4 * attention.num_key_value_heads;
         let eight_experts = spec.stack.layers[0].experts.is_some_and(|experts| experts.num_experts == 8);
-        match (place.role, self.base, self.size) {
+        match (place.role, base, self.size) {
             (Role::Head, Q8_0, _) => Q8_0,
             (Role::Head, ..) => Q6K,
             (Role::Value | Role::Key, ..) if eight_experts => Q8_0,
@@ -161,6 +171,8 @@ enum Role {
 #[derive(Clone, Copy)]
 struct Place {
     role: Role,
+    /// Whether it is in a block.
+    is_inside: bool,
     layer: usize,
     layers: usize,
 }
@@ -178,7 +190,12 @@ impl Place {
         };
         let Some((layer, rest)) = bare.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) else {
             let role = if is_head { Role::Head } else { Role::Other };
-            return (is_head || name == "embed_tokens.weight").then_some(Self { role, layer: 0, layers });
+            return (is_head || name == "embed_tokens.weight").then_some(Self {
+                role,
+                is_inside: false,
+                layer: 0,
+                layers,
+            });
         };
         let role = match rest.strip_suffix("_proj.weight")?.rsplit('.').next()? {
             "k" => Role::Key,
@@ -187,7 +204,7 @@ impl Place {
             "down" => Role::Down,
             _ => Role::Other,
         };
-        Some(Self { role, layer: layer.parse().ok()?, layers })
+        Some(Self { role, is_inside: true, layer: layer.parse().ok()?, layers })
     }
 
     /// The first and the last eighth of the blocks, and every third between.
@@ -214,7 +231,7 @@ fn fitting(ty: GgmlType, width: usize) -> GgmlType {
 }
 
 /// The element type of every weight that gets one, by the parameter's name.
-pub type Plan = BTreeMap<String, GgmlType>;
+pub type Plan = BTreeMap<String, DType>;
 
 impl LanguageModel {
     /// What `mix` makes of each weight.
@@ -237,8 +254,8 @@ impl LanguageModel {
                 parameter.ok_or_else(|| Error::Input(format!("the model has no weight {name} to quantise")))?;
             let shape = parameter.shape();
             let width = shape.width();
-            if shape.len() != 2 || !can_quantise(ty) || ty.bytes(width).is_none() {
-                return Err(Error::Input(format!("{name} {shape:?} cannot be written as {}", ty.name())));
+            if shape.len() != 2 || !can_encode(ty, width) {
+                return Err(Error::Input(format!("{name} {shape:?} cannot be written as {ty}")));
             }
             let importance = importance.and_then(|all| all.get(name)).map(Vec::as_slice);
             if importance.is_some_and(|columns| columns.len() != width) {
@@ -260,8 +277,17 @@ impl LanguageModel {
     }
 }
 
-fn encoded(parameter: &Parameter, ty: GgmlType, importance: Option<&[f32]>) -> Raw {
+/// Whether rows of `width` can be rounded to the type.
+fn can_encode(ty: DType, width: usize) -> bool {
+    match ty {
+        DType::Ggml(ty) => can_quantise(ty) && ty.bytes(width).is_some(),
+        other => other == DType::Nf4,
+    }
+}
+
+fn encoded(parameter: &Parameter, ty: DType, importance: Option<&[f32]>) -> Raw {
     let (shape, values) = (parameter.shape(), parameter.to_vec());
+    let DType::Ggml(ty) = ty else { return Raw::nf4(Nf4::encode(&values, true), [shape[0], shape[1]]) };
     let mut bytes = vec![0; DType::Ggml(ty).bytes(values.len())];
     quantise_rows(ty, &values, shape[1], importance, &mut bytes);
     let bytes: SharedBytes = Arc::new(bytes);
@@ -292,7 +318,10 @@ mod tests {
     fn the_medium_mix_gives_more_bits_to_values_and_down_projections_of_some_layers() {
         let model = wide(8);
         let plan = model.plan(mix("Q4_K_M"));
-        let of = |name: &str| plan.get(name).copied();
+        let of = |name: &str| match plan.get(name)? {
+            DType::Ggml(ty) => Some(*ty),
+            other => panic!("{name} is {other}"),
+        };
         for (layer, is_more) in [true, false, false, true, false, false, true, true].into_iter().enumerate() {
             let ty = if is_more { GgmlType::Q6K } else { GgmlType::Q4K };
             assert_eq!(of(&format!("layers.{layer}.attention.v_proj.weight")), Some(ty), "layer {layer}");
@@ -302,10 +331,24 @@ mod tests {
         assert_eq!((of("lm_head.weight"), of("embed_tokens.weight")), (Some(GgmlType::Q6K), Some(GgmlType::Q4K)));
         assert_eq!((of("norm.weight"), of("layers.0.attention_norm.weight")), (None, None));
         let small = model.plan(mix("q4_k_s"));
-        assert_eq!(small["layers.3.attention.v_proj.weight"], GgmlType::Q5K);
-        assert_eq!(small["layers.4.attention.v_proj.weight"], GgmlType::Q4K);
-        assert_eq!(small["layers.0.feed_forward.down_proj.weight"], GgmlType::Q5K);
-        assert_eq!(small["layers.1.feed_forward.down_proj.weight"], GgmlType::Q4K);
+        assert_eq!(small["layers.3.attention.v_proj.weight"], DType::Ggml(GgmlType::Q5K));
+        assert_eq!(small["layers.4.attention.v_proj.weight"], DType::Ggml(GgmlType::Q4K));
+        assert_eq!(small["layers.0.feed_forward.down_proj.weight"], DType::Ggml(GgmlType::Q5K));
+        assert_eq!(small["layers.1.feed_forward.down_proj.weight"], DType::Ggml(GgmlType::Q4K));
+    }
+
+    #[test]
+    fn nf4_is_for_the_matrices_of_the_blocks() {
+        let model = wide(2);
+        let plan = model.plan(mix("nf4"));
+        assert!(plan.values().all(|ty| *ty == DType::Nf4) && plan.len() == 2 * 7, "{plan:?}");
+        assert!(plan.keys().all(|name| name.starts_with("layers.")));
+        model.quantise(&plan, None).expect("any width fits");
+        let parameters = model.parameters();
+        assert!(parameters.iter().all(|(name, parameter)| parameter.is_trainable() != plan.contains_key(name)));
+        let blocks: usize = parameters.iter().filter(|(name, _)| plan.contains_key(name)).map(|(_, p)| p.count()).sum();
+        let bytes: usize = parameters.iter().filter(|(name, _)| plan.contains_key(name)).map(|(_, p)| p.bytes()).sum();
+        assert!(bytes as f64 * 8.0 / (blocks as f64) < 4.5 && bytes * 2 > blocks, "{bytes} for {blocks}");
     }
 
     #[test]
@@ -315,10 +358,10 @@ mod tests {
             "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 40, "tie_word_embeddings": true,
         }));
         let plan = model.plan(mix("q4_k_s"));
-        assert_eq!(plan["layers.0.attention.q_proj.weight"], GgmlType::Q5_0);
-        assert_eq!(plan["layers.0.attention.v_proj.weight"], GgmlType::Q5_1);
-        assert_eq!(plan["layers.0.feed_forward.down_proj.weight"], GgmlType::F16);
-        assert_eq!(plan["embed_tokens.weight"], GgmlType::Q8_0);
+        assert_eq!(plan["layers.0.attention.q_proj.weight"], DType::Ggml(GgmlType::Q5_0));
+        assert_eq!(plan["layers.0.attention.v_proj.weight"], DType::Ggml(GgmlType::Q5_1));
+        assert_eq!(plan["layers.0.feed_forward.down_proj.weight"], DType::Ggml(GgmlType::F16));
+        assert_eq!(plan["embed_tokens.weight"], DType::Ggml(GgmlType::Q8_0));
         model.quantise(&plan, None).expect("a plan of its own");
         assert!(model.weight_bytes() * 4 < model.num_parameters() * 4);
     }
@@ -326,8 +369,9 @@ mod tests {
     #[test]
     fn a_plan_for_another_model_is_refused() {
         let model = wide(1);
-        let refused =
-            |name: &str, ty| model.quantise(&Plan::from([(name.to_owned(), ty)]), None).unwrap_err().to_string();
+        let refused = |name: &str, ty| {
+            model.quantise(&Plan::from([(name.to_owned(), DType::Ggml(ty))]), None).unwrap_err().to_string()
+        };
         assert!(refused("layers.7.attention.q_proj.weight", GgmlType::Q4K).contains("no weight layers.7"));
         assert!(refused("norm.weight", GgmlType::Q4K).contains("cannot be written as Q4_K"));
         assert!("q4_m".parse::<Mix>().unwrap_err().to_string().contains("q4_k_m"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use loam_kernels::quant::{dequantise_rows, quantise_rows};
-use loam_tensor::{DType, GgmlType, Parameter, Raw, SharedBytes};
+use loam_tensor::{DType, GgmlType, Nf4, Parameter, Raw, SharedBytes};
 
 use crate::spec::{Spec, Task};
 
@@ -19,6 +19,8 @@ pub enum Transform {
     ByHead,
     /// `[1, n]` in the file, `[n]` here.
     AsRow,
+    /// Matrices of one shape, those of all experts, in a tensor with an axis more (GGUF).
+    Stack,
     /// Rows of each head in the order in which rotation pairs them: feature i, then i + half (GGUF of Llama).
     RopePair,
     /// One more in the file (GGUF of Gemma's norms).
@@ -27,7 +29,7 @@ pub enum Transform {
 
 /// One row: name in the file, name here, and the transform. `{i}` is the layer, `{e}` the expert; `{q|k|v}` in the name
 /// here stands for that many parameters, which one tensor of the file holds; `[q|k|v]`, in both names, for that many
-/// tensors and as many parameters.
+/// tensors and as many parameters. `{e}` in the name here alone is all experts in one tensor.
 pub struct Row {
     file: &'static str,
     here: &'static str,
@@ -66,6 +68,16 @@ fn repeated(file: &str, here: &str, spec: &Spec) -> Vec<(String, Vec<String>)> {
         Some(experts) if file.contains("{e}") => experts.num_experts,
         _ => 1,
     };
+    let all_experts = |layer: usize, here: &str| -> Vec<String> {
+        let one = |e: usize| here.replace("{e}", &e.to_string());
+        let count = stack.layers.get(layer).and_then(|layer| layer.experts).map_or(0, |experts| experts.num_experts);
+        (0..count).map(one).collect()
+    };
+    if here.contains("{e}") && !file.contains("{e}") {
+        let name = |pattern: &str, layer: usize| pattern.replace("{i}", &layer.to_string());
+        let stacks = (0..layers).map(|layer| (name(file, layer), all_experts(layer, &name(here, layer))));
+        return stacks.filter(|(_, here): &(String, Vec<String>)| !here.is_empty()).collect();
+    }
     let places = (0..layers).flat_map(|layer| (0..experts(layer)).map(move |expert| (layer, expert)));
     let fill = |name: &str, (layer, expert): (usize, usize)| {
         name.replace("{i}", &layer.to_string()).replace("{e}", &expert.to_string())
@@ -156,6 +168,7 @@ impl Entry {
         match self.transform {
             Transform::Transpose => vec![first[1], self.rows()],
             Transform::AsRow => vec![1, first[0]],
+            Transform::Stack => vec![self.parameters.len(), first[0], first[1]],
             _ => first.with(0, self.rows()).to_vec(),
         }
     }
@@ -214,7 +227,7 @@ impl Entry {
 
     /// Whether products can read the tensor's rows where they lie.
     fn has_whole_rows(&self) -> bool {
-        let is_kept = matches!(self.transform, Transform::Keep | Transform::ByHead | Transform::RopePair);
+        let is_kept = !matches!(self.transform, Transform::Transpose | Transform::AsRow | Transform::PlusOne);
         is_kept && self.parameters.iter().all(|parameter| parameter.shape().len() == 2)
     }
 
@@ -257,6 +270,22 @@ impl Entry {
             };
             parameter.replace(Raw::quantised(ty, [rows, width], bytes, start));
         }
+    }
+
+    /// Whether the parameter can be what bitsandbytes makes of the tensor, and the other way round.
+    pub(crate) fn is_one_matrix(&self) -> bool {
+        self.transform == Transform::Keep && self.parameters.len() == 1 && self.parameters[0].shape().len() == 2
+    }
+
+    /// Fills the parameters from a tensor in NF4: as it is, or decoded where it is several matrices or lies another way.
+    pub(crate) fn import_nf4(&self, weights: Nf4) {
+        if self.is_one_matrix() {
+            let shape = self.parameters[0].shape();
+            return self.parameters[0].replace(Raw::nf4(weights, [shape[0], shape[1]]));
+        }
+        let mut values = vec![0.0; weights.count()];
+        weights.decode_all(&mut values);
+        self.import(&values);
     }
 
     /// The tensor of a GGUF file in element type `ty`: the parameters' own blocks where they have that type.

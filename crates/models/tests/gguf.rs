@@ -2,15 +2,16 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 use std::path::Path;
+use std::slice::from_ref;
 
 use loam_formats::gguf::write;
 use loam_formats::{Gguf, GgufOut, GgufValue, HfDir, HfWriter};
-use loam_models::{Forward, GgufSettings, Input, LanguageModel, Memory, Mix};
+use loam_models::{Forward, GgufSettings, Input, LanguageModel, Memory, Mix, Task};
 use loam_tensor::{DType, GgmlType, no_grad};
 use loam_testkit::{cases, golden_copy, golden_dir};
 use serde_json::json;
 
-const FAMILIES: [&str; 7] = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"];
+const FAMILIES: [&str; 8] = ["llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"];
 
 fn family(model: &LanguageModel) -> &'static str {
     model.spec().family
@@ -51,6 +52,9 @@ fn every_family_comes_back_from_a_file_bit_for_bit() {
     let mut done = Vec::new();
     for case in cases() {
         let model = LanguageModel::open(golden_dir(&case)).unwrap();
+        if family(&model) == "bert" && model.spec().head.task != Task::LanguageModel {
+            continue;
+        }
         let known = family(&model) == "gpt2" || FAMILIES.contains(&family(&model));
         if !known {
             let refused = model.save_gguf(&dir.path().join("x.gguf"), GgufSettings::default()).unwrap_err();
@@ -80,7 +84,9 @@ fn every_family_comes_back_from_a_file_bit_for_bit() {
     for needed in ["llama-gqa", "llama-rope-llama3", "llama-rope-yarn", "llama-biases", "llama-bf16", "llama-sharded"] {
         assert!(done.iter().any(|case| case == needed), "{needed} of {done:?}");
     }
-    for needed in ["mistral", "qwen2-window", "qwen3", "gemma2", "gemma3", "phi3", "gpt2-plain", "gpt2-untied"] {
+    for needed in
+        ["mistral", "mixtral", "qwen2-window", "qwen3", "gemma2", "gemma3", "phi3", "gpt2-plain", "gpt2-untied"]
+    {
         assert!(done.iter().any(|case| case == needed), "{needed} of {done:?}");
     }
 }
@@ -102,6 +108,116 @@ fn both_forms_of_t5_come_back_if_their_distances_are_the_formats() {
         let read = through(&model, dir.path(), None);
         assert!(logits(&read) == logits(&model), "{case}");
         assert_eq!(read.config()["feed_forward_proj"], model.config()["feed_forward_proj"], "{case}");
+    }
+}
+
+/// Hidden states and, of a classifier, scores.
+fn of_encoder(model: &LanguageModel) -> (Vec<f32>, Vec<f32>) {
+    let input = Input::rows(&[3, 17, 9, 30, 2, 2, 39], 1);
+    let scores = |_| model.scores(&input, from_ref(&(0..7)), Forward::default()).expect("a classifier").to_vec();
+    no_grad(|| {
+        let hidden = model.hidden(&input, Forward::default()).expect("valid input").to_vec();
+        let is_classifier = model.spec().head.task == Task::SequenceClassification;
+        (hidden, Some(()).filter(|()| is_classifier).map(scores).unwrap_or_default())
+    })
+}
+
+#[test]
+fn bert_and_its_classifier_come_back_with_and_without_a_pooler() {
+    let dir = tempfile::tempdir().unwrap();
+    for case in ["bert-model", "bert-classify"] {
+        let mut model = LanguageModel::open(golden_dir(case)).unwrap();
+        let labels: Vec<String> = ["good", "bad", "odd"].map(String::from).to_vec();
+        if case == "bert-classify" {
+            model.set_config("id2label", json!({"0": labels[0], "1": labels[1], "2": labels[2]}));
+        }
+        let mut read = through(&model, dir.path(), None);
+        assert!(of_encoder(&read) == of_encoder(&model), "{case}");
+        let path = dir.path().join("model.gguf");
+        let gguf = Gguf::open(&path).unwrap();
+        for (key, expected) in [("bert.attention.causal", "false"), ("tokenizer.ggml.token_type_count", "2")] {
+            let value = gguf.flag(key).map(|x| x.map(|x| x.to_string()));
+            let value = value.or_else(|_| gguf.size(key).map(|x| x.map(|x| x.to_string()))).unwrap();
+            assert_eq!(value.as_deref(), Some(expected), "{case}: {key}");
+        }
+        for name in
+            ["token_embd_norm.bias", "blk.0.attn_output_norm.weight", "blk.0.layer_output_norm.bias", "cls.bias"]
+        {
+            assert!(gguf.find(name).is_some(), "{case}: {name}");
+        }
+        let [back, again] = ["back", "again"].map(|name| dir.path().join(format!("{case}-{name}")));
+        read.set_config("dtype", json!("float32"));
+        read.save(&HfWriter::create(&back).unwrap(), None).unwrap();
+        model.save(&HfWriter::create(&again).unwrap(), None).unwrap();
+        assert!(tensors(&back) == tensors(&again), "{case}");
+        if case == "bert-classify" {
+            assert_eq!(read.config()["id2label"]["1"], "bad");
+            assert_eq!(gguf.size("bert.pooling_type").unwrap(), Some(4), "the scores of a classifier");
+        }
+        // As llama.cpp's converter writes it.
+        let outputs =
+            gguf.tensors().iter().filter(|tensor| !["cls.weight", "cls.bias"].contains(&tensor.name.as_str()));
+        let outputs: Vec<GgufOut<'_>> = outputs
+            .map(|tensor| GgufOut::new(tensor.name.clone(), tensor.ty, &tensor.shape, gguf.bytes(tensor)))
+            .collect();
+        let bare = dir.path().join("bare.gguf");
+        write(&bare, gguf.metadata(), &outputs).unwrap();
+        let bare = LanguageModel::open(&bare).unwrap();
+        assert_eq!(of_encoder(&bare).0, of_encoder(&model).0, "{case}");
+        let saved = dir.path().join(format!("{case}-bare"));
+        bare.save(&HfWriter::create(&saved).unwrap(), None).unwrap();
+        assert!(!tensors(&saved).iter().any(|(name, ..)| name.contains("pooler")), "{case}");
+        assert!(of_encoder(&LanguageModel::open(&saved).unwrap()) == of_encoder(&bare), "{case}");
+    }
+}
+
+/// A mixture of experts wide enough for blocks of 256.
+fn experts(family: &str) -> LanguageModel {
+    LanguageModel::new(
+        &json!({
+            "model_type": family, "hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 256,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 64,
+            "num_local_experts": 3, "num_experts": 3, "num_experts_per_tok": 2, "tie_word_embeddings": false,
+        }),
+        7,
+    )
+    .unwrap()
+}
+
+#[test]
+fn experts_lie_in_one_tensor_and_are_multiplied_where_they_lie() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, architecture) in [("mixtral", "llama"), ("qwen3_moe", "qwen3moe")] {
+        let model = experts(name);
+        let plain = through(&model, dir.path(), None);
+        assert!(logits(&plain) == logits(&model) && family(&plain) == name, "{name}");
+        let path = dir.path().join("model.gguf");
+        let gguf = Gguf::open(&path).unwrap();
+        assert_eq!(gguf.text("general.architecture").unwrap(), Some(architecture));
+        for (key, expected) in [("expert_count", 3), ("expert_used_count", 2), ("feed_forward_length", 256)] {
+            assert_eq!(gguf.size(&format!("{architecture}.{key}")).unwrap(), Some(expected), "{name}: {key}");
+        }
+        let [back, again] = ["back", "again"].map(|end| dir.path().join(format!("{name}-{end}")));
+        plain.save(&HfWriter::create(&back).unwrap(), None).unwrap();
+        model.save(&HfWriter::create(&again).unwrap(), None).unwrap();
+        assert!(tensors(&back) == tensors(&again), "{name}");
+        for mix in ["q4_k_m", "mxfp4", "tq1_0"] {
+            let read = through(&model, dir.path(), Some(mix));
+            let other = experts(name);
+            other.quantise(&other.plan(mix.parse().unwrap()), None).unwrap();
+            assert!(logits(&read) == logits(&other), "{name} {mix}");
+            let gguf = Gguf::open(&path).unwrap();
+            let stack = gguf.get("blk.0.ffn_down_exps.weight").unwrap();
+            assert_eq!(stack.shape, [3, 256, 256], "{name} {mix}");
+            let parameters = read.parameters();
+            let address = |expert: usize| {
+                let end = format!("experts.{expert}.down_proj.weight");
+                let (_, own) = parameters.iter().find(|(own, _)| own.ends_with(&end)).unwrap();
+                own.value().as_quantised().expect("blocks").bytes.as_ptr() as usize
+            };
+            assert_eq!(address(2) - address(0), stack.byte_len() / 3 * 2, "{name} {mix}: one behind the other");
+        }
+        assert_eq!(Gguf::open(&path).unwrap().get("blk.0.ffn_gate_inp.weight").unwrap().ty, GgmlType::F32);
     }
 }
 

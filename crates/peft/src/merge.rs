@@ -58,7 +58,8 @@ pub fn merge(model: &LanguageModel, adapter: &Adapter) -> Result<Merged> {
     let originals: Vec<(Parameter, Raw)> = changes.iter().map(|(p, _)| (p.clone(), p.value())).collect();
     let mut plan = Plan::new();
     for (parameter, values) in &changes {
-        if let DType::Ggml(ty) = parameter.dtype() {
+        let ty = parameter.dtype();
+        if ty != DType::F32 {
             plan.extend(names.iter().find(|(_, p)| p.is_same(parameter)).map(|(name, _)| (name.clone(), ty)));
         }
         parameter.replace(Raw::from_f32(values, parameter.shape()));

@@ -146,8 +146,8 @@ pub trait Backend: Send + Sync {
     /// f32. In bf16 an operand may be stored as f32, and is rounded while it is read.
     fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>, precision: Precision);
 
-    /// `x weight^T + bias` for `x` `[rows, in]` and a weight `[out, in]` made by [`Raw::quantised`]: `[rows, out]`. A
-    /// row's result does not depend on the others.
+    /// `x weight^T + bias` for `x` `[rows, in]` and a weight `[out, in]` made by [`Raw::quantised`] or [`Raw::nf4`]:
+    /// `[rows, out]`. A row's result does not depend on the others.
     fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>) -> Raw;
 
     /// Softmax over the last axis.

@@ -40,7 +40,7 @@ pub use dims::{Dims, MAX_RANK};
 pub use loam_kernels::cross_entropy::Terms as CrossEntropyTerms;
 pub use loam_kernels::elementwise::Unary;
 pub use loam_kernels::optim::AdamW;
-pub use loam_kernels::quant::GgmlType;
+pub use loam_kernels::quant::{GgmlType, Nf4, Nf4Scales};
 pub use loam_kernels::rope::RopeStyle;
 pub use ops::attention::AttentionSpec;
 pub use ops::head::head_chunk_rows;

@@ -72,7 +72,7 @@ impl Parameter {
 
     /// Bytes of the value.
     pub fn bytes(&self) -> usize {
-        self.dtype().bytes(self.count())
+        lock(&self.0.value).as_ref().map_or_else(|| DType::F32.bytes(self.count()), Raw::bytes)
     }
 
     /// A copy of the current value, decoded where it is quantised.
@@ -80,8 +80,8 @@ impl Parameter {
         Device::Cpu.backend().cast(&self.value(), DType::F32).f32().to_vec()
     }
 
-    /// Puts another value of the same shape in its place: dense f32, or [`Raw::quantised`], which freezes the parameter
-    /// for as long as it is so. The gradient is forgotten.
+    /// Puts another value of the same shape in its place: dense f32, or [`Raw::quantised`] or [`Raw::nf4`], which freeze
+    /// the parameter for as long as it is so. The gradient is forgotten.
     pub fn replace(&self, value: Raw) {
         assert!(value.dtype() != DType::Bf16 && value.is_dense(), "a parameter's value is dense f32 or quantised");
         assert_eq!(value.shape(), self.0.shape, "a parameter keeps its shape");

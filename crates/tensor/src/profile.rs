@@ -48,7 +48,7 @@ pub(crate) struct Op {
 pub(crate) fn op(name: &'static str, tensors: &[&Raw]) -> Op {
     let start = RECORDING.load(Ordering::Relaxed).then(Instant::now);
     let bytes = match start {
-        Some(_) => tensors.iter().map(|raw| raw.dtype().bytes(raw.count()) as f64).sum(),
+        Some(_) => tensors.iter().map(|raw| raw.bytes() as f64).sum(),
         None => 0.0,
     };
     Op { name, start, flop: 0.0, bytes }

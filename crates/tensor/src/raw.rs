@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use half::bf16;
-use loam_kernels::quant::{GgmlType, Quantised};
+use loam_kernels::quant::{GgmlType, NF4_BLOCK, NF4_NESTED_BLOCK, Nf4, Quantised};
 
 use crate::dims::Dims;
 use crate::pool::Buffer;
@@ -19,9 +19,16 @@ pub enum DType {
     /// Weights as a GGUF file holds them, mostly in blocks with shared scales: read by products and lookups, never
     /// written.
     Ggml(GgmlType),
+    /// Weights as bitsandbytes holds them ([`Nf4`]), also read only.
+    Nf4,
 }
 
 impl DType {
+    /// Whether it is only read, by products and lookups: such weights are not trained.
+    pub fn is_packed(self) -> bool {
+        matches!(self, Self::Ggml(_) | Self::Nf4)
+    }
+
     /// Bytes of `count` elements, which of a type in blocks are whole ones.
     pub fn bytes(self, count: usize) -> usize {
         match self {
@@ -30,7 +37,23 @@ impl DType {
             Self::Ggml(ty) => {
                 ty.bytes(count).unwrap_or_else(|| panic!("{count} numbers are no whole {} blocks", ty.name()))
             }
+            // With double quantisation: codes, a byte per block, a scale per 256 blocks, the codes' values.
+            Self::Nf4 => {
+                let blocks = count.div_ceil(NF4_BLOCK);
+                count.div_ceil(2) + blocks + 4 * (blocks.div_ceil(NF4_NESTED_BLOCK) + 257)
+            }
         }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "F32",
+            Self::Bf16 => "BF16",
+            Self::Ggml(ty) => ty.name(),
+            Self::Nf4 => "NF4",
+        })
     }
 }
 
@@ -42,6 +65,7 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 enum Storage {
     Own(Arc<Buffer>),
     Shared(SharedBytes),
+    Nf4(Arc<Nf4>),
 }
 
 /// A view of a buffer: shape and strides in elements, and no history.
@@ -96,6 +120,26 @@ impl Raw {
         Some(Quantised::new(ty, bytes, self.shape[0], self.shape[1]))
     }
 
+    /// A matrix of weights `[rows, cols]` in NF4. Panics where it has another number of elements.
+    pub fn nf4(weights: Nf4, shape: [usize; 2]) -> Self {
+        let shape = Dims::from(shape);
+        assert_eq!(weights.count(), shape.count(), "numbers in NF4 for shape {shape:?}");
+        let storage = Storage::Nf4(Arc::new(weights));
+        Self { storage, dtype: DType::Nf4, shape, strides: shape.dense_strides(), offset: 0 }
+    }
+
+    /// The matrix of a tensor made by [`Raw::nf4`], if this is one.
+    pub fn as_nf4(&self) -> Option<&Nf4> {
+        let Storage::Nf4(weights) = &self.storage else { return None };
+        assert!(self.is_dense() && weights.count() == self.count(), "a view {:?} of weights in NF4", self.shape);
+        Some(weights)
+    }
+
+    /// Bytes of the elements.
+    pub fn bytes(&self) -> usize {
+        self.as_nf4().map_or_else(|| self.dtype.bytes(self.count()), Nf4::bytes)
+    }
+
     /// Element type.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -137,7 +181,7 @@ impl Raw {
         assert_eq!(dtype, self.dtype, "a tensor was read as another type");
         match &self.storage {
             Storage::Own(buffer) => &buffer.as_slice::<T>()[self.offset..],
-            Storage::Shared(_) => panic!("weights of type {:?} were read as plain numbers", self.dtype),
+            _ => panic!("weights of type {:?} were read as plain numbers", self.dtype),
         }
     }
 
@@ -145,7 +189,7 @@ impl Raw {
         assert_eq!(dtype, self.dtype, "a tensor was written as another type");
         let own = match &mut self.storage {
             Storage::Own(buffer) => Arc::get_mut(buffer),
-            Storage::Shared(_) => None,
+            _ => None,
         };
         let buffer = own.expect("a tensor is written only while nothing else shares it");
         &mut buffer.as_mut_slice::<T>()[self.offset..]

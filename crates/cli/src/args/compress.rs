@@ -38,9 +38,10 @@ pub struct ReportArgs {
 pub struct QuantizeArgs {
     /// A Hugging Face directory, a GGUF file, a run, or a name in the local store
     pub model: String,
-    /// The GGUF file to write
+    /// The GGUF file to write; with --type nf4 the directory
     pub out: PathBuf,
-    /// Element types of the weights, such as q8_0, q6_k, q4_k_m, q4_0, q3_k_s [default: q4_k_m; q8_0 with smoothquant]
+    /// Element types of the weights, such as q8_0, q6_k, q4_k_m, q4_0, mxfp4, q3_k_s, or nf4 for a directory in
+    /// bitsandbytes' layout [default: q4_k_m; q8_0 with smoothquant]
     #[arg(long = "type", value_name = "TYPE")]
     pub mix: Option<Mix>,
     /// How weights are rounded

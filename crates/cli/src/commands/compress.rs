@@ -30,12 +30,16 @@ const STEPS: usize = 32;
 /// `loam quantize`.
 pub fn quantize(args: &QuantizeArgs, environment: &Environment) -> Result<Outcome, Failure> {
     let source = model_path(&args.model, environment)?;
-    if !is_asked_for(&args.out) {
+    let settings = settings_of(args)?;
+    let is_gguf = settings.mix.file_type().is_some();
+    if is_gguf && !is_asked_for(&args.out) {
         let hint = "give OUT a name that ends with .gguf: other formats have no place for blocks of quantised weights";
         return Err(Failure::with_hint(format!("{} is no GGUF file's name", args.out.display()), hint));
     }
-    check_destination(&args.out, args.force, &source)?;
-    let settings = settings_of(args)?;
+    let out = match is_gguf {
+        true => check_destination(&args.out, args.force, &source).map(|()| args.out.clone())?,
+        false => destination(&args.out, args.force, &source)?,
+    };
     let model = open(&source)?;
     let calibration = calibration(&args.calibration, &model, &source)?;
     let importance = args.imatrix.as_ref().map(|path| ImatrixFile::read(path)?.importance(&model, path)).transpose()?;
@@ -56,7 +60,11 @@ pub fn quantize(args: &QuantizeArgs, environment: &Environment) -> Result<Outcom
     for name in &done.fallen_back {
         output::complain("note", &format!("{name} was rounded to the nearest: no calibration text reaches it"));
     }
-    write_gguf(&model, &source, &args.out, Some(settings.mix), None)?;
+    if is_gguf {
+        write_gguf(&model, &source, &out, Some(settings.mix), None)?;
+    } else {
+        write_directory(&model, &source, &out, None)?;
+    }
     drop(model);
     let what = json!({
         "path": args.out, "source": source, "type": settings.mix.name(), "method": args.method_name(),

@@ -59,10 +59,15 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn spec(c: Config<'_>) -> Result<Spec, Error> {
-    let head = match c.task(FAMILY.architectures)? {
+    let task = c.task(FAMILY.architectures)?;
+    let mut head = match task {
         Task::Embedding => HeadSpec { transform: Some(pooler()), ..HeadSpec::labels(Task::Embedding, Reads::First, 0) },
         task => like_bert_head(c, task, pooler())?,
     };
+    // An argument of transformers' class, here a key: files of GGUF mostly have no such layer.
+    if task != Task::LanguageModel && !c.flag("add_pooling_layer", true)? {
+        head.transform = None;
+    }
     like_bert(FAMILY.name, c, 0, head)
 }
 

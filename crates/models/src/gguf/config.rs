@@ -8,8 +8,9 @@ use serde_json::{Map, Value, json};
 
 use super::names::Architecture;
 use crate::error::Error;
-use crate::family;
-use crate::spec::Spec;
+use crate::family::{self, Family};
+use crate::model::set_labels_of;
+use crate::spec::{Spec, Task};
 
 /// What a file says by the tensors that it has.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +21,10 @@ pub(super) struct Facts {
     pub(super) has_feed_forward_bias: bool,
     /// Of T5, whose two forms share one architecture.
     pub(super) has_gate: bool,
+    /// Of BERT: a dense layer after the first hidden state, kinds of token, and classes of a classifier.
+    pub(super) has_pooler: bool,
+    pub(super) token_types: usize,
+    pub(super) labels: Option<usize>,
     /// What each frequency is divided by (Llama 3.1).
     pub(super) rope_factors: Option<Vec<f32>>,
     /// `dtype` of `config.json`.
@@ -65,8 +70,13 @@ impl Keys<'_> {
 pub(super) fn config(gguf: &Gguf, architecture: &Architecture, facts: &Facts) -> Result<Value, Error> {
     let keys = Keys { gguf, architecture: architecture.name };
     let window = keys.size("attention.sliding_window")?.filter(|&window| window > 0);
-    let is_mistral = architecture.name == "llama" && window.is_some();
-    let family = family::by_name(architecture.families[usize::from(is_mistral)])?;
+    let experts = keys.size("expert_count")?.filter(|&count| count > 0);
+    let family = match architecture.name {
+        "llama" if experts.is_some() => "mixtral",
+        "llama" if window.is_some() => "mistral",
+        _ => architecture.families[0],
+    };
+    let family = family::by_name(family)?;
     let mut config = (family.defaults)();
     let map = config.as_object_mut().expect("defaults are an object");
     let mut set = |key: &str, value: Value| drop(map.insert(key.to_owned(), value));
@@ -98,10 +108,58 @@ pub(super) fn config(gguf: &Gguf, architecture: &Architecture, facts: &Facts) ->
         set("relative_attention_num_buckets", json!(keys.required_size("attention.relative_buckets_count")?));
         set("feed_forward_proj", json!(if facts.has_gate { "gated-gelu" } else { "relu" }));
         set("decoder_start_token_id", json!(keys.size("decoder_start_token_id")?.unwrap_or(0)));
+    } else if architecture.name == "bert" {
+        like_bert(&keys, facts, family, map)?;
     } else {
         like_llama(&keys, architecture, facts, window, map)?;
+        if let Some(experts) = experts {
+            with_experts(&keys, experts, map)?;
+        }
     }
     Ok(config)
+}
+
+/// The keys of BERT, whose activation is GELU in every file.
+fn like_bert(keys: &Keys<'_>, facts: &Facts, family: &Family, config: &mut Map<String, Value>) -> Result<(), Error> {
+    let mut set = |key: &str, value: Value| drop(config.insert(key.to_owned(), value));
+    let task = if facts.labels.is_some() { Task::SequenceClassification } else { Task::Embedding };
+    set("architectures", json!([family.architecture_of(task)?]));
+    set("max_position_embeddings", json!(keys.required_size("context_length")?));
+    set("hidden_size", json!(keys.required_size("embedding_length")?));
+    set("num_hidden_layers", json!(keys.required_size("block_count")?));
+    set("intermediate_size", json!(keys.required_size("feed_forward_length")?));
+    set("num_attention_heads", json!(keys.required_size("attention.head_count")?));
+    set("layer_norm_eps", json!(keys.required_number("attention.layer_norm_epsilon")?));
+    set("type_vocab_size", json!(facts.token_types));
+    if !facts.has_pooler {
+        set("add_pooling_layer", json!(false));
+    }
+    let Some(count) = facts.labels else { return Ok(()) };
+    let key = keys.name("classifier.output_labels");
+    match keys.gguf.texts(&key)?.filter(|names| names.len() == count) {
+        Some(names) => set_labels_of(config, names),
+        None => set_labels_of(config, &(0..count).map(|i| format!("LABEL_{i}")).collect::<Vec<_>>()),
+    }
+    Ok(())
+}
+
+/// The keys of a mixture of experts; llama.cpp always scales the weights of a token's experts to add up to one.
+fn with_experts(keys: &Keys<'_>, experts: usize, config: &mut Map<String, Value>) -> Result<(), Error> {
+    let mut set = |key: &str, value: Value| drop(config.insert(key.to_owned(), value));
+    let used = keys.required_size("expert_used_count")?;
+    set("num_experts_per_tok", json!(used));
+    set("output_router_logits", json!(false));
+    if keys.architecture == "llama" {
+        set("num_local_experts", json!(experts));
+        return Ok(());
+    }
+    let all = keys.required_size("feed_forward_length")?;
+    set("num_experts", json!(experts));
+    set("moe_intermediate_size", json!(keys.size("expert_feed_forward_length")?.unwrap_or(all / used.max(1))));
+    set("norm_topk_prob", json!(true));
+    set("mlp_only_layers", json!([]));
+    set("decoder_sparse_step", json!(1));
+    Ok(())
 }
 
 /// The keys that the families which descend from Llama share.
@@ -127,7 +185,7 @@ fn like_llama(
     set("num_key_value_heads", json!(keys.size("attention.head_count_kv")?.unwrap_or(heads)));
     set("rms_norm_eps", json!(keys.required_number("attention.layer_norm_rms_epsilon")?));
     let is_gemma = architecture.name.starts_with("gemma");
-    if is_gemma || architecture.name == "qwen3" || width * heads != hidden {
+    if is_gemma || architecture.name.starts_with("qwen3") || width * heads != hidden {
         set("head_dim", json!(width));
     }
     for key in ["attention_bias", "mlp_bias"] {
@@ -288,7 +346,7 @@ pub(super) fn rope_factors(spec: &Spec) -> Option<Vec<f32>> {
 }
 
 /// The keys of a model.
-pub(super) fn keys(spec: &Spec, architecture: &Architecture) -> Vec<(String, GgufValue)> {
+pub(super) fn keys(spec: &Spec, architecture: &Architecture, config: &Value) -> Vec<(String, GgufValue)> {
     let layer = &spec.stack.layers[0];
     let attention = &layer.attention;
     let mut keys: Vec<(String, GgufValue)> = Vec::new();
@@ -297,11 +355,25 @@ pub(super) fn keys(spec: &Spec, architecture: &Architecture) -> Vec<(String, Ggu
     put("context_length", size(spec.max_position_embeddings));
     put("embedding_length", size(spec.hidden_size));
     put("block_count", size(spec.encoder.as_ref().unwrap_or(&spec.stack).layers.len()));
-    put("feed_forward_length", size(layer.feed_forward.intermediate_size));
+    let own_width = layer.feed_forward.intermediate_size;
+    if let Some(experts) = layer.experts {
+        put("expert_count", size(experts.num_experts));
+        put("expert_used_count", size(experts.num_experts_per_tok));
+        put("expert_feed_forward_length", size(own_width));
+    }
+    // Of dense layers, whether or not there are any.
+    let is_apart = layer.experts.is_some() && config.get("moe_intermediate_size").is_some();
+    let dense_width = config["intermediate_size"].as_u64().filter(|_| is_apart).and_then(|width| width.try_into().ok());
+    put("feed_forward_length", size(dense_width.unwrap_or(own_width)));
     put("attention.head_count", size(attention.num_attention_heads));
     put("vocab_size", size(spec.vocab_size));
     if architecture.name == "gpt2" {
         put("attention.layer_norm_epsilon", layer.norm.eps.into());
+        return keys;
+    }
+    if architecture.name == "bert" {
+        bert_keys(spec, config, &mut put);
+        keys.push(("tokenizer.ggml.token_type_count".to_owned(), size(spec.type_vocab_size)));
         return keys;
     }
     if let Some(encoder) = &spec.encoder {
@@ -339,6 +411,23 @@ pub(super) fn keys(spec: &Spec, architecture: &Architecture) -> Vec<(String, Ggu
         put("attention.sliding_window", size(0));
     }
     keys
+}
+
+fn bert_keys(spec: &Spec, config: &Value, put: &mut impl FnMut(&str, GgufValue)) {
+    /// llama.cpp's number for the scores of a classifier.
+    const RANK: u32 = 4;
+    put("attention.layer_norm_epsilon", spec.stack.layers[0].norm.eps.into());
+    put("attention.causal", false.into());
+    if spec.head.task != Task::SequenceClassification {
+        return;
+    }
+    put("pooling_type", RANK.into());
+    let name = |id: usize| config["id2label"][id.to_string()].as_str().map(str::to_owned);
+    let names: Option<Vec<String>> = (0..spec.head.num_labels).map(name).collect();
+    // Names that transformers makes up are none.
+    if let Some(names) = names.filter(|names| names.iter().enumerate().any(|(i, name)| *name != format!("LABEL_{i}"))) {
+        put("classifier.output_labels", GgufValue::Array(GgufArray::Text(names)));
+    }
 }
 
 fn gemma_keys(spec: &Spec, attention: &AttentionConfig, put: &mut impl FnMut(&str, GgufValue)) {

@@ -68,6 +68,9 @@ fn facts_of(gguf: &Gguf) -> Result<Facts, Error> {
         has_attention_bias: has("blk.0.attn_q.bias"),
         has_feed_forward_bias: has("blk.0.ffn_up.bias"),
         has_gate: has("dec.blk.0.ffn_gate.weight"),
+        has_pooler: has("cls.weight"),
+        token_types: gguf.find("token_types.weight").map_or(0, |table| table.shape[0]),
+        labels: gguf.find("cls.output.weight").map(|weight| weight.shape[0]),
         rope_factors: factors.transpose()?,
         dtype: match table.ty {
             GgmlType::F16 => "float16",
@@ -128,14 +131,14 @@ impl LanguageModel {
             memory.mapped += one.mapped;
             memory.copied += one.copied;
             if is_in_place(self.spec(), entry, tensor.ty) {
-                types.extend(entry.feeds.iter().map(|name| (name.clone(), tensor.ty)));
+                types.extend(entry.feeds.iter().map(|name| (name.clone(), DType::Ggml(tensor.ty))));
             }
         }
         Ok((memory, types))
     }
 
-    /// The tensors of a GGUF file of this model, each with the parameters that it feeds.
-    pub(crate) fn gguf_feeds(&self) -> Result<Vec<(String, Vec<String>)>, Error> {
+    /// The tensors of a GGUF file of this model, each with the names of the parameters that it feeds.
+    pub fn gguf_feeds(&self) -> Result<Vec<(String, Vec<String>)>, Error> {
         let (architecture, _) = self.describe()?;
         let entries = architecture.weights.entries(&self.parameters(), self.spec());
         Ok(entries.into_iter().map(|entry| (entry.name, entry.feeds)).collect())
@@ -152,7 +155,8 @@ impl LanguageModel {
         let entries = architecture.weights.entries(&self.parameters(), self.spec());
         let types = self.types(&entries, settings.mix)?;
         let largest = entries.iter().zip(&types).max_by_key(|(entry, _)| entry.file_shape().iter().product::<usize>());
-        let file_type = settings.mix.map_or_else(|| type_number(largest.map(|(_, &ty)| ty)), Mix::file_type);
+        let file_type =
+            settings.mix.and_then(Mix::file_type).unwrap_or_else(|| type_number(largest.map(|(_, &ty)| ty)));
         metadata.push(("general.file_type".into(), file_type.into()));
         metadata.extend(settings.metadata);
         let factors = rope_factors(self.spec());
@@ -188,7 +192,7 @@ impl LanguageModel {
                 let known: Vec<&str> = ARCHITECTURES.iter().flat_map(|known| known.families).copied().collect();
                 refused(format!("that is done for {}", known.join(", ")))
             })?;
-        if spec.head.task != Task::LanguageModel {
+        if !architecture.tasks.contains(&spec.head.task) {
             return Err(refused(format!("its head is for {}", spec.head.task)));
         }
         let layer = &spec.stack.layers[0];
@@ -200,7 +204,7 @@ impl LanguageModel {
             ("general.type".to_owned(), "model".into()),
             ("general.quantization_version".to_owned(), 2.into()),
         ];
-        metadata.extend(keys(spec, architecture));
+        metadata.extend(keys(spec, architecture, self.config()));
         let start = self.config().get("decoder_start_token_id").and_then(serde_json::Value::as_u64);
         if let Some(start) = start.and_then(|start| u32::try_from(start).ok()).filter(|_| spec.encoder.is_some()) {
             metadata.push((format!("{}.decoder_start_token_id", architecture.name), start.into()));
@@ -211,6 +215,9 @@ impl LanguageModel {
             has_attention_bias: layer.attention.has_qkv_bias,
             has_feed_forward_bias: layer.feed_forward.has_bias,
             has_gate: layer.feed_forward.gated,
+            has_pooler: spec.head.task != Task::LanguageModel && spec.head.transform.is_some(),
+            token_types: spec.type_vocab_size,
+            labels: (spec.head.task == Task::SequenceClassification).then_some(spec.head.num_labels),
             rope_factors: rope_factors(spec),
             dtype: "float32",
         };
@@ -224,6 +231,10 @@ impl LanguageModel {
 
     /// The element type of each tensor.
     fn types(&self, entries: &[Entry], mix: Option<Mix>) -> Result<Vec<GgmlType>, Error> {
+        if let Some(mix) = mix.filter(|mix| mix.file_type().is_none()) {
+            let problem = format!("the format has no {}", mix.name());
+            return Err(Error::NotInGguf { family: self.spec().family, problem });
+        }
         let plan: Option<Plan> = mix.map(|mix| self.plan(mix));
         let plain = match self.file_dtype()? {
             Dtype::BF16 => GgmlType::Bf16,
@@ -234,8 +245,9 @@ impl LanguageModel {
             if parameter.shape().len() != 2 || !can_be_typed(self.spec(), name) {
                 return GgmlType::F32;
             }
-            match (&plan, parameter.dtype()) {
-                (Some(plan), _) => plan.get(name).copied().unwrap_or(GgmlType::F32),
+            match (plan.as_ref().map(|plan| plan.get(name)), parameter.dtype()) {
+                (Some(Some(DType::Ggml(ty))), _) => *ty,
+                (Some(_), _) => GgmlType::F32,
                 (None, DType::Ggml(ty)) => ty,
                 (None, _) => plain,
             }
@@ -311,9 +323,14 @@ fn refuse_left_over(gguf: &Gguf, architecture: &Architecture, entries: &[Entry])
     }
 }
 
-/// In what a model differs from the one that its keys would be read as; how fresh weights are drawn is no part of it.
+/// In what a model differs from the one that its keys would be read as; what only training asks for is no part of it.
 fn difference(spec: &Spec, read: &Spec) -> Option<String> {
-    let plain = |spec: &Spec| Spec { family: "", initializer_range: 0.0, ..spec.clone() };
+    let plain = |spec: &Spec| {
+        let mut spec = Spec { family: "", initializer_range: 0.0, ..spec.clone() };
+        let experts = spec.stack.layers.iter_mut().filter_map(|layer| layer.experts.as_mut());
+        experts.for_each(|experts| experts.router_aux_loss_coef = 0.0);
+        spec
+    };
     let (spec, read) = (plain(spec), plain(read));
     if spec == read {
         return None;
@@ -328,5 +345,5 @@ fn difference(spec: &Spec, read: &Spec) -> Option<String> {
 /// `general.file_type` of a file most of which has this type.
 fn type_number(ty: Option<GgmlType>) -> u32 {
     let mix = ty.and_then(|ty| ty.name().parse::<Mix>().ok());
-    mix.map_or(0, Mix::file_type)
+    mix.and_then(Mix::file_type).unwrap_or(0)
 }

@@ -6,7 +6,7 @@ use loam_kernels::attention::{self, AttentionDims, Heads, Masking, Stored, Store
 use loam_kernels::elementwise::{self, Binary, Unary};
 use loam_kernels::gemm::{self, Mat, MatMut, Operand, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
-use loam_kernels::quant::{Quantised, dequantise, dequantise_rows, matmul_quantised};
+use loam_kernels::quant::{Nf4, Quantised, dequantise, dequantise_rows, matmul_nf4, matmul_quantised};
 use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
 
 use crate::backend::{AttentionGrads, AttentionMask, Backend, Dropout, NormKind, RopeTables, Start};
@@ -78,6 +78,11 @@ fn quantised(x: &Raw) -> Quantised<'_> {
     x.as_quantised().unwrap_or_else(|| panic!("quantised weights asked of a {:?} tensor", x.dtype()))
 }
 
+/// The weights of a tensor that must be in NF4.
+fn nf4(x: &Raw) -> &Nf4 {
+    x.as_nf4().unwrap_or_else(|| panic!("weights in NF4 asked of a {:?} tensor", x.dtype()))
+}
+
 impl Backend for Cpu {
     fn copy(&self, x: &Raw) -> Raw {
         let _op = profile::op("copy", &[x, x]);
@@ -107,7 +112,8 @@ impl Backend for Cpu {
             (DType::Bf16, DType::F32) if !x.is_dense() => strided::widen(out.f32_mut(), x),
             (DType::Bf16, DType::F32) => convert::bf16_to_f32(out.f32_mut(), x.bf16()),
             (DType::Ggml(ty), DType::F32) => dequantise_rows(ty, quantised(x).bytes, out.f32_mut()),
-            (DType::Ggml(_), DType::Bf16) => return self.cast(&self.cast(x, DType::F32), dtype),
+            (DType::Nf4, DType::F32) => nf4(x).decode_all(out.f32_mut()),
+            (DType::Ggml(_) | DType::Nf4, DType::Bf16) => return self.cast(&self.cast(x, DType::F32), dtype),
             (from, to) => {
                 assert_eq!(from, to, "there is no cast into what only files hold");
                 return x.clone();
@@ -243,7 +249,10 @@ impl Backend for Cpu {
         let mut out = Raw::empty(DType::F32, [x.rows(), weight.shape()[0]]);
         let flop = 2.0 * (x.rows() * weight.count()) as f64;
         let _op = profile::op("linear_quantised", &[x, weight, &out]).with_flop(flop);
-        matmul_quantised(out.f32_mut(), x.f32(), quantised(weight), bias.map(Raw::f32));
+        match weight.dtype() {
+            DType::Nf4 => matmul_nf4(out.f32_mut(), x.f32(), nf4(weight), weight.shape()[1], bias.map(Raw::f32)),
+            _ => matmul_quantised(out.f32_mut(), x.f32(), quantised(weight), bias.map(Raw::f32)),
+        }
         out
     }
 
@@ -352,6 +361,11 @@ impl Backend for Cpu {
         let _op = profile::op("embedding", &[]);
         let width = table.shape().width();
         let mut out = Raw::empty(DType::F32, [ids.len(), width]);
+        if let Some(weights) = table.as_nf4() {
+            let rows = out.f32_mut().chunks_exact_mut(width).zip(ids);
+            rows.for_each(|(out, &id)| weights.decode(id as usize * width, out));
+            return out;
+        }
         let Some(rows) = table.as_quantised() else {
             embedding::embedding(out.f32_mut(), table.f32(), ids, width);
             return out;

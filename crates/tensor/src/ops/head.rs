@@ -67,7 +67,7 @@ impl Head {
         }
         // A quantised head is multiplied as it is, unless gradients flow back through it.
         let wants_grad = is_recording() && [hidden, weight].into_iter().chain(bias).any(Tensor::wants_grad);
-        let is_quantised = weight.raw().as_quantised().is_some();
+        let is_quantised = weight.raw().dtype().is_packed();
         let (rows, matrix) = match precision {
             _ if is_quantised && !wants_grad => (rows, weight.raw().clone()),
             Precision::F32 if is_quantised => (rows, backend().cast(weight.raw(), DType::F32)),
@@ -101,9 +101,9 @@ impl Head {
 
     fn chunk(&self, start: usize, len: usize) -> Chunk {
         let rows = self.hidden.narrowed(0, start, len);
-        let mut logits = match self.weight.as_quantised() {
-            Some(_) => backend().linear_quantised(&rows, &self.weight, self.bias.as_ref()),
-            None => {
+        let mut logits = match self.weight.dtype().is_packed() {
+            true => backend().linear_quantised(&rows, &self.weight, self.bias.as_ref()),
+            false => {
                 let mut logits = Raw::empty(DType::F32, [len, self.weight.shape()[0]]);
                 let from = self.bias.as_ref().map_or(Start::Zero, Start::Bias);
                 backend().matmul(&mut logits, &rows, &self.weight.transposed(0, 1), from, self.precision);

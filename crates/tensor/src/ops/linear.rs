@@ -36,7 +36,7 @@ impl Tensor {
         let (out_features, in_features) = (weight.size(0), weight.size(1));
         let shape = self.shape();
         assert_eq!(shape.width(), in_features, "linear: input {shape:?} does not fit weight {:?}", weight.shape());
-        if weight.raw().as_quantised().is_some() {
+        if weight.raw().dtype().is_packed() {
             return self.linear_quantised(weight, bias);
         }
         let (x, w) = (as_matrix(&self.operand(precision)), weight.operand(precision));

@@ -184,11 +184,7 @@ fn model_type(model: &LanguageModel, path: &Path) -> String {
         .flatten()
         .or_else(|| model.config()["model_type"].as_str().map(str::to_owned));
     let largest = model.parameters().into_iter().max_by_key(|(_, parameter)| parameter.bytes());
-    let dtype = match largest.map(|(_, parameter)| parameter.dtype()) {
-        Some(DType::Ggml(ty)) => ty.name(),
-        Some(DType::Bf16) => "BF16",
-        _ => "F32",
-    };
+    let dtype = largest.map_or(DType::F32, |(_, parameter)| parameter.dtype());
     format!("{} {dtype}", architecture.unwrap_or_default())
 }
 

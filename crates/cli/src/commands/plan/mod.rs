@@ -308,7 +308,7 @@ fn of_file(path: &Path, outline: &LanguageModel) -> Result<Weights, Failure> {
     let gguf = Gguf::open(path)?;
     let (memory, types) = outline.stored_in(&gguf)?;
     let number = gguf.size("general.file_type")?;
-    let mix = Mix::all().find(|mix| number.is_some_and(|n| mix.file_type() as usize == n));
+    let mix = Mix::all().find(|mix| number.is_some() && mix.file_type().map(|n| n as usize) == number);
     let name = mix.map_or("as they are", Mix::name).to_owned();
     Ok(Weights { name, mix: None, types, memory })
 }

@@ -4,7 +4,7 @@ use super::pace::step;
 use crate::failure::Failure;
 use loam_kernels::quant::{can_quantise, quantise};
 use loam_models::{KvCache, KvType, LanguageModel, Plan};
-use loam_tensor::{DType, GgmlType, Parameter, Raw, SharedBytes, Tensor, no_grad};
+use loam_tensor::{DType, GgmlType, Nf4, Parameter, Raw, SharedBytes, Tensor, no_grad};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,11 @@ impl Sample {
         let sources = spread(layers, blocks);
         let model = LanguageModel::outline_of(&shortened(outline.config(), layers, &sources))?;
         for (name, parameter) in model.parameters() {
-            match types.get(&source_name(&name, &sources)).copied().filter(|ty| *ty != GgmlType::F32) {
+            match types
+                .get(&source_name(&name, &sources))
+                .copied()
+                .filter(|ty| !matches!(ty, DType::F32 | DType::Ggml(GgmlType::F32)))
+            {
                 Some(ty) => parameter.replace(repeated(&parameter, ty)),
                 None => parameter.set(&pattern(parameter.count())),
             }
@@ -95,8 +99,11 @@ fn source_name(name: &str, sources: &[usize]) -> String {
 }
 
 /// A weight whose rows are all alike. Zeros are blocks of every type, of those, too, that are only read.
-fn repeated(parameter: &Parameter, ty: GgmlType) -> Raw {
+fn repeated(parameter: &Parameter, ty: DType) -> Raw {
     let shape = parameter.shape();
+    let DType::Ggml(ty) = ty else {
+        return Raw::nf4(Nf4::encode(&pattern(shape.count()), true), [shape[0], shape[1]]);
+    };
     let mut row = vec![0; DType::Ggml(ty).bytes(shape[1])];
     if can_quantise(ty) {
         quantise(ty, &pattern(shape[1]), None, &mut row);
