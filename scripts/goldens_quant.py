@@ -7,7 +7,7 @@ Little-endian records: u32 type, u32 count of numbers, the blocks, the numbers a
 whose numbers come first, then for each of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4, TQ1_0, TQ2_0 the blocks that gguf-py makes
 of them.
 
-And crates/testkit/goldens/nf4.bin: what bitsandbytes makes of some numbers. Records: u32 count of numbers (`numbers` below
+And crates/kernels/tests/data/nf4.bin: what bitsandbytes makes of some numbers. Records: u32 count of numbers (`numbers` below
 makes them), u32 whether absmax is nested; the codes (two in a byte); absmax as f32, or nested: u8 codes, f32 absmax of each
 256, f32 offset, 256 values of the codes; every 17th decoded number as f32.
 """
@@ -77,7 +77,7 @@ def nf4(out, count, nested):
     out += bnb.dequantize_4bit(codes, state).numpy().ravel()[::17].tobytes()
 
 
-OUT = OUT.with_name("nf4.bin")
+OUT = OUT.parents[2] / "kernels" / "tests" / "data" / "nf4.bin"
 out = bytearray()
 for count, nested in [(64 * 5, False), (64 * 5 + 7, False), (64 * 300, True), (64 * 5 + 7, True)]:
     nf4(out, count, nested)

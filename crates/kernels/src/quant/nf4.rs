@@ -251,7 +251,7 @@ mod tests {
     use crate::rng::Rng;
 
     /// `scripts/goldens_quant.py` says how it is laid out.
-    const GOLDENS: &[u8] = include_bytes!("../../../testkit/goldens/nf4.bin");
+    const GOLDENS: &[u8] = include_bytes!("../../tests/data/nf4.bin");
 
     fn normal(count: usize) -> Vec<f32> {
         let mut x = vec![0.0; count];
