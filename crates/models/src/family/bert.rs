@@ -59,16 +59,13 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn spec(c: Config<'_>) -> Result<Spec, Error> {
-    let task = c.task(FAMILY.architectures)?;
-    let mut head = match task {
+    let head = match c.task(FAMILY.architectures)? {
         Task::Embedding => HeadSpec { transform: Some(pooler()), ..HeadSpec::labels(Task::Embedding, Reads::First, 0) },
         task => like_bert_head(c, task, pooler())?,
     };
     // An argument of transformers' class, here a key: files of GGUF mostly have no such layer.
-    if task != Task::LanguageModel && !c.flag("add_pooling_layer", true)? {
-        head.transform = None;
-    }
-    like_bert(FAMILY.name, c, 0, head)
+    let is_whole = head.task == Task::LanguageModel || c.flag("add_pooling_layer", true)?;
+    like_bert(FAMILY.name, c, 0, HeadSpec { transform: head.transform.filter(|_| is_whole), ..head })
 }
 
 /// A dense layer and tanh.
