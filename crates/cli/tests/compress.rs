@@ -71,6 +71,9 @@ fn a_model_is_quantised_pruned_compared_and_planned() {
     let report = loam(dir, &args).json();
     assert!(report["bytes_after"].as_u64() < report["bytes_before"].as_u64(), "{report}");
     assert!(report["comparison"]["same_top"].as_f64().unwrap() > 0.5, "{report}");
+    let refused = loam(dir, &["quantize", "run", "nf4.gguf", "--type", "nf4"]);
+    assert!(refused.code == 2 && refused.stderr.contains("the format has no nf4"), "{}", refused.stderr);
+    assert!(!dir.join("nf4.gguf").exists());
     let qlora = fs::read_to_string(dir.join("recipe.toml")).unwrap() + "[peft]\nmethod = \"lora\"\nquant = \"nf4\"\n";
     let (head, rest) = qlora.split_once("family").unwrap();
     let rest = rest.split_once("[data]").unwrap().1;

@@ -36,6 +36,11 @@ pub fn quantize(args: &QuantizeArgs, environment: &Environment) -> Result<Outcom
         let hint = "give OUT a name that ends with .gguf: other formats have no place for blocks of quantised weights";
         return Err(Failure::with_hint(format!("{} is no GGUF file's name", args.out.display()), hint));
     }
+    if !is_gguf && is_asked_for(&args.out) {
+        let problem =
+            format!("{} is a GGUF file's name, and the format has no {}", args.out.display(), settings.mix.name());
+        return Err(Failure::with_hint(problem, "give OUT the name of a directory"));
+    }
     let out = match is_gguf {
         true => check_destination(&args.out, args.force, &source).map(|()| args.out.clone())?,
         false => destination(&args.out, args.force, &source)?,
