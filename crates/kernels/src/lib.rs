@@ -63,8 +63,10 @@ mod simd_neon;
 #[cfg(test)]
 mod simd_tests;
 pub mod softmax;
+mod team;
 mod unit;
 
 pub use gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
 pub use half::bf16;
 pub use isa::{Isa, isa};
+pub use team::with_team;

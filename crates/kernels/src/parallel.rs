@@ -5,9 +5,10 @@
 //! the caller's thread does it and rayon is not touched.
 //!
 //! The rayon pool in force is the caller's: run a whole computation inside `ThreadPool::install`, since entering the
-//! pool from outside costs a hand-over per call.
+//! pool from outside costs a hand-over per call. Within [`crate::with_team`] the pool's threads stand by.
 
 use rayon::prelude::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Elements per piece for element-wise work: 64 KiB of f32, a few microseconds of memory traffic.
@@ -16,28 +17,58 @@ pub const CHUNK: usize = 16 * 1024;
 /// Upper bound of the pieces of a reduction, so that partial results fit on the stack.
 const MAX_PARTIALS: usize = 64;
 
+/// Calls `work` for each of so many pieces.
+pub fn for_pieces(pieces: usize, work: impl Fn(usize) + Sync) {
+    match pieces {
+        0 => {}
+        1 => work(0),
+        _ if crate::team::run(pieces, &work) => {}
+        _ => (0..pieces).into_par_iter().with_max_len(1).for_each(|i| work(i)),
+    }
+}
+
 /// Calls `work` for each piece of `0..len`.
 pub fn for_ranges(len: usize, chunk: usize, work: impl Fn(Range<usize>) + Sync) {
-    let pieces = len.div_ceil(chunk.max(1));
-    if pieces <= 1 {
-        if len > 0 {
-            work(0..len);
-        }
-        return;
+    let chunk = chunk.max(1);
+    for_pieces(len.div_ceil(chunk), |i| work(i * chunk..((i + 1) * chunk).min(len)));
+}
+
+/// A slice in pieces that are written at the same time.
+struct Cut<'a, T> {
+    start: *mut T,
+    len: usize,
+    chunk: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a piece goes to one thread, which may have a `&mut T` of a `T: Send`.
+unsafe impl<T: Send> Sync for Cut<'_, T> {}
+
+impl<'a, T> Cut<'a, T> {
+    fn new(slice: &'a mut [T], chunk: usize) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), chunk: chunk.max(1), slice: PhantomData }
     }
-    (0..pieces).into_par_iter().for_each(|i| work(i * chunk..((i + 1) * chunk).min(len)));
+
+    fn pieces(&self) -> usize {
+        self.len.div_ceil(self.chunk)
+    }
+
+    /// # Safety
+    /// No piece may be asked for twice as long as the first answer is in use.
+    #[allow(clippy::mut_from_ref, reason = "pieces do not overlap")]
+    unsafe fn piece(&self, index: usize) -> &mut [T] {
+        let first = index * self.chunk;
+        assert!(first < self.len);
+        // SAFETY: inside the slice, which is borrowed for as long; nobody else has this piece.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(first), self.chunk.min(self.len - first)) }
+    }
 }
 
 /// Calls `work(offset, piece)` for each piece of `out`.
 pub fn for_chunks<T: Send>(out: &mut [T], chunk: usize, work: impl Fn(usize, &mut [T]) + Sync) {
-    let chunk = chunk.max(1);
-    if out.len() <= chunk {
-        if !out.is_empty() {
-            work(0, out);
-        }
-        return;
-    }
-    out.par_chunks_mut(chunk).enumerate().for_each(|(i, piece)| work(i * chunk, piece));
+    let out = Cut::new(out, chunk);
+    // SAFETY: each index comes once, here and below.
+    for_pieces(out.pieces(), |i| work(i * out.chunk, unsafe { out.piece(i) }));
 }
 
 /// Calls `work(index, piece of a, piece of b)`: the i-th piece of each, cut by its own chunk size.
@@ -48,16 +79,10 @@ pub fn for_chunks2<A: Send, B: Send>(
     (b, chunk_b): (&mut [B], usize),
     work: impl Fn(usize, &mut [A], &mut [B]) + Sync,
 ) {
-    let (chunk_a, chunk_b) = (chunk_a.max(1), chunk_b.max(1));
-    let pieces = a.len().div_ceil(chunk_a);
-    assert_eq!(pieces, b.len().div_ceil(chunk_b), "for_chunks2: both slices must have the same number of pieces");
-    if pieces <= 1 {
-        if pieces == 1 {
-            work(0, a, b);
-        }
-        return;
-    }
-    a.par_chunks_mut(chunk_a).zip(b.par_chunks_mut(chunk_b)).enumerate().for_each(|(i, (a, b))| work(i, a, b));
+    let (a, b) = (Cut::new(a, chunk_a), Cut::new(b, chunk_b));
+    assert_eq!(a.pieces(), b.pieces(), "for_chunks2: both slices must have the same number of pieces");
+    // SAFETY: see `for_chunks`.
+    for_pieces(a.pieces(), |i| unsafe { work(i, a.piece(i), b.piece(i)) });
 }
 
 /// Like [`for_chunks2`] for three slices.
@@ -67,21 +92,18 @@ pub fn for_chunks3<A: Send, B: Send, C: Send>(
     (c, chunk_c): (&mut [C], usize),
     work: impl Fn(usize, &mut [A], &mut [B], &mut [C]) + Sync,
 ) {
-    let (chunk_a, chunk_b, chunk_c) = (chunk_a.max(1), chunk_b.max(1), chunk_c.max(1));
-    let pieces = a.len().div_ceil(chunk_a);
-    assert_eq!(pieces, b.len().div_ceil(chunk_b), "for_chunks3: all slices must have the same number of pieces");
-    assert_eq!(pieces, c.len().div_ceil(chunk_c), "for_chunks3: all slices must have the same number of pieces");
-    if pieces <= 1 {
-        if pieces == 1 {
-            work(0, a, b, c);
-        }
-        return;
-    }
-    a.par_chunks_mut(chunk_a)
-        .zip(b.par_chunks_mut(chunk_b))
-        .zip(c.par_chunks_mut(chunk_c))
-        .enumerate()
-        .for_each(|(i, ((a, b), c))| work(i, a, b, c));
+    let (a, b, c) = (Cut::new(a, chunk_a), Cut::new(b, chunk_b), Cut::new(c, chunk_c));
+    assert_eq!(a.pieces(), b.pieces(), "for_chunks3: all slices must have the same number of pieces");
+    assert_eq!(a.pieces(), c.pieces(), "for_chunks3: all slices must have the same number of pieces");
+    // SAFETY: see `for_chunks`.
+    for_pieces(a.pieces(), |i| unsafe { work(i, a.piece(i), b.piece(i), c.piece(i)) });
+}
+
+/// What `work(index, item)` gives for each item, in order.
+pub fn map_mut<T: Send, R: Send>(items: &mut [T], work: impl Fn(usize, &mut T) -> R + Sync) -> Vec<R> {
+    let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
+    for_chunks2((items, 1), (&mut results, 1), |i, item, result| result[0] = Some(work(i, &mut item[0])));
+    results.into_iter().flatten().collect()
 }
 
 /// Which rows of a matrix are read together: see [`lines`].

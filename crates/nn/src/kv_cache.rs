@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use loam_kernels::parallel::map_mut;
 use loam_tensor::{AttentionSpec, DType, Tensor};
-use rayon::prelude::*;
 
 use crate::kv_store::{KvType, Part, Room, Store};
 
@@ -80,12 +80,12 @@ impl LayerCache {
     /// and gets the bits that it would get alone.
     pub(crate) fn attend(&mut self, [q, k, v]: [&Tensor; 3], borders: &[usize], spec: &AttentionSpec) -> Tensor {
         assert_eq!(borders.len(), self.sequences.len() + 1, "attention: borders of the cached sequences");
-        let one = |(cache, border): (&mut LayerCache, &[usize])| {
-            let own = |x: &Tensor| x.narrow(1, border[0], border[1] - border[0]);
+        let one = |index: usize, cache: &mut LayerCache| {
+            let own = |x: &Tensor| x.narrow(1, borders[index], borders[index + 1] - borders[index]);
             let (k, v) = cache.append(&own(k), &own(v));
             own(q).attention(&k, &v, spec)
         };
-        let parts: Vec<Tensor> = self.sequences.par_iter_mut().zip(borders.par_windows(2)).map(one).collect();
+        let parts = map_mut(&mut self.sequences, one);
         Tensor::concat(&parts.iter().collect::<Vec<_>>(), 1)
     }
 

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::str::FromStr;
 
+use loam_kernels::parallel::for_chunks;
 use loam_kernels::quant::{GgmlType, dequantise_rows, quantise};
 use loam_tensor::{DType, Device, Raw, Tensor};
-use rayon::prelude::*;
 
 /// Positions that a fresh or grown store has room for, at least.
 const MIN_CAPACITY: usize = 64;
@@ -174,7 +174,9 @@ impl Packed {
         let [_, heads, _, head_dim] = self.shape;
         let (row, ty) = (self.row(), self.ty);
         let capacity = self.shape[TIME];
-        self.bytes.par_chunks_exact_mut(capacity * row).enumerate().for_each(|(place, bytes)| {
+        let of_head = capacity * row;
+        for_chunks(&mut self.bytes, of_head, |offset, bytes| {
+            let place = offset / of_head;
             let (batch, head) = (place / heads, place % heads);
             for t in 0..time {
                 let x = &values[((batch * time + t) * heads + head) * head_dim..][..head_dim];

@@ -9,8 +9,8 @@ use super::tile::{
 };
 use super::{AttentionDims, Grads, Heads, KeyTile, Masking, Pair, Problem, Stored, may_meet};
 use crate::math;
+use crate::parallel::for_pieces;
 use crate::simd::{Kernel, MAX_LANES, Simd};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Stacked rows per tile: long enough that the sums over rows amortise loading and storing them.
@@ -60,12 +60,12 @@ pub(super) fn compute(problem: &Problem, grads: Grads, saved: Saved) {
         dbias: grads.dbias.map(Shared::new),
     };
     if shared.dbias.is_some() {
-        (0..dims.kv_heads).into_par_iter().with_max_len(1).for_each(|kv_head| {
+        for_pieces(dims.kv_heads, |kv_head| {
             (0..dims.batch).for_each(|batch| run_task(problem, Pair { batch, kv_head }, saved, shared));
         });
     } else {
         let pairs = dims.batch * dims.kv_heads;
-        (0..pairs).into_par_iter().with_max_len(1).for_each(|i| run_task(problem, problem.pair(i), saved, shared));
+        for_pieces(pairs, |i| run_task(problem, problem.pair(i), saved, shared));
     }
 }
 

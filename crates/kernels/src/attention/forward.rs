@@ -3,8 +3,8 @@
 use super::tile::{BLOCK, KEYS, Operands, Product, Shared, SharedOut, as_pairs, narrow, with_scratch};
 use super::{AttentionDims, Heads, KeyTile, Masking, Pair, Problem, StoredMut, may_meet};
 use crate::math;
+use crate::parallel::for_pieces;
 use crate::simd::{Kernel, MAX_LANES, Simd};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Most stacked rows per task: queries and running results of that many stay in L2 beside a tile of keys.
@@ -61,7 +61,7 @@ pub fn attention_in_runs(
     let runs = borders.len() - 1;
     if runs >= RUNS_PER_THREAD * rayon::current_num_threads() {
         // All heads of a sequence in one task: their features share cache lines.
-        (0..runs).into_par_iter().for_each(|index| {
+        for_pieces(runs, |index| {
             run(index, &|problem, out, lse| {
                 for pair in 0..problem.dims.kv_heads {
                     for first in (0..problem.rows()).step_by(MAX_ROWS) {
@@ -103,7 +103,7 @@ fn compute_in(problem: &Problem, out: SharedOut, lse: Shared) {
     if work <= SEQUENTIAL {
         (0..pairs * tasks_per_pair).for_each(task);
     } else {
-        (0..pairs * tasks_per_pair).into_par_iter().with_max_len(1).for_each(task);
+        for_pieces(pairs * tasks_per_pair, task);
     }
 }
 
