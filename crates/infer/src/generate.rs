@@ -7,7 +7,6 @@ use loam_chat::{Completion, FinishReason, Message, Sampling};
 use loam_models::{Forward, Input, KvCache, KvType, LanguageModel, Memory};
 use loam_tensor::no_grad;
 use loam_tokenizer::{ChatTemplate, Special, Tokenizer};
-use rayon::prelude::*;
 
 use crate::constrain::Constraint;
 use crate::sampler::{Choice, Sampler};
@@ -23,9 +22,9 @@ pub struct Generator<'a> {
     tokenizer: &'a Tokenizer,
     template: Option<&'a ChatTemplate>,
     stop_ids: Vec<u32>,
-    keep_logprobs: bool,
-    constraint: Option<&'a Constraint>,
-    interrupt: Option<&'a AtomicBool>,
+    pub(crate) keep_logprobs: bool,
+    pub(crate) constraint: Option<&'a Constraint>,
+    pub(crate) interrupt: Option<&'a AtomicBool>,
     kv_type: KvType,
 }
 
@@ -61,6 +60,8 @@ pub struct Written {
     pub completion: Completion,
     /// For each token the most likely ones, see [`Generated::top_logprobs`].
     pub top_logprobs: Vec<Vec<(u32, f32)>>,
+    /// The end token, where that is why it ended.
+    pub end: Option<Choice>,
     /// How long it took.
     pub timings: Timings,
 }
@@ -276,19 +277,8 @@ impl<'a> Generator<'a> {
         let finish_reason = if stream.is_stopped() { FinishReason::Stop } else { generated.finish_reason };
         let logprobs = self.keep_logprobs.then_some(generated.logprobs);
         let completion = Completion { text, tokens: generated.tokens, finish_reason, logprobs };
-        Ok(Written { completion, top_logprobs: generated.top_logprobs, timings: generated.timings })
-    }
-
-    /// Continues many prompts, several at a time; the results are those of [`write`](Self::write) one by one, in order.
-    pub fn write_batch(&self, prompts: &[Vec<u32>], sampling: &Sampling) -> Result<Vec<Completion>, Error> {
-        let precision = loam_tensor::precision();
-        prompts
-            .par_iter()
-            .map(|prompt| {
-                // The precision is the thread's: hand the caller's on.
-                loam_tensor::with_precision(precision, || Ok(self.write(prompt, sampling, &mut |_| {})?.completion))
-            })
-            .collect()
+        let Generated { top_logprobs, end, timings, .. } = generated;
+        Ok(Written { completion, top_logprobs, end, timings })
     }
 }
 

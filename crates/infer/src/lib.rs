@@ -11,6 +11,7 @@
 //! Everything is a function of the model, the prompt, the settings and the seed: neither the number of threads nor what
 //! else is generated at the same time changes a text.
 
+mod batch;
 mod beam;
 pub mod constrain;
 mod embed;

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 use loam_chat::{FinishReason, Generate, Message, Sampling, Score};
-use loam_infer::{Error, Generator, OpenModel, sampler};
+use loam_infer::{Error, Generator, OpenModel, Written, sampler};
 use loam_models::{Forward, Input, LanguageModel};
 use loam_testkit::{cases, golden_dir};
 use loam_tokenizer::{ChatTemplate, Tokenizer, TrainConfig, TrainKind, train};
@@ -102,14 +102,31 @@ fn a_text_is_the_same_alone_in_company_and_on_any_number_of_threads() {
     let generator = Generator::new(&model, &tokenizer);
     let prompts: Vec<Vec<u32>> =
         ["the", "fox and", "狐狸", "a pear. the goose"].iter().map(|p| generator.encode_prompt(p).unwrap()).collect();
-    let sampling = free(Sampling { seed: 9, ..Sampling::default() });
-    let alone: Vec<String> =
-        prompts.iter().map(|p| generator.write(p, &sampling, &mut |_| {}).unwrap().completion.text).collect();
+    let sampling = |seed: u64| free(Sampling { seed, top_logprobs: 2, ..Sampling::default() });
+    let asked: Vec<_> = (0..24).map(|i| (&prompts[i as usize / 6][..], sampling(i))).collect();
+    let said = |written: Written| (written.completion, written.top_logprobs, written.end);
+    let generator = generator.keep_logprobs(true).with_stop_ids((100..110).collect());
+    let write = |(prompt, sampling): &(&[u32], Sampling)| said(generator.write(prompt, sampling, &mut |_| {}).unwrap());
+    let alone: Vec<_> = asked.iter().map(write).collect();
+    assert!(alone.iter().any(|(_, _, end)| end.is_some()) && alone.iter().any(|(_, _, end)| end.is_none()));
     for threads in [1, 2, 3] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let together = pool.install(|| generator.write_batch(&prompts, &sampling)).unwrap();
-        assert_eq!(together.into_iter().map(|c| c.text).collect::<Vec<_>>(), alone, "{threads} threads");
+        let together = pool.install(|| generator.write_all(&asked)).unwrap();
+        assert_eq!(together.into_iter().map(said).collect::<Vec<_>>(), alone, "{threads} threads");
     }
+}
+
+#[test]
+fn a_batch_with_a_prompt_that_cannot_be_continued_says_so_and_an_interrupted_one_is_cut_short() {
+    let tokenizer = tokenizer(TrainKind::ByteBpe);
+    let model = model("llama", &tokenizer);
+    let stopped = std::sync::atomic::AtomicBool::new(true);
+    let generator = Generator::new(&model, &tokenizer);
+    let sampling = free(Sampling::default());
+    let error = generator.write_batch(&[vec![1, 2], Vec::new()], &sampling).unwrap_err();
+    assert!(matches!(error, loam_infer::Error::EmptyPrompt), "{error}");
+    let cut = generator.with_interrupt(&stopped).write_batch(&[vec![1, 2]], &sampling).unwrap();
+    assert_eq!(cut[0].tokens, [0; 0]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use loam_formats::{Dtype, Gguf, HfDir, HfWriter, TensorOut, Weights, nearest};
 use loam_kernels::cross_entropy::IGNORED;
+use loam_kernels::with_team;
 use loam_nn::{Hooks, Init, KvCache, KvType, Memory, Module};
 use loam_tensor::{HeadSettings, LogProbSettings, Nf4Scales, Parameter, Tensor};
 use serde_json::{Map, Value, json};
@@ -354,6 +355,7 @@ impl LanguageModel {
                 Err(Error::Input(format!("a {} model needs a source beside its text", self.spec.family)))
             }
             (None, Some(_)) => Err(Error::Input(format!("a {} model reads no source", self.spec.family))),
+            _ if input.batch * input.time <= SHORT => Ok(with_team(|| self.network.hidden(input, forward))),
             _ => Ok(self.network.hidden(input, forward)),
         }
     }
@@ -526,6 +528,8 @@ impl LanguageModel {
     }
 }
 
+/// Positions of a pass whose operations are so short that threads are kept awake between them.
+const SHORT: usize = 64;
 /// Positions whose logits exist together.
 const PREDICTED_AT_ONCE: usize = 512;
 

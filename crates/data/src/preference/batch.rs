@@ -139,9 +139,8 @@ impl Whole {
     }
 }
 
-/// Cuts the examples of a step into micro-batches of at most `micro` examples.
-pub fn micro_batches<L: Clone>(examples: &[&Answers<L>], micro: usize) -> Vec<AnswerBatch<L>> {
-    let whole = Whole::of(examples.iter().copied());
+/// Cuts examples of a step, which has `whole`, into micro-batches of at most `micro` examples.
+pub fn micro_batches<L: Clone>(examples: &[&Answers<L>], whole: Whole, micro: usize) -> Vec<AnswerBatch<L>> {
     examples.chunks(micro.max(1)).map(|part| AnswerBatch::pack(part.iter().copied(), whole)).collect()
 }
 
@@ -180,7 +179,8 @@ impl<L: Clone> AnswerLoader<L> {
 
     /// The micro-batches of a step's examples.
     pub fn micro_batches(&self, step: u64, micro: usize) -> Vec<AnswerBatch<L>> {
-        micro_batches(&self.step(step), micro)
+        let examples = self.step(step);
+        micro_batches(&examples, Whole::of(examples.iter().copied()), micro)
     }
 
     /// How many batches of at most `micro` examples all of them make.
@@ -210,7 +210,7 @@ mod tests {
         let pair = |at: u32| Answers { texts: vec![example(at, 3, 2), example(at + 50, 4, 20)], label: at };
         let examples = [pair(100), pair(200), pair(300)];
         let all: Vec<&Answers<u32>> = examples.iter().collect();
-        let batches = micro_batches(&all, 2);
+        let batches = micro_batches(&all, Whole::of(all.iter().copied()), 2);
         assert_eq!(batches.len(), 2);
         for batch in &batches {
             assert_eq!(batch.whole, Whole { examples: 3, tokens: 66, first_tokens: 6 });

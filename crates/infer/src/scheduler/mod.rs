@@ -24,12 +24,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use loam_chat::FinishReason;
+use loam_kernels::with_team;
 use loam_models::{KvCache, LanguageModel, Memory};
 use loam_peft::Adapter;
 use loam_tensor::no_grad;
 
 use crate::generate::Prefix;
-use crate::sampler::Sampler;
+use crate::sampler::{Choice, Sampler};
 use crate::sequence::{Sequence, Step, TextStream, Token};
 use crate::{Error, Generator};
 use adapters::Adapters;
@@ -91,7 +92,7 @@ struct Running<'a> {
 }
 
 enum End {
-    Finished(FinishReason),
+    Finished(FinishReason, Option<Choice>),
     Failed(Arc<Error>),
     Cancelled,
 }
@@ -249,7 +250,7 @@ impl<'a> Scheduler<'a> {
             return;
         }
         self.stats.steps += 1;
-        no_grad(|| self.pass());
+        with_team(|| no_grad(|| self.pass()));
         self.keep_prompts();
         self.retire();
         self.drop_adapters();
@@ -417,13 +418,13 @@ impl<'a> Scheduler<'a> {
                 self.prefixes.keep(origin(one.adapter), seen, &one.cache, self.settings.kv_tokens - reserved);
             }
             match one.end.take() {
-                Some(End::Finished(finish_reason)) => {
+                Some(End::Finished(finish_reason, end)) => {
                     let text = one.text.finish();
                     // The last bytes may complete a stop text after the limit was reached.
                     let finish_reason = if one.text.is_stopped() { FinishReason::Stop } else { finish_reason };
                     let times = one.clock.times();
                     let stop = one.text.found().map(str::to_owned);
-                    one.listener.hear(Event::Done { text, finish_reason, stop, times });
+                    one.listener.hear(Event::Done { text, finish_reason, end, stop, times });
                 }
                 Some(End::Failed(error)) => one.listener.hear(Event::Failed(error)),
                 Some(End::Cancelled) | None => {}
@@ -466,13 +467,13 @@ impl Running<'_> {
         }
         self.clock.first.get_or_insert_with(Instant::now);
         match self.sequence.advance(logits) {
-            Ok(Step::Ended(_)) => self.end = Some(End::Finished(FinishReason::Stop)),
+            Ok(Step::Ended(choice)) => self.end = Some(End::Finished(FinishReason::Stop, Some(choice))),
             Err(error) => self.end = Some(End::Failed(Arc::new(error))),
             Ok(Step::Token(token, end)) => {
                 let text = self.text.push(token.id);
                 self.listener.hear(Event::Token { token, text });
                 let end = if self.text.is_stopped() { Some(FinishReason::Stop) } else { end };
-                self.end = end.map(End::Finished);
+                self.end = end.map(|reason| End::Finished(reason, None));
                 return true;
             }
         }

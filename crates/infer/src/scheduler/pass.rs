@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use loam_kernels::parallel::map_mut;
 use loam_models::{Hooks, LanguageModel};
 use loam_tensor::Tensor;
-use rayon::prelude::*;
 
 use super::adapters::Adapters;
 use super::guess::{self, Piece};
@@ -126,7 +126,7 @@ pub(super) fn advance(
     }
     let width = generator.model().spec().vocab_size;
     let logits = generator.model().logits_at(hidden, &places, &Hooks::default())?.to_vec();
-    let one = |(running, rows): (&mut &mut Running<'_>, Range<usize>)| {
+    let one = |_, (running, rows): &mut (&mut &mut Running<'_>, Range<usize>)| {
         let guessed = running.guesses.tokens.len() as u64;
         let (written, accepted) = running.take_all(&logits[rows.start * width..rows.end * width], width, most_guesses);
         Made { written, guessed, accepted }
@@ -136,5 +136,5 @@ pub(super) fn advance(
         guessed: a.guessed + b.guessed,
         accepted: a.accepted + b.accepted,
     };
-    Ok(ready.into_par_iter().map(one).reduce(Made::default, sum))
+    Ok(map_mut(&mut ready, one).into_iter().fold(Made::default(), sum))
 }

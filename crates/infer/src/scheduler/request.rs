@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use loam_chat::{FinishReason, Sampling};
 
+use crate::sampler::Choice;
 use crate::sequence::Token;
 use crate::{Constraint, Error};
 
@@ -82,6 +83,8 @@ pub enum Event {
         text: String,
         /// Why it ended.
         finish_reason: FinishReason,
+        /// The end token, where that is why.
+        end: Option<Choice>,
         /// The stop text that appeared, where one did.
         stop: Option<String>,
         /// How long it took.
@@ -92,7 +95,7 @@ pub enum Event {
 }
 
 /// When a request came how far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Times {
     /// From its arrival to its turn.
     pub queued: Duration,

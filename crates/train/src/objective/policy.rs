@@ -48,12 +48,16 @@ impl Objective for Policy {
     }
 
     fn teaches(&self, batch: &RlBatch) -> bool {
-        batch.answers.labels.iter().any(|label| label.advantages.iter().any(|&advantage| advantage != 0.0))
+        batch.teaches()
     }
 
     fn loss(&mut self, model: &LanguageModel, batch: &RlBatch, pass: &Pass) -> Result<Loss> {
         if pass.measures {
             return Ok(batch.measured());
+        }
+        if !batch.teaches() && self.beta == 0.0 {
+            // Their gradient is zero, whatever the model says.
+            return Ok(Loss { tensor: Tensor::from(0.0), metrics: batch.report(Vec::new()) });
         }
         let answers = &batch.answers.answers;
         let scored = Scored::of(model, &batch.answers, pass, self.temperature)?;
@@ -89,7 +93,6 @@ impl Objective for Policy {
             PolicyKind::Reinforce => mean(-&segment_sums(&new.mul(&flat(&advantages)), answers)),
         };
         metrics.extend([
-            ("entropy", scored.entropy),
             ("clip_ratio/low_mean", clipped.0),
             ("clip_ratio/high_mean", clipped.1),
             ("clip_ratio/region_mean", clipped.0 + clipped.1),

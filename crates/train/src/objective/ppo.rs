@@ -69,7 +69,6 @@ impl Objective for Ppo {
         let clipped = clipped_shares(&scored.tokens.to_vec(), &old, &advantages, low, high);
         let share = whole.answers as f32 / batch.answers.labels.len().max(1) as f32;
         let metrics = vec![
-            ("entropy", scored.entropy),
             ("clip_ratio/low_mean", clipped.0),
             ("clip_ratio/high_mean", clipped.1),
             ("clip_ratio/region_mean", clipped.0 + clipped.1),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use loam_data::Example;
 use loam_data::dialogue::Dialogue;
-use loam_data::preference::{AnswerBatch, AnswerLoader, Answers, micro_batches};
+use loam_data::preference::{AnswerBatch, AnswerLoader, Answers, Whole, micro_batches};
 use loam_kernels::rng::Stream;
 use loam_models::LanguageModel;
 use loam_tokenizer::Tokenizer;
@@ -95,7 +95,8 @@ fn own_answers(
         Answers { texts: vec![Example { ids, trained }], label: () }
     };
     let examples: Vec<Answers<()>> = prompts.iter().zip(written).map(example).collect();
-    Ok(micro_batches(&examples.iter().collect::<Vec<_>>(), micro))
+    let examples: Vec<_> = examples.iter().collect();
+    Ok(micro_batches(&examples, Whole::of(examples.iter().copied()), micro))
 }
 
 impl StageData for Lessons {

@@ -99,6 +99,11 @@ impl RlBatch {
         self.answers.text_tokens()
     }
 
+    /// Whether an answer was better or worse than expected.
+    pub(crate) fn teaches(&self) -> bool {
+        self.answers.labels.iter().any(RlLabel::teaches)
+    }
+
     pub(crate) fn size(&self) -> BatchSize {
         let Whole { examples, tokens, .. } = self.answers.whole;
         BatchSize { answers: examples, tokens, max_tokens: self.max_tokens }
@@ -208,14 +213,15 @@ impl<'a> Rollouts<'a> {
         let drawn = epoch_order(self.prompts.len() as u64, settings.seed, index * count..(index + 1) * count);
         let prompts: Vec<usize> = drawn.map(|(_, prompt)| prompt as usize).collect();
         let mut items = self.write(&self.prompts, &prompts, settings.samples, index, settings.temperature)?;
-        let agreement = self.score(&mut items)?;
+        let (agreement, entropy) = self.score(&mut items)?;
         let mut rewards = self.rewards(&items, &self.prompts)?;
         for (reward, item) in rewards.iter_mut().zip(&items) {
             *reward -= if item.ended { 0.0 } else { settings.missing_end_penalty };
         }
         let distances = self.distances(&items);
         let mut news = News::of(&items, &rewards, settings.samples);
-        (news.agreement, news.kl) = (agreement, distances.as_ref().map(|all| mean_of_sums(all)));
+        (news.agreement, news.entropy) = (Some(agreement), Some(entropy));
+        news.kl = distances.as_ref().map(|all| mean_of_sums(all));
         if settings.stage == Stage::Grpo {
             // Its distance is measured where it is a part of the loss.
             news.kl = None;
@@ -242,7 +248,11 @@ impl<'a> Rollouts<'a> {
             order[start.min(all.len())..(start + size).min(all.len())].iter().map(|&at| &all[at]).collect();
         let max_tokens = settings.max_new_tokens;
         let batch = |answers| RlBatch { answers, news: phase.news.clone(), max_tokens };
-        micro_batches(&own, settings.micro_batch).into_iter().map(batch).collect()
+        // Answers that are as good as all others to their prompt are by themselves: an objective may pass over them.
+        let whole = Whole::of(own.iter().copied());
+        let (teaching, silent): (Vec<_>, Vec<_>) = own.into_iter().partition(|answer| answer.label.teaches());
+        let cut = |part: Vec<_>| micro_batches(&part, whole, settings.micro_batch);
+        cut(teaching).into_iter().chain(cut(silent)).map(batch).collect()
     }
 }
 

@@ -26,6 +26,13 @@ pub struct RlLabel {
     pub returns: Vec<f32>,
 }
 
+impl RlLabel {
+    /// Whether it was better or worse than expected.
+    pub(crate) fn teaches(&self) -> bool {
+        self.advantages.iter().any(|&advantage| advantage != 0.0)
+    }
+}
+
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Item {
@@ -58,7 +65,9 @@ pub struct News {
     /// Share of the answers that do not end.
     pub clipped_ratio: f64,
     /// Largest difference between the log-probabilities of sampler and trainer.
-    pub agreement: f64,
+    pub agreement: Option<f64>,
+    /// Mean entropy before each token, in nats.
+    pub entropy: Option<f64>,
     /// Mean distance to the reference, in nats per answer.
     pub kl: Option<f64>,
     /// Its price.
@@ -93,8 +102,9 @@ impl News {
             ("frac_reward_zero_std", self.frac_reward_zero_std),
             ("completions/mean_length", self.mean_length),
             ("completions/clipped_ratio", self.clipped_ratio),
-            ("sampling/logp_difference", self.agreement),
         ];
+        metrics.extend(self.agreement.map(|difference| ("sampling/logp_difference", difference)));
+        metrics.extend(self.entropy.map(|entropy| ("entropy", entropy)));
         metrics.extend(self.kl.map(|kl| ("kl", kl)));
         metrics.extend(self.coefficient.map(|coefficient| ("kl_coefficient", coefficient)));
         metrics

@@ -7,7 +7,6 @@ use loam_kernels::rng::Stream;
 use loam_models::LanguageModel;
 use loam_tensor::{Precision, no_grad, with_precision};
 use loam_tokenizer::Tokenizer;
-use rayon::prelude::*;
 
 use super::phase::{Item, RlLabel};
 use super::{Prompted, Rollouts};
@@ -42,27 +41,29 @@ pub(crate) struct Written {
 pub(crate) fn write_answers(
     author: &Author<'_>,
     prompts: &[&[u32]],
-    seed: impl Fn(usize) -> u64 + Sync,
+    seed: impl Fn(usize) -> u64,
 ) -> Result<Vec<Written>> {
-    let generator = Generator::new(author.model, author.tokenizer);
+    let generator = Generator::new(author.model, author.tokenizer).keep_logprobs(true);
     let context = author.model.spec().max_position_embeddings;
-    let write = |(place, prompt): (usize, &&[u32])| -> Result<Written> {
+    let asked = prompts.iter().enumerate().map(|(place, prompt)| {
         let max_tokens = author.max_new_tokens.min(context.saturating_sub(prompt.len()));
-        let sampling =
-            Sampling { temperature: author.temperature, seed: seed(place), max_tokens, ..Sampling::default() };
-        let run = || generator.tokens(prompt, &sampling, &mut |_| true);
-        let written = with_precision(author.precision, run).map_err(|error| Error::Examples {
-            what: format!("prompt {} of a batch cannot be answered: {error}", place + 1),
+        (*prompt, Sampling { temperature: author.temperature, seed: seed(place), max_tokens, ..Sampling::default() })
+    });
+    let asked: Vec<_> = asked.collect();
+    let written =
+        with_precision(author.precision, || generator.write_all(&asked)).map_err(|error| Error::Examples {
+            what: format!("prompts of a batch cannot be answered: {error}"),
             hint: "look at the prompts, and at the most tokens that an answer may have".into(),
         })?;
-        let (mut tokens, mut sampled) = (written.tokens, written.logprobs);
+    let answer = |written: loam_infer::Written| {
+        let (mut tokens, mut sampled) = (written.completion.tokens, written.completion.logprobs.unwrap_or_default());
         if let Some(end) = written.end {
             tokens.push(end.token);
             sampled.push(end.logprob);
         }
-        Ok(Written { tokens, sampled, ended: written.end.is_some() })
+        Written { tokens, sampled, ended: written.end.is_some() }
     };
-    prompts.par_iter().enumerate().map(write).collect()
+    Ok(written.into_iter().map(answer).collect())
 }
 
 impl Rollouts<'_> {
@@ -95,27 +96,35 @@ impl Rollouts<'_> {
     }
 
     /// Fills in log-probabilities under policy and reference, and values. Returns the largest difference between the
-    /// log-probabilities of the sampler and of the trainer, both at temperature 1.
-    pub(super) fn score(&self, items: &mut [Item]) -> Result<f64> {
+    /// log-probabilities of the sampler and of the trainer, both at temperature 1, and the mean entropy before a token at
+    /// the temperature of the draw.
+    pub(super) fn score(&self, items: &mut [Item]) -> Result<(f64, f64)> {
         let (settings, mut largest) = (&self.settings, 0.0f64);
+        let (mut nats, mut tokens) = (0.0, 0);
         for part in items.chunks_mut(settings.micro_batch.max(1)) {
             let examples: Vec<Answers<RlLabel>> = self.examples(part, &self.prompts);
             let batch = AnswerBatch::pack(examples.iter(), Whole::default());
-            let at = |model: &LanguageModel, temperature: f32| -> Result<Vec<f32>> {
-                Ok(Scored::of(model, &batch, &Pass::measuring(), temperature)?.tokens.to_vec())
+            let at = |model: &LanguageModel, temperature: f32| -> Result<(Vec<f32>, f64)> {
+                let scored = Scored::of(model, &batch, &Pass::measuring(), temperature)?;
+                Ok((scored.tokens.to_vec(), scored.entropy))
             };
             let work = || -> Result<_> {
-                let plain = at(self.policy, 1.0)?;
-                let old =
-                    if settings.temperature == 1.0 { plain.clone() } else { at(self.policy, settings.temperature)? };
+                let (plain, entropy) = at(self.policy, 1.0)?;
+                let (old, entropy) = match settings.temperature {
+                    1.0 => (plain.clone(), entropy),
+                    temperature => at(self.policy, temperature)?,
+                };
                 let reference = self.reference.map(|model| at(model, settings.temperature)).transpose()?;
+                let reference = reference.map(|(tokens, _)| tokens);
                 let values = match &self.value_head {
                     Some(head) => Some(values(&states(self.policy, &batch, &Pass::measuring())?, head).to_vec()),
                     None => None,
                 };
-                Ok((plain, old, reference, values))
+                Ok((plain, old, reference, values, entropy))
             };
-            let (plain, old, reference, values) = with_precision(settings.precision, || no_grad(work))?;
+            let (plain, old, reference, values, entropy) = with_precision(settings.precision, || no_grad(work))?;
+            nats += entropy * old.len() as f64;
+            tokens += old.len();
             for (item, range) in part.iter_mut().zip(&batch.answers) {
                 let differences = item.sampled.iter().zip(&plain[range.clone()]).map(|(a, b)| f64::from((a - b).abs()));
                 largest = differences.fold(largest, f64::max);
@@ -124,6 +133,6 @@ impl Rollouts<'_> {
                 item.label.values = values.as_ref().map_or(Vec::new(), |all| all[range.clone()].to_vec());
             }
         }
-        Ok(largest)
+        Ok((largest, nats / tokens.max(1) as f64))
     }
 }
