@@ -108,14 +108,20 @@ fn metadata_of(source: &Path, model: &LanguageModel) -> Result<Vec<(String, Gguf
             return Err(Failure::with_hint(format!("the tokenizer has {own} tokens, the model {rows}"), hint));
         }
         metadata.extend(tokenizer.gguf_metadata(rows, template.as_deref())?);
+    } else {
+        // llama.cpp opens no file that does not say so.
+        metadata.push(("tokenizer.ggml.model".to_owned(), GgufValue::Text(NO_VOCABULARY.to_owned())));
     }
     metadata.extend(generation.as_ref().map(gguf_sampling_keys).unwrap_or_default());
     Ok(metadata)
 }
 
-/// The tokenizer of a file, if it has one: llama.cpp calls the kind of one that is not there `no_vocab`.
+/// What llama.cpp calls the kind of a tokenizer that is not there.
+const NO_VOCABULARY: &str = "no_vocab";
+
+/// The tokenizer of a file, if it has one.
 fn tokenizer_of(gguf: &Gguf) -> Result<Option<Tokenizer>, Failure> {
-    let is_there = gguf.text("tokenizer.ggml.model")?.is_some_and(|kind| kind != "no_vocab");
+    let is_there = gguf.text("tokenizer.ggml.model")?.is_some_and(|kind| kind != NO_VOCABULARY);
     Ok(is_there.then(|| Tokenizer::from_gguf(gguf)).transpose()?)
 }
 
