@@ -5,7 +5,7 @@
 
 use crate::{Error, Result};
 use std::fs::File;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 /// A file's bytes, read-only, loaded by the operating system as they are touched.
@@ -31,6 +31,31 @@ impl Mapped {
         Ok(Self(map))
     }
 }
+
+impl Mapped {
+    /// Lets go of the memory that a part takes, where the system has such a call: what is read of it again comes from the
+    /// file again.
+    #[allow(unsafe_code, reason = "see the safety comment")]
+    pub(crate) fn forget(&self, part: Range<usize>) {
+        #[cfg(unix)]
+        {
+            // Pages that are partly outside stay.
+            let (start, end) = (part.start.next_multiple_of(PAGE), part.end / PAGE * PAGE);
+            if start < end {
+                // SAFETY: the map is of a file and read-only, so that a dropped page comes back as it was. That it could
+                // not be dropped is no error.
+                let _ =
+                    unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = part;
+    }
+}
+
+/// As long as any page of memory is, or a multiple.
+#[cfg(unix)]
+const PAGE: usize = 64 * 1024;
 
 /// A file's content: mapped, or held in memory.
 #[derive(Debug)]

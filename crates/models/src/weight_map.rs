@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use loam_kernels::quant::{dequantise_rows, quantise_rows};
-use loam_tensor::{DType, GgmlType, Nf4, Parameter, Raw, SharedBytes};
+use loam_kernels::quant::{dequantise_rows, halves_to_bf16, quantise_rows};
+use loam_tensor::{DType, GgmlType, Nf4, Parameter, Precision, Raw, SharedBytes, precision};
 
 use crate::spec::{Spec, Task};
 
@@ -245,14 +245,21 @@ impl Entry {
 
     /// Fills the parameters from a tensor of a GGUF file, which begins at `start` of `bytes`. Where `in_place`, they keep
     /// its element type and, unless rows change places, the file's own bytes; a row is whole blocks, so that nothing is
-    /// rounded either way.
-    pub(crate) fn import_blocks(&self, ty: GgmlType, bytes: &SharedBytes, start: usize, in_place: bool) {
+    /// rounded either way. But products of bf16 take no other halves: where they are in force those are rounded. Returns
+    /// whether they were.
+    pub(crate) fn import_blocks(&self, ty: GgmlType, bytes: &SharedBytes, start: usize, in_place: bool) -> bool {
         let (width, row_bytes) = (self.width(), DType::Ggml(ty).bytes(self.width()));
         let data = &bytes.as_ref().as_ref()[start..][..self.rows() * row_bytes];
+        if in_place && ty == GgmlType::F16 && precision() == Precision::Bf16 {
+            let rounded: SharedBytes = Arc::new(halves_to_bf16(data));
+            self.import_blocks(GgmlType::Bf16, &rounded, 0, in_place);
+            return true;
+        }
         if !in_place || !self.has_whole_rows() {
             let mut values = vec![0.0; self.rows() * width];
             dequantise_rows(ty, data, &mut values);
-            return self.import(&values);
+            self.import(&values);
+            return false;
         }
         let places = self.places();
         let mut places = places.as_slice();
@@ -270,6 +277,7 @@ impl Entry {
             };
             parameter.replace(Raw::quantised(ty, [rows, width], bytes, start));
         }
+        false
     }
 
     /// Whether the parameter can be what bitsandbytes makes of the tensor, and the other way round.

@@ -1,13 +1,14 @@
 //! GGUF: every family of the goldens there and back, quantised blocks kept as they are, files of another meaning refused.
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::slice::from_ref;
 
 use loam_formats::gguf::write;
 use loam_formats::{Gguf, GgufOut, GgufValue, HfDir, HfWriter};
 use loam_models::{Forward, GgufSettings, Input, LanguageModel, Memory, Mix, Task};
-use loam_tensor::{DType, GgmlType, no_grad};
+use loam_tensor::{DType, GgmlType, Precision, no_grad, with_precision};
 use loam_testkit::{cases, golden_copy, golden_dir};
 use serde_json::json;
 
@@ -256,6 +257,23 @@ fn quantised_blocks_stay_as_they_are() {
             }
         }
     }
+}
+
+#[test]
+fn halves_are_rounded_to_bf16_where_products_are_and_else_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = through(&wide("llama"), dir.path(), Some("f16"));
+    let open = || LanguageModel::open(dir.path().join("model.gguf")).unwrap();
+    let in_bf16 = |model: &LanguageModel| with_precision(Precision::Bf16, || logits(model));
+    let rounded = with_precision(Precision::Bf16, open);
+    let types = |model: &LanguageModel| -> HashSet<DType> {
+        model.parameters().iter().map(|(_, parameter)| parameter.value().dtype()).filter(|ty| ty.is_packed()).collect()
+    };
+    assert_eq!(types(&kept), HashSet::from([DType::Ggml(GgmlType::F16)]));
+    assert_eq!(types(&rounded), HashSet::from([DType::Ggml(GgmlType::Bf16)]));
+    kept.quantise(&kept.plan("bf16".parse().unwrap()), None).unwrap();
+    assert!(in_bf16(&rounded) == in_bf16(&kept));
+    assert!(logits(&rounded) == logits(&kept) && logits(&rounded) != in_bf16(&rounded));
 }
 
 #[test]

@@ -147,8 +147,8 @@ pub trait Backend: Send + Sync {
     fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>, precision: Precision);
 
     /// `x weight^T + bias` for `x` `[rows, in]` and a weight `[out, in]` made by [`Raw::quantised`] or [`Raw::nf4`]:
-    /// `[rows, out]`. A row's result does not depend on the others.
-    fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>) -> Raw;
+    /// `[rows, out]`. A row's result does not depend on the others. The precision matters to weights in BF16 alone.
+    fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>, precision: Precision) -> Raw;
 
     /// Softmax over the last axis.
     fn softmax(&self, x: &Raw) -> Raw;

@@ -48,6 +48,6 @@ pub use ops::log_probs::LogProbSettings;
 pub use ops::loss::HeadSettings;
 pub use parameter::Parameter;
 pub use pool::{PoolStats, pool_stats};
-pub use precision::{Precision, precision, with_precision};
+pub use precision::{Precision, precision, set_default_precision, with_precision};
 pub use raw::{DType, Raw, SharedBytes};
 pub use tensor::{Tensor, is_worth_remaking};

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Precision of matrix products. Parameters, gradients, optimizer state, norms, softmax and losses are f32 in both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,22 +40,33 @@ impl FromStr for Precision {
 }
 
 thread_local! {
-    static CURRENT: Cell<Precision> = const { Cell::new(Precision::F32) };
+    static CURRENT: Cell<Option<Precision>> = const { Cell::new(None) };
+}
+/// Whether it is bf16 where nothing else was said.
+static IS_BF16: AtomicBool = AtomicBool::new(false);
+
+/// Sets what is in force on every thread outside of [`with_precision`]: f32 unless this says otherwise. For a program to
+/// say once, when it starts.
+pub fn set_default_precision(precision: Precision) {
+    IS_BF16.store(precision == Precision::Bf16, Ordering::Relaxed);
 }
 
 /// Runs `work` with matrix products in `precision`; backward uses what its forward used.
 pub fn with_precision<R>(precision: Precision, work: impl FnOnce() -> R) -> R {
-    struct Restore(Precision);
+    struct Restore(Option<Precision>);
     impl Drop for Restore {
         fn drop(&mut self) {
             CURRENT.set(self.0);
         }
     }
-    let _restore = Restore(CURRENT.replace(precision));
+    let _restore = Restore(CURRENT.replace(Some(precision)));
     work()
 }
 
 /// The precision in force on this thread.
 pub fn precision() -> Precision {
-    CURRENT.get()
+    CURRENT.get().unwrap_or_else(|| match IS_BF16.load(Ordering::Relaxed) {
+        true => Precision::Bf16,
+        false => Precision::F32,
+    })
 }

@@ -1,6 +1,6 @@
 //! `loam bench`.
 
-use clap::{Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use loam_models::Mix;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -33,16 +33,16 @@ pub enum BenchVerb {
     /// Prefill and single-stream decoding: of a model on disk, as llama-bench does it, or of a GPT-2-style shape
     Infer {
         /// A GGUF file, or the directory of a model or of a run; its weights stay in the types that they have there
-        #[arg(conflicts_with_all = ["config", "precision", "quant", "tokens"])]
+        #[arg(conflicts_with_all = ["config", "quant", "tokens"])]
         model: Option<String>,
         #[command(flatten)]
         bench: ModelBench,
         /// Without MODEL: the shape
         #[arg(long, value_enum, default_value = "gpt2")]
         config: BenchConfig,
-        /// Element type of the matrix products
-        #[arg(long, value_enum, default_value = "auto")]
-        precision: PrecisionArg,
+        /// Element type of the matrix products [default: f32 of a MODEL, auto of a shape]
+        #[arg(long, value_enum)]
+        precision: Option<PrecisionArg>,
         /// Round the weights to fewer bits first, such as q8_0, q4_k_m or q4_0
         #[arg(long, value_name = "TYPE")]
         quant: Option<Mix>,
@@ -104,6 +104,15 @@ pub enum BenchConfig {
     Baby,
     /// 124M parameters, 4 rows of 256 tokens
     Gpt2,
+}
+
+/// How a model computes.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ComputeArgs {
+    /// Element type of the matrix products. With bf16 matrices of halves or more are rounded to bf16, and so is what they are
+    /// multiplied with: faster where the processor multiplies bf16; weights of fewer bits are not touched
+    #[arg(long, value_enum, default_value = "f32")]
+    pub precision: PrecisionArg,
 }
 
 /// Element type of matrix products.

@@ -14,7 +14,7 @@ mod train;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-pub use bench::{BenchConfig, BenchVerb, ModelBench, PrecisionArg};
+pub use bench::{BenchConfig, BenchVerb, ComputeArgs, ModelBench, PrecisionArg};
 pub use compress::{CalibrationArgs, CompareArgs, MethodArg, PruneArgs, QuantizeArgs, ReportArgs};
 pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg};
 pub use embed::{EmbedArgs, PoolingArg};

@@ -4,9 +4,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use loam_models::Mix;
 use std::path::PathBuf;
 
-use super::JsonArgs;
 use super::plan::PlanArgs;
 use super::sampling::{GrammarArgs, SamplingArgs};
+use super::{ComputeArgs, JsonArgs};
 
 /// Verbs of `loam model`.
 #[derive(Debug, Subcommand)]
@@ -235,6 +235,8 @@ pub struct GenerateArgs {
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
     #[arg(long, value_name = "TYPE")]
     pub quant: Option<Mix>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Put the prompt as a user's message through the chat template
     #[arg(long)]
     pub chat: bool,
@@ -298,6 +300,8 @@ pub struct EvalArgs {
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
     #[arg(long, value_name = "TYPE")]
     pub quant: Option<Mix>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Only the first N pairs
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
@@ -317,6 +321,8 @@ pub struct ChatArgs {
     /// Round the weights to fewer bits first, such as q8_0, q6_k, q4_k_m or q4_0
     #[arg(long, value_name = "TYPE")]
     pub quant: Option<Mix>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Instructions for the whole conversation
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,

@@ -5,6 +5,8 @@ use loam_models::{KvType, Mix};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::ComputeArgs;
+
 /// Arguments of `loam serve`.
 #[derive(Debug, Args)]
 #[command(
@@ -74,6 +76,8 @@ pub struct ServeArgs {
     /// Round the weights first: q8_0, q4_k_m, ...
     #[arg(long, value_name = "MIX")]
     pub quant: Option<Mix>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// How the log is written
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

@@ -3,8 +3,8 @@
 use crate::Outcome;
 use crate::args::ChatArgs;
 use crate::commands::merge::attach;
-use crate::commands::quantise;
 use crate::commands::sampling::{constraint, sampling};
+use crate::commands::{quantise, set_precision};
 use crate::failure::Failure;
 use crate::locate::model_path;
 use crate::output::{self, Colour, paint, paint_talk};
@@ -18,6 +18,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub fn run(args: &ChatArgs, environment: &Environment) -> Result<Outcome, Failure> {
+    set_precision(args.compute.precision)?;
     let open = OpenModel::open(model_path(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
     attach(&open.model, args.adapter.as_deref())?;

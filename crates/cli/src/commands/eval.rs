@@ -3,8 +3,8 @@
 use crate::Outcome;
 use crate::args::EvalArgs;
 use crate::commands::merge::attach;
-use crate::commands::quantise;
 use crate::commands::quickstart::exam::{Form, sit_with};
+use crate::commands::{quantise, set_precision};
 use crate::failure::Failure;
 use crate::locate::model_path;
 use crate::output;
@@ -21,6 +21,7 @@ use std::path::Path;
 use std::time::Instant;
 
 pub fn run(args: &EvalArgs, environment: &Environment) -> Result<Outcome, Failure> {
+    set_precision(args.compute.precision)?;
     let open = OpenModel::open(model_path(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
     attach(&open.model, args.adapter.as_deref())?;

@@ -3,8 +3,8 @@
 use crate::Outcome;
 use crate::args::GenerateArgs;
 use crate::commands::merge::attach;
-use crate::commands::quantise;
 use crate::commands::sampling::{constraint, sampling};
+use crate::commands::{quantise, set_precision};
 use crate::failure::Failure;
 use crate::locate::model_path;
 use crate::output;
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use std::io::Read;
 
 pub fn run(args: &GenerateArgs, environment: &Environment) -> Result<Outcome, Failure> {
+    set_precision(args.compute.precision)?;
     let open = OpenModel::open(model_path(&args.model, environment)?)?;
     quantise(&open.model, args.quant)?;
     attach(&open.model, args.adapter.as_deref())?;

@@ -27,10 +27,11 @@ mod tokenizer;
 mod train;
 
 use crate::Outcome;
-use crate::args::Verb;
+use crate::args::{PrecisionArg, Verb};
 use crate::failure::Failure;
 use crate::setup::Environment;
 use loam_models::{LanguageModel, Mix};
+use loam_tensor::{Precision, set_default_precision};
 
 /// Runs a verb. `threads` is the number asked for, if any.
 pub fn run(verb: Verb, threads: Option<usize>, environment: &Environment) -> Result<Outcome, Failure> {
@@ -54,6 +55,22 @@ pub fn run(verb: Verb, threads: Option<usize>, environment: &Environment) -> Res
         Verb::Doctor(args) => doctor::run(&args, environment),
         Verb::Completions { shell } => completions::run(shell),
     }
+}
+
+/// The precision that an argument names.
+fn precision_of(argument: PrecisionArg) -> Result<Precision, Failure> {
+    let name = match argument {
+        PrecisionArg::Auto => "auto",
+        PrecisionArg::F32 => "f32",
+        PrecisionArg::Bf16 => "bf16",
+    };
+    name.parse().map_err(Failure::new)
+}
+
+/// Computes in the precision that `--precision` asks for, from now on.
+fn set_precision(argument: PrecisionArg) -> Result<(), Failure> {
+    set_default_precision(precision_of(argument)?);
+    Ok(())
 }
 
 /// Rounds a model's weights as `--quant` asks.

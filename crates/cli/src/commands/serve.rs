@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use crate::args::{LogFormat, LogLevel, ServeArgs};
-use crate::commands::quantise;
+use crate::commands::{quantise, set_precision};
 use crate::failure::Failure;
 use crate::locate::{adapter_dir, model_path};
 use crate::output;
@@ -15,6 +15,7 @@ use tracing::level_filters::LevelFilter;
 
 pub fn run(args: &ServeArgs, threads: Option<usize>, environment: &Environment) -> Result<Outcome, Failure> {
     start_log(args)?;
+    set_precision(args.compute.precision)?;
     let mut models = Vec::new();
     for model in &args.models {
         let (name, place) = match model.split_once('=') {

@@ -284,6 +284,13 @@ impl Gguf {
         &self.files[tensor.file].as_slice()[tensor.range.clone()]
     }
 
+    /// Lets go of the memory that a tensor's bytes take, which come from the file again should they be read again.
+    pub fn forget(&self, tensor: &GgufTensor) {
+        if let Bytes::Mapped(map) = &*self.files[tensor.file] {
+            map.forget(tensor.range.clone());
+        }
+    }
+
     /// A tensor's bytes for as long as someone holds them: those of the whole file, and where the tensor begins.
     pub fn shared_bytes(&self, tensor: &GgufTensor) -> (Arc<dyn AsRef<[u8]> + Send + Sync>, usize) {
         (self.files[tensor.file].clone(), tensor.range.start)

@@ -4,7 +4,10 @@ use super::decode_iq;
 use super::half_bits::f16_to_f32;
 use super::types::GgmlType;
 use super::unpack::*;
+use crate::convert::f32_to_bf16;
 use crate::parallel::{CHUNK, for_chunks};
+use crate::scratch::with_scratch;
+use half::bf16;
 
 /// Decodes one block.
 type Decode = fn(&[u8], &mut [f32]);
@@ -96,6 +99,24 @@ pub fn dequantise(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
     for (block, out) in bytes.chunks_exact(ty.block_bytes()).zip(out.chunks_exact_mut(ty.block_len())) {
         decode(block, out);
     }
+}
+
+/// Numbers in half precision as bf16, the nearest, ties to even: the bytes of both. On all threads.
+pub fn halves_to_bf16(bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; bytes.len()];
+    for_chunks(&mut out, 2 * CHUNK, |at, out| {
+        let count = out.len() / 2;
+        with_scratch(count, |wide: &mut [f32]| {
+            let halves = bytes[at..at + 2 * count].chunks_exact(2);
+            // A loop of its own, which the compiler turns into vectors.
+            wide.iter_mut().zip(halves).for_each(|(x, half)| *x = f16_to_f32(u16::from_le_bytes([half[0], half[1]])));
+            with_scratch(count, |narrow: &mut [bf16]| {
+                f32_to_bf16(narrow, wide);
+                out.copy_from_slice(bytemuck::cast_slice(narrow));
+            });
+        });
+    });
+    out
 }
 
 /// The same, on all threads.

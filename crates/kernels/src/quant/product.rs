@@ -21,7 +21,7 @@ use super::types::GgmlType;
 use super::unpack::*;
 use crate::gemm::blocked;
 use crate::gemm::units::{Halves, Plain, Widened};
-use crate::gemm::{Mat, MatMut, Start, gemm_f32};
+use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
 use crate::gemv;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::has_byte_dot_on;
@@ -73,6 +73,22 @@ const WIDENED: usize = 1 << 20;
 /// `out[i][j] = sum over p of x[i][p] w[j][p] + bias[j]`: `x` is `[m, cols]`, `out` is `[m, rows]`.
 pub fn matmul_quantised(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
     matmul_quantised_on(isa(), out, x, w, bias);
+}
+
+/// [`matmul_quantised`] of weights in BF16, with activations rounded to bf16: [`gemm_bf16`]. Panics where they are of another
+/// type.
+pub fn matmul_bf16(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
+    assert_eq!(w.ty, GgmlType::Bf16, "matmul_bf16");
+    let Ok(weights) = bytemuck::try_cast_slice::<u8, bf16>(w.bytes) else {
+        // Not where a number of two bytes may lie: rare, and slower.
+        let own: Vec<bf16> = w.bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect();
+        return matmul_bf16(out, x, Quantised { bytes: bytemuck::cast_slice(&own), ..w }, bias);
+    };
+    let (k, n) = (w.cols, w.rows);
+    let m = x.len().checked_div(k).unwrap_or(0);
+    let (x, w) = (Mat::rows(x, m, k), Mat::rows(weights, n, k).t());
+    let start = bias.map_or(Start::Zero, Start::Bias);
+    gemm_bf16(MatMut::rows(out, m, n), Operand::F32(x), Operand::Bf16(w), start);
 }
 
 pub(super) fn matmul_quantised_on(isa: Isa, out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {

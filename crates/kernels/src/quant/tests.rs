@@ -5,6 +5,7 @@ use super::*;
 use crate::isa::{Isa, testable};
 use crate::parallel::with_threads;
 use crate::rng::Rng;
+use half::{bf16, f16};
 
 /// `scripts/goldens_quant.py` says how it is laid out.
 const GOLDENS: &[u8] = include_bytes!("../../../testkit/goldens/quant.bin");
@@ -210,6 +211,44 @@ fn a_row_is_the_same_to_the_bit_in_every_batch_on_every_instruction_set_and_thre
                 }
             }
         }
+    }
+}
+
+#[test]
+fn bf16_products_round_activations_whatever_the_batch_and_wherever_the_weights_lie() {
+    let (n, k) = (45, 352);
+    let w: Vec<u8> = normal("w", n * k).iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
+    let (x, bias) = (normal("x", 70 * k), normal("bias", n));
+    let run = |w: &[u8], rows: std::ops::Range<usize>, threads| {
+        let mut out = vec![f32::NAN; rows.len() * n];
+        let (x, w) = (&x[rows.start * k..rows.end * k], Quantised::new(GgmlType::Bf16, w, n, k));
+        with_threads(threads, || matmul_bf16(&mut out, x, w, Some(&bias)));
+        out
+    };
+    let all = run(&w, 0..70, 1);
+    // Both factors have eight bits: products are exact, and sums as exact as f32 has them.
+    let (wide, mut rounded) = (dequantised(GgmlType::Bf16, &w, n * k), x.clone());
+    rounded.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+    for (i, y) in all.iter().enumerate() {
+        let pairs = rounded[i / n * k..][..k].iter().zip(&wide[i % n * k..][..k]);
+        let exact: f64 = pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+        assert!((f64::from(*y) - exact - f64::from(bias[i % n])).abs() < 1e-4, "{y} for {exact}");
+    }
+    let shifted: Vec<u8> = std::iter::once(0).chain(w.iter().copied()).collect();
+    for rows in [0..70, 0..1, 5..7, 20..24, 3..8, 30..47] {
+        for (w, threads) in [(&w[..], 1), (&w[..], 2), (&shifted[1..], 2)] {
+            assert!(run(w, rows.clone(), threads) == all[rows.start * n..rows.end * n], "{rows:?}");
+        }
+    }
+    matmul_bf16(&mut [], &[], Quantised::new(GgmlType::Bf16, &w, n, k), None);
+}
+
+#[test]
+fn halves_become_the_nearest_bf16() {
+    let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for (bits, out) in (0..=u16::MAX).zip(halves_to_bf16(&halves).chunks_exact(2)) {
+        let (own, half) = (bf16::from_le_bytes([out[0], out[1]]), f16::from_bits(bits));
+        assert!(own == bf16::from_f32(half.to_f32()) || own.is_nan() && half.is_nan(), "{bits:#06x}");
     }
 }
 

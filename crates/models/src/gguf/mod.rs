@@ -99,7 +99,9 @@ impl LanguageModel {
         let entries = architecture.weights.entries(&model.parameters(), model.spec());
         for (entry, tensor) in entries.iter().zip(tensors_of(gguf, architecture, &entries)?) {
             let (bytes, start) = gguf.shared_bytes(tensor);
-            entry.import_blocks(tensor.ty, &bytes, start, is_in_place(model.spec(), entry, tensor.ty));
+            if entry.import_blocks(tensor.ty, &bytes, start, is_in_place(model.spec(), entry, tensor.ty)) {
+                gguf.forget(tensor);
+            }
         }
         Ok(model)
     }

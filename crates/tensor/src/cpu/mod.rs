@@ -6,7 +6,9 @@ use loam_kernels::attention::{self, AttentionDims, Heads, Masking, Stored, Store
 use loam_kernels::elementwise::{self, Binary, Unary};
 use loam_kernels::gemm::{self, Mat, MatMut, Operand, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
-use loam_kernels::quant::{Nf4, Quantised, dequantise, dequantise_rows, matmul_nf4, matmul_quantised};
+use loam_kernels::quant::{
+    GgmlType, Nf4, Quantised, dequantise, dequantise_rows, matmul_bf16, matmul_nf4, matmul_quantised,
+};
 use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
 
 use crate::backend::{AttentionGrads, AttentionMask, Backend, Dropout, NormKind, RopeTables, Start};
@@ -245,12 +247,15 @@ impl Backend for Cpu {
         }
     }
 
-    fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>) -> Raw {
+    fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>, precision: Precision) -> Raw {
         let mut out = Raw::empty(DType::F32, [x.rows(), weight.shape()[0]]);
         let flop = 2.0 * (x.rows() * weight.count()) as f64;
         let _op = profile::op("linear_quantised", &[x, weight, &out]).with_flop(flop);
         match weight.dtype() {
             DType::Nf4 => matmul_nf4(out.f32_mut(), x.f32(), nf4(weight), weight.shape()[1], bias.map(Raw::f32)),
+            DType::Ggml(GgmlType::Bf16) if precision == Precision::Bf16 => {
+                matmul_bf16(out.f32_mut(), x.f32(), quantised(weight), bias.map(Raw::f32));
+            }
             _ => matmul_quantised(out.f32_mut(), x.f32(), quantised(weight), bias.map(Raw::f32)),
         }
         out

@@ -102,7 +102,7 @@ impl Head {
     fn chunk(&self, start: usize, len: usize) -> Chunk {
         let rows = self.hidden.narrowed(0, start, len);
         let mut logits = match self.weight.dtype().is_packed() {
-            true => backend().linear_quantised(&rows, &self.weight, self.bias.as_ref()),
+            true => backend().linear_quantised(&rows, &self.weight, self.bias.as_ref(), self.precision),
             false => {
                 let mut logits = Raw::empty(DType::F32, [len, self.weight.shape()[0]]);
                 let from = self.bias.as_ref().map_or(Start::Zero, Start::Bias);

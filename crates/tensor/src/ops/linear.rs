@@ -71,7 +71,7 @@ impl Tensor {
     fn linear_quantised(&self, weight: &Self, bias: Option<&Self>) -> Self {
         let (shape, w) = (self.shape(), weight.raw().clone());
         let bias_values = bias.map(Tensor::dense);
-        let y = backend().linear_quantised(&as_matrix(&self.dense()), &w, bias_values.as_ref());
+        let y = backend().linear_quantised(&as_matrix(&self.dense()), &w, bias_values.as_ref(), precision());
         let (rows, inputs) = (y.rows(), w.shape()[1]);
         let parents: Vec<&Self> = [self].into_iter().chain(bias).collect();
         Self::from_op(y.reshaped(shape.with(shape.len() - 1, w.shape()[0])), &parents, move |dy, grads| {

@@ -1,8 +1,9 @@
 //! `loam bench infer`: reading a prompt, and writing one token after the other.
 
-use super::shape::{Shape, precision_of};
+use super::shape::Shape;
 use super::{Roof, round};
 use crate::args::{BenchConfig, PrecisionArg};
+use crate::commands::precision_of;
 use crate::commands::quantise;
 use crate::failure::Failure;
 use crate::output;

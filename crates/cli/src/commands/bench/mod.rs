@@ -8,7 +8,8 @@ mod tokenizer;
 mod train;
 
 use crate::Outcome;
-use crate::args::BenchVerb;
+use crate::args::{BenchVerb, PrecisionArg};
+use crate::commands::set_precision;
 use crate::failure::Failure;
 use crate::setup::Environment;
 use loam_kernels::roofline;
@@ -19,9 +20,12 @@ pub fn run(verb: BenchVerb, environment: &Environment) -> Result<Outcome, Failur
         BenchVerb::Train { config, precision, recompute, profile, json } => {
             train::run(config, precision, recompute, profile, json)?;
         }
-        BenchVerb::Infer { model: Some(name), bench, json, .. } => model::run(&name, &bench, json, environment)?,
+        BenchVerb::Infer { model: Some(name), bench, precision, json, .. } => {
+            set_precision(precision.unwrap_or(PrecisionArg::F32))?;
+            model::run(&name, &bench, json, environment)?;
+        }
         BenchVerb::Infer { model: None, config, precision, quant, tokens, json, .. } => {
-            infer::run(config, precision, quant, tokens.get(), json)?;
+            infer::run(config, precision.unwrap_or(PrecisionArg::Auto), quant, tokens.get(), json)?;
         }
         BenchVerb::Kernels { only, json } => kernels::run(only, json)?,
         BenchVerb::Tokenizer { file, vocab_size, json } => tokenizer::run(&file, vocab_size, json)?,

@@ -1,10 +1,9 @@
 //! The models and batches that are measured, on any machine the same.
 
-use crate::args::{BenchConfig, PrecisionArg};
+use crate::args::BenchConfig;
 use crate::failure::Failure;
 use loam_kernels::rng::Rng;
 use loam_models::LanguageModel;
-use loam_tensor::Precision;
 use serde_json::json;
 
 /// A shape that PyTorch was measured on, too (`shared/bench/gpt_torch.py`).
@@ -69,14 +68,4 @@ impl Shape {
         let rng = Rng::new(0, purpose, 0);
         (0..count).map(|i| rng.below(i as u64, self.vocab as u64) as u32).collect()
     }
-}
-
-/// The precision that an argument names.
-pub fn precision_of(argument: PrecisionArg) -> Result<Precision, Failure> {
-    let name = match argument {
-        PrecisionArg::Auto => "auto",
-        PrecisionArg::F32 => "f32",
-        PrecisionArg::Bf16 => "bf16",
-    };
-    name.parse().map_err(Failure::new)
 }

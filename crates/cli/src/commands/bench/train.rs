@@ -1,8 +1,9 @@
 //! `loam bench train`: steps of training, and where their time goes.
 
-use super::shape::{Shape, precision_of};
+use super::shape::Shape;
 use super::{Roof, round};
 use crate::args::{BenchConfig, PrecisionArg};
+use crate::commands::precision_of;
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::table::Table;
