@@ -42,10 +42,11 @@ struct Team {
 // SAFETY: the one field that is not `Sync` is guarded by `epoch` and `inside`, see there.
 unsafe impl Sync for Team {}
 
-/// Runs `work`, between whose operations the other threads of the pool stand by. Within another team's it is just run.
+/// Runs `work`, between whose operations the other threads of the pool stand by. Within another team's, and on a thread that
+/// belongs to no pool, it is just run: such a thread's own calls of the pool would wait for threads that stand by for others.
 pub fn with_team<R>(work: impl FnOnce() -> R) -> R {
     let helpers = rayon::current_num_threads() - 1;
-    if helpers == 0 || IS_TAKEN.get() {
+    if helpers == 0 || IS_TAKEN.get() || rayon::current_thread_index().is_none() {
         return work();
     }
     let nothing: &Work<'static> = &|_| {};
@@ -246,7 +247,10 @@ mod tests {
     }
 
     #[test]
-    fn outside_of_a_pool_there_is_a_team_too() {
-        assert_eq!(with_team(|| sum_of_squares(100)), 328_350);
+    fn on_threads_of_no_pool_the_pool_is_used_as_ever() {
+        let all: Vec<_> = (0..4)
+            .map(|_| std::thread::spawn(|| (0..50).map(|_| with_team(|| sum_of_squares(100))).sum::<usize>()))
+            .collect();
+        assert!(all.into_iter().all(|thread| thread.join().unwrap() == 50 * 328_350));
     }
 }

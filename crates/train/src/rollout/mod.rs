@@ -5,6 +5,7 @@
 //! answers may serve several optimizer steps; until then it is part of the checkpoint.
 
 mod advantages;
+mod critic;
 mod phase;
 mod write;
 
@@ -217,6 +218,9 @@ impl<'a> Rollouts<'a> {
         let mut rewards = self.rewards(&items, &self.prompts)?;
         for (reward, item) in rewards.iter_mut().zip(&items) {
             *reward -= if item.ended { 0.0 } else { settings.missing_end_penalty };
+        }
+        if index == 0 && before.is_none() && self.begin_values(&items, &rewards)? {
+            self.score(&mut items)?;
         }
         let distances = self.distances(&items);
         let mut news = News::of(&items, &rewards, settings.samples);
