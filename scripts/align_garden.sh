@@ -9,7 +9,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 dir=$(mkdir -p "$1" && cd "$1" && pwd); shift
-stages=${*:-sft-garden reward dpo kto orpo simpo grpo rloo ppo grpo-arithmetic}
+stages=${*:-sft-garden sft-long reward dpo kto orpo simpo grpo rloo ppo grpo-arithmetic}
 loam=${LOAM:-$here/target/release/loam}
 score=${SCORE:-$here/target/release/examples/garden_score}
 export LOAM_HOME=$dir/home
@@ -21,12 +21,16 @@ run() {
 }
 
 train() {
-    sed -e "s#runs/pretrain-garden/model#$dir/pretrain-garden/model#; s#runs/sft-garden/model#$dir/sft-garden-s$3/model#" \
-        -e "s#runs/reward/model#$dir/reward-s$3/model#; s#\"garden/#\"$dir/garden/#g" "$here/recipes/$2.toml" >"$dir/$1.toml"
+    sed -e "s#runs/pretrain-garden/model#$dir/pretrain-garden/model#; s#\"garden/#\"$dir/garden/#g" \
+        -e "s#runs/\(sft-garden\|sft-long\|reward\)/model#$dir/\1-s$3/model#" "$here/recipes/$2.toml" >"$dir/$1.toml"
     rm -rf "${dir:?}/$1"
-    # What a reference scores first are all pairs of a file: no more than the steps take.
     local more=()
-    case $2 in dpo | kto) more=(--set "data.train=[\"$dir/garden/pairs-4000.jsonl\"]") ;; esac
+    case $1 in
+        # What a reference scores first are all pairs of a file: no more than the steps take.
+        dpo-* | kto-*) more=(--set "data.train=[\"$dir/garden/pairs-4000.jsonl\"]") ;;
+        reward-*) more=(--set "data.train=[\"$dir/garden-pairs/preferences-train.jsonl\"]") ;;
+        sft-long-*) more=(--set train.steps=1500) ;;
+    esac
     local start=$SECONDS
     "$loam" train "$dir/$1.toml" --dir "$dir/$1" --set seed="$3" --set train.sample_every=0 --set train.checkpoint_every=0 \
         --set train.eval_every=0 "${more[@]}" ${THREADS:+--threads $THREADS} >/dev/null 2>"$dir/$1.log" || { tail -5 "$dir/$1.log"; exit 1; }
@@ -34,11 +38,12 @@ train() {
 }
 
 [ -d "$dir/garden" ] || "$loam" data garden "$dir/garden" --train-bytes 6000000 --chats 20000 --examples 12000 >/dev/null
+[ -d "$dir/garden-pairs" ] || "$loam" data garden "$dir/garden-pairs" --train-bytes 100000 --chats 100 --examples 48000 >/dev/null
 grep -E '"category":"(arithmetic|problem)"' "$dir/garden/prompts-train.jsonl" >"$dir/garden/sums-train.jsonl"
 grep -E '"category":"(arithmetic|problem)"' "$dir/garden/prompts-valid.jsonl" >"$dir/garden/sums-valid.jsonl"
 head -n 4000 "$dir/garden/preferences-train.jsonl" >"$dir/garden/pairs-4000.jsonl"
 run pretrain-garden pretrain-garden 42
 for seed in ${SEEDS:-1 2 3}; do
-    for stage in $stages; do run "$stage-s$seed" "$stage" "$seed"; done
+    for stage in $stages; do run "$stage-s$seed" "${stage/sft-long/sft-garden}" "$seed"; done
 done
 cat "$dir"/*-s*/score.jsonl | python3 "$here/scripts/align_table.py"

@@ -1,12 +1,13 @@
 """Loam beside llama.cpp on the same GGUF files, measured in pairs: ours, theirs, ours, theirs, ...
 
     python bench/peers/llama_cpp.py FILE.gguf ... --bench LLAMA_CPP/build/bin/llama-bench [--loam target/release/loam]
-                                    [-p 512] [-n 128] [-d 0 ...] [--pairs 3] [--start-up] [--json]
+                                    [-p 512] [-n 128] [-d 0 ...] [--pairs 3] [--precision bf16] [--start-up] [--json]
 
 Timings on a shared machine drift, so only the two halves of a pair are divided by each other; the table gives the median
 of those ratios with the smallest and the largest. Prompts and decoding are runs of their own, as llama-bench makes them.
 With --start-up it also compares the wall time and the peak resident size of a process that opens the file and decodes
-one token. `random_gguf.py` makes files.
+one token. llama.cpp rounds what a file of halves is multiplied with to that type; ours does with --precision bf16.
+`random_gguf.py` makes files.
 """
 import argparse
 import json
@@ -35,7 +36,7 @@ def measure(command, threads):
 
 def commands(options, file, prompt, tokens, depth, repetitions, roof):
     counts = ["-p", prompt, "-n", tokens, "-d", depth, "-r", repetitions]
-    ours = [options.loam, "bench", "infer", file, *counts, "--json"]
+    ours = [options.loam, "bench", "infer", file, *counts, "--precision", options.precision, "--json"]
     theirs = [options.bench, "-m", file, *counts, "-t", options.threads, "-o", "json"]
     return ours if roof else [*ours, "--no-roof"], theirs
 
@@ -92,6 +93,7 @@ def main():
     parser.add_argument("-r", "--repetitions", type=int, default=2, help="of each run at depth 0")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="of both sides")
+    parser.add_argument("--precision", default="f32", help="of our products with files of halves: f32 or bf16")
     parser.add_argument("--start-up", action="store_true", help="compare start-up time and resident size, too")
     parser.add_argument("--json", action="store_true", help="one JSON line per row instead of the table")
     options = parser.parse_args()
