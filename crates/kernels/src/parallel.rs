@@ -23,7 +23,7 @@ pub fn for_pieces(pieces: usize, work: impl Fn(usize) + Sync) {
         0 => {}
         1 => work(0),
         _ if crate::team::run(pieces, &work) => {}
-        _ => (0..pieces).into_par_iter().with_max_len(1).for_each(|i| work(i)),
+        _ => (0..pieces).into_par_iter().with_max_len(1).for_each(&work),
     }
 }
 

@@ -111,7 +111,7 @@ impl Team {
         let (mut seen, mut looks) = (0, 0);
         while !self.is_over.load(SeqCst) {
             let epoch = self.epoch.load(SeqCst);
-            if epoch % 2 == 0 || epoch == seen {
+            if epoch.is_multiple_of(2) || epoch == seen {
                 wait(&mut looks);
                 continue;
             }

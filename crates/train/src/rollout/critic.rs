@@ -25,7 +25,7 @@ impl Rollouts<'_> {
         let (settings, width) = (&self.settings, head.count());
         let all: usize = items.iter().map(|item| item.tokens.len()).sum();
         let every = all.div_ceil(POSITIONS).max(1);
-        let (mut rows, mut targets, mut seen) = (Vec::new(), Vec::new(), 0);
+        let (mut rows, mut targets, mut seen) = (Vec::new(), Vec::new(), 0_usize);
         let size = settings.micro_batch.max(1);
         for (items, rewards) in items.chunks(size).zip(rewards.chunks(size)) {
             let examples = self.examples(items, &self.prompts);
@@ -35,7 +35,7 @@ impl Rollouts<'_> {
             let mut states = states.chunks_exact(width);
             for (item, reward) in items.iter().zip(rewards) {
                 for (left, state) in (0..item.tokens.len()).rev().zip(&mut states) {
-                    if seen % every == 0 {
+                    if seen.is_multiple_of(every) {
                         rows.extend_from_slice(state);
                         targets.push(reward * settings.gamma.powi(left as i32));
                     }
@@ -90,10 +90,11 @@ mod tests {
 
     #[test]
     fn least_squares_finds_the_weights_that_made_the_targets() {
-        let (count, width) = (300, 12);
+        let (count, width) = (300, 12_usize);
         let rng = Rng::new(1, "least squares", 0);
-        let rows: Vec<f32> =
-            (0..count * width).map(|i| rng.normal_f32(i as u64) + if i % 12 == 0 { 2.0 } else { 0.0 }).collect();
+        let rows: Vec<f32> = (0..count * width)
+            .map(|i| rng.normal_f32(i as u64) + if i.is_multiple_of(width) { 2.0 } else { 0.0 })
+            .collect();
         let made: Vec<f64> = (0..width).map(|i| i as f64 / 4.0 - 1.0).collect();
         let targets: Vec<f64> =
             rows.chunks_exact(width).map(|row| row.iter().zip(&made).map(|(&x, w)| f64::from(x) * w).sum()).collect();
