@@ -17,13 +17,22 @@ pub const CHUNK: usize = 16 * 1024;
 /// Upper bound of the pieces of a reduction, so that partial results fit on the stack.
 const MAX_PARTIALS: usize = 64;
 
-/// Calls `work` for each of so many pieces.
+/// Calls `work` for each of so many pieces. The pool hands neighbours out together as long as nobody idles.
 pub fn for_pieces(pieces: usize, work: impl Fn(usize) + Sync) {
+    for_each(pieces, usize::MAX, work);
+}
+
+/// The same for pieces that differ in size: each is handed out by itself.
+pub fn for_uneven_pieces(pieces: usize, work: impl Fn(usize) + Sync) {
+    for_each(pieces, 1, work);
+}
+
+fn for_each(pieces: usize, together: usize, work: impl Fn(usize) + Sync) {
     match pieces {
         0 => {}
         1 => work(0),
         _ if crate::team::run(pieces, &work) => {}
-        _ => (0..pieces).into_par_iter().with_max_len(1).for_each(&work),
+        _ => (0..pieces).into_par_iter().with_max_len(together).for_each(&work),
     }
 }
 

@@ -9,7 +9,7 @@ use super::tile::{
 };
 use super::{AttentionDims, Grads, Heads, KeyTile, Masking, Pair, Problem, Stored, may_meet};
 use crate::math;
-use crate::parallel::for_pieces;
+use crate::parallel::for_uneven_pieces;
 use crate::simd::{Kernel, MAX_LANES, Simd};
 use std::ops::Range;
 
@@ -60,12 +60,12 @@ pub(super) fn compute(problem: &Problem, grads: Grads, saved: Saved) {
         dbias: grads.dbias.map(Shared::new),
     };
     if shared.dbias.is_some() {
-        for_pieces(dims.kv_heads, |kv_head| {
+        for_uneven_pieces(dims.kv_heads, |kv_head| {
             (0..dims.batch).for_each(|batch| run_task(problem, Pair { batch, kv_head }, saved, shared));
         });
     } else {
         let pairs = dims.batch * dims.kv_heads;
-        for_pieces(pairs, |i| run_task(problem, problem.pair(i), saved, shared));
+        for_uneven_pieces(pairs, |i| run_task(problem, problem.pair(i), saved, shared));
     }
 }
 

@@ -3,7 +3,7 @@
 use super::tile::{BLOCK, KEYS, Operands, Product, Shared, SharedOut, as_pairs, narrow, with_scratch};
 use super::{AttentionDims, Heads, KeyTile, Masking, Pair, Problem, StoredMut, may_meet};
 use crate::math;
-use crate::parallel::for_pieces;
+use crate::parallel::{for_pieces, for_uneven_pieces};
 use crate::simd::{Kernel, MAX_LANES, Simd};
 use std::ops::Range;
 
@@ -103,7 +103,7 @@ fn compute_in(problem: &Problem, out: SharedOut, lse: Shared) {
     if work <= SEQUENTIAL {
         (0..pairs * tasks_per_pair).for_each(task);
     } else {
-        for_pieces(pairs * tasks_per_pair, task);
+        for_uneven_pieces(pairs * tasks_per_pair, task);
     }
 }
 
