@@ -177,3 +177,42 @@ fn the_garden_and_its_duplicates_are_counted() {
     assert_eq!((&report["documents"], &report["exact"], &report["kept"]), (&3.into(), &1.into(), &2.into()));
     assert_eq!(fs::read_to_string(dir.path().join("kept.jsonl")).unwrap().lines().count(), 2);
 }
+
+#[test]
+fn own_answers_become_pairs_ranked_by_a_reward() {
+    let dir = workplace();
+    let dir = dir.path();
+    assert_eq!(loam(dir, &["train", "r.toml", "--dir", "run"]).code, 0);
+    let prompts: String = (0..8).map(|i| format!("{{\"prompt\": \"The fox {i}\", \"vowel\": \"e\"}}\n")).collect();
+    fs::write(dir.join("prompts.jsonl"), prompts).unwrap();
+    let args = ["data", "prefer", "run", "prompts.jsonl", "--reward", "match", "--pattern", "[aeiou]", "--json"];
+    let draw = ["--field", "vowel", "--samples", "64", "--pairs", "2", "--max-tokens", "32", "--out"];
+    let said = loam(dir, &[&args[..], &draw, &["pairs.jsonl"]].concat()).json();
+    let written = fs::read_to_string(dir.join("pairs.jsonl")).unwrap();
+    assert_eq!(said["pairs"].as_u64().unwrap() as usize, written.lines().count(), "{said}");
+    for line in written.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let last = |answer: &str| row[answer].as_str().unwrap().chars().rfind(|c| "aeiou".contains(*c));
+        assert!(row["prompt"].as_str().unwrap().starts_with("The fox "), "{row}");
+        assert!(last("chosen") == Some('e') && last("rejected") != Some('e'), "{row}");
+        assert!(row["score_chosen"] == 1.0 && row["score_rejected"] == 0.0, "{row}");
+    }
+    let again = loam(dir, &[&["--threads", "1"], &args[..], &draw, &["again.jsonl"]].concat());
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert_eq!(fs::read_to_string(dir.join("again.jsonl")).unwrap(), written);
+    // What the pairs are for.
+    let shown = loam(dir, &["data", "inspect", "pairs.jsonl", "--tokenizer", "run", "--json"]);
+    assert_eq!(shown.code, 0, "{}", shown.stderr);
+    for (more, part) in [
+        (&["--reward", "model"][..], "--reward-model is missing"),
+        (&["--reward", "garden", "--pattern", "x"], "--pattern says nothing"),
+        (&["--reward", "match", "--samples", "1"], "nothing to compare"),
+        (&["--reward", "match", "--limit", "0"], "there are no prompts"),
+        (&["--reward", "match"], "answer"),
+    ] {
+        let args = [&["data", "prefer", "run", "prompts.jsonl", "--out", "bad.jsonl"], more].concat();
+        let ran = loam(dir, &args);
+        assert!(ran.code == 2 && ran.stderr.contains(part), "{part}: {}", ran.stderr);
+        assert!(!dir.join("bad.jsonl").exists());
+    }
+}

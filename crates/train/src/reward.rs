@@ -38,8 +38,20 @@ pub trait Reward: Send {
     fn rewards(&mut self, answers: &[Answered<'_>]) -> Result<Vec<f64>>;
 }
 
-/// Opens what a recipe names. `tokenizer` is the policy's.
-pub(crate) fn open(source: &RewardSource, tokenizer: &Tokenizer, precision: Precision) -> Result<Box<dyn Reward>> {
+/// Rewards of which each must be a finite number.
+pub(crate) fn finite_rewards(reward: &mut dyn Reward, answers: &[Answered<'_>]) -> Result<Vec<f64>> {
+    let rewards = reward.rewards(answers)?;
+    match rewards.iter().zip(answers).find(|(reward, _)| !reward.is_finite()) {
+        Some((reward, answer)) => Err(Error::Examples {
+            what: format!("the answer {:?} got the reward {reward}", answer.text),
+            hint: "a reward must be a finite number".into(),
+        }),
+        None => Ok(rewards),
+    }
+}
+
+/// Opens what a recipe names and has been checked. `tokenizer` is the policy's.
+pub fn open(source: &RewardSource, tokenizer: &Tokenizer, precision: Precision) -> Result<Box<dyn Reward>> {
     let path = Path::new(source.path.as_deref().unwrap_or_default());
     Ok(match source.kind {
         RewardKind::Garden => Box::new(GardenReward),
@@ -61,7 +73,7 @@ impl Reward for GardenReward {
             let question: Question =
                 serde_json::from_value(answer.prompt.row.clone().into()).map_err(|error| Error::Examples {
                     what: format!("the prompt {:?} is no question of the garden: {error}", answer.prompt.text),
-                    hint: "train on prompts-train.jsonl of `loam data garden`, or choose another rl.reward".into(),
+                    hint: "take prompts-train.jsonl of `loam data garden`, or choose another reward".into(),
                 })?;
             Ok(quality(&question, answer.text))
         };

@@ -1,5 +1,6 @@
 //! Arguments of `loam data`.
 
+use super::ComputeArgs;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -48,8 +49,23 @@ pub enum DataVerb {
     },
     /// Remove equal and nearly equal documents
     Dedup(DedupArgs),
+    /// Let a model answer prompts, several times each, and write pairs of its answers of which a reward says the first is better
+    Prefer(PreferArgs),
     /// Write the built-in corpus as files
     Garden(GardenArgs),
+}
+
+/// What gives rewards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RewardArg {
+    /// The garden's own scorer, for the prompts that `loam data garden` writes
+    Garden,
+    /// Whether the last match of --pattern in an answer equals that in the row's field
+    Match,
+    /// The reward model --reward-model
+    Model,
+    /// The program --reward-program
+    Program,
 }
 
 /// Arguments of `loam data prepare`.
@@ -99,6 +115,57 @@ pub struct DedupArgs {
     /// How plain text files become documents
     #[arg(long, value_enum, default_value = "empty-line")]
     pub split: SplitArg,
+    /// Print one JSON value
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `loam data prefer`.
+#[derive(Debug, Args)]
+pub struct PreferArgs {
+    /// The model that answers
+    pub model: String,
+    /// Files with prompts, as `loam train` reads them for reinforcement learning
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<String>,
+    /// The .jsonl file to write: {prompt, chosen, rejected, score_chosen, score_rejected}
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// What says which answer is better
+    #[arg(long, value_enum)]
+    pub reward: RewardArg,
+    /// Directory of a model that the stage `reward` made
+    #[arg(long, value_name = "DIR")]
+    pub reward_model: Option<String>,
+    /// A program, with its arguments, that reads {"prompt","completion","row"} lines and writes {"reward": number} lines
+    #[arg(long, value_name = "COMMAND")]
+    pub reward_program: Option<String>,
+    /// With --reward match: a regular expression, the first group of which counts [default: the last number]
+    #[arg(long, value_name = "REGEX")]
+    pub pattern: Option<String>,
+    /// With --reward match: the field of a row that has the right answer
+    #[arg(long, value_name = "NAME", default_value = "answer")]
+    pub field: String,
+    /// Answers to each prompt
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub samples: usize,
+    /// Most pairs of a prompt; those whose rewards are furthest apart come first
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub pairs: usize,
+    /// Most prompts
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Temperature of the draw
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f32,
+    /// Most tokens of an answer; one that does not end by then is left out
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: usize,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Print one JSON value
     #[arg(long)]
     pub json: bool,

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 pub use bench::{BenchConfig, BenchVerb, ComputeArgs, ModelBench, PrecisionArg};
 pub use compress::{CalibrationArgs, CompareArgs, MethodArg, PruneArgs, QuantizeArgs, ReportArgs};
-pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PrepareArgs, SplitArg};
+pub use data::{DataVerb, DedupArg, DedupArgs, GardenArgs, PreferArgs, PrepareArgs, RewardArg, SplitArg};
 pub use embed::{EmbedArgs, PoolingArg};
 pub use model::{
     ChatArgs, CombineArgs, ConvertArgs, EvalArgs, FileDtype, GenerateArgs, LogitsArgs, MergeArgs, ModelVerb, PullArgs,

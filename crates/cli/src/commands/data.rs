@@ -1,4 +1,4 @@
-//! `loam data`: prepare, inspect, dedup, garden.
+//! `loam data`: inspect, dedup, garden; the other verbs have files of their own.
 
 use crate::Outcome;
 use crate::args::{DataVerb, DedupArg, DedupArgs, GardenArgs, SplitArg};
@@ -31,6 +31,7 @@ pub fn run(verb: DataVerb, environment: &Environment) -> Result<Outcome, Failure
             inspect(&paths, opened.as_ref(), json)
         }
         DataVerb::Dedup(args) => dedup(&args),
+        DataVerb::Prefer(args) => super::prefer::run(&args, environment),
         DataVerb::Garden(args) => garden(&args),
     }
 }

@@ -17,6 +17,7 @@ mod inspect;
 mod merge;
 mod model;
 pub mod plan;
+mod prefer;
 mod prepare;
 mod quickstart;
 mod runs;

@@ -303,7 +303,8 @@ impl RewardSource {
         self.timeout.unwrap_or(10.0)
     }
 
-    fn check(&self, problems: &mut Vec<String>) {
+    /// What is missing, or belongs to another kind.
+    pub fn check(&self, problems: &mut Vec<String>) {
         let own = [
             ("path", self.path.is_some(), RewardKind::Model),
             ("pattern", self.pattern.is_some(), RewardKind::Match),

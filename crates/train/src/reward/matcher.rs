@@ -54,7 +54,7 @@ impl Reward for Matcher {
                             "the prompt {:?} comes without `{}`",
                             answer.prompt.text, answer.prompt.answer_field
                         ),
-                        hint: "name the field of right answers with data.fields.answer".into(),
+                        hint: "name the field of right answers: data.fields.answer in a recipe, --field on the command line".into(),
                     });
                 }
             };

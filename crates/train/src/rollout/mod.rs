@@ -196,14 +196,7 @@ impl<'a> Rollouts<'a> {
                 text: &item.text,
             })
             .collect();
-        let rewards = lock(&self.reward).rewards(&answered)?;
-        match rewards.iter().zip(items).find(|(reward, _)| !reward.is_finite()) {
-            Some((reward, item)) => Err(Error::Examples {
-                what: format!("the answer {:?} got the reward {reward}", item.text),
-                hint: "a reward must be a finite number".into(),
-            }),
-            None => Ok(rewards),
-        }
+        crate::reward::finite_rewards(&mut **lock(&self.reward), &answered)
     }
 
     /// Writes and judges the answers of a phase.
