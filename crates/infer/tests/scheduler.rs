@@ -399,6 +399,40 @@ fn a_common_beginning_is_read_once_and_kept_within_the_budget() {
 }
 
 #[test]
+fn texts_with_a_common_beginning_hold_its_pages_together() {
+    let tokenizer = tokenizer();
+    let model = model("llama", &tokenizer);
+    let generator = Generator::new(&model, &tokenizer);
+    // Each may come to 319 positions; of two that share nothing one would have to wait.
+    let settings =
+        SchedulerSettings { max_running: 8, kv_tokens: 600, step_tokens: 400, prefix_block: 8, guess_tokens: 0 };
+    let mut scheduler = Scheduler::new(generator.clone(), settings).unwrap();
+    let prompt: Vec<u32> = (0..300).map(|i| 20 + i % 61).collect();
+    let request = |seed| {
+        let sampling = Sampling { seed, max_tokens: 20, ..Sampling::default() };
+        Request { stop_ids: Some(Vec::new()), ..Request::new(prompt.clone(), sampling) }
+    };
+    let ears: Vec<Ear> = (0..6).map(|_| Ear::default()).collect();
+    for (seed, ear) in (0..).zip(&ears) {
+        scheduler.submit(request(seed), Box::new(ear.clone())).unwrap();
+    }
+    let mut most = 0;
+    while !scheduler.is_idle() {
+        scheduler.step();
+        most = most.max(scheduler.stats().running);
+        assert!(scheduler.stats().kv_tokens <= 600, "{:?}", scheduler.stats());
+    }
+    // Two whole pages of 128 are shared: 256 once and 63 for each.
+    assert_eq!(most, 5);
+    for (seed, ear) in (0..).zip(&ears) {
+        assert_same(&ear.heard.lock().unwrap(), &alone(&generator, &request(seed)), "among others");
+    }
+    // Nobody holds them any more.
+    scheduler.forget_prefixes();
+    assert_eq!(scheduler.stats().kv_tokens, 0);
+}
+
+#[test]
 fn what_never_fits_is_refused_and_what_does_not_fit_yet_waits() {
     let tokenizer = tokenizer();
     let model = model("llama", &tokenizer);
@@ -427,11 +461,12 @@ fn what_never_fits_is_refused_and_what_does_not_fit_yet_waits() {
         .unwrap();
     assert_eq!(most, 2);
     assert!(scheduler.is_idle());
-    for bad in ["max_running", "kv_tokens", "step_tokens"] {
+    for bad in ["max_running", "kv_tokens", "step_tokens", "prefix_block"] {
         let mut settings = settings.clone();
         match bad {
             "max_running" => settings.max_running = 0,
             "kv_tokens" => settings.kv_tokens = 0,
+            "prefix_block" => settings.prefix_block = 24,
             _ => settings.step_tokens = 0,
         }
         let error = Scheduler::new(generator.clone(), settings).unwrap_err();

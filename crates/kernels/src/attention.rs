@@ -14,6 +14,7 @@
 
 mod backward;
 mod forward;
+mod keys;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
@@ -21,12 +22,14 @@ mod tests;
 mod tile;
 
 pub use backward::attention_backward;
-pub use forward::{attention, attention_in_runs};
+pub use forward::{attention, attention_in_pages, attention_in_runs};
+pub use keys::{Kept, PAGE, Page};
 
 use crate::isa::{Isa, has_bf16_dot, isa};
 use crate::math;
 use crate::simd::{MAX_LANES, Simd};
 use half::bf16;
+use keys::Keys;
 use std::ops::Range;
 use tile::{KEYS, Operands, StoredRows, as_pairs, hide_outside, pack, pack_bf16};
 
@@ -153,8 +156,8 @@ struct Problem<'a> {
     /// Query heads per key head.
     group: usize,
     q: Heads<'a>,
-    k: Heads<'a>,
-    v: Heads<'a>,
+    k: Keys<'a>,
+    v: Keys<'a>,
     mask: Masking<'a>,
     /// bf16 is multiplied as it is where the CPU does so; else it is widened.
     operands: Operands,
@@ -187,6 +190,10 @@ struct KeyTile {
 
 impl<'a> Problem<'a> {
     fn new(q: Heads<'a>, k: Heads<'a>, v: Heads<'a>, dims: &AttentionDims, mask: &Masking<'a>) -> Self {
+        Self::with_keys(q, [Keys::View(k), Keys::View(v)], dims, mask)
+    }
+
+    fn with_keys(q: Heads<'a>, [k, v]: [Keys<'a>; 2], dims: &AttentionDims, mask: &Masking<'a>) -> Self {
         let d = *dims;
         assert!(
             d.kv_heads > 0 && d.heads.is_multiple_of(d.kv_heads),
@@ -195,8 +202,8 @@ impl<'a> Problem<'a> {
             d.kv_heads
         );
         check_view("q", &q, [d.batch, d.q_len, d.heads, d.head_dim]);
-        check_view("k", &k, [d.batch, d.kv_len, d.kv_heads, d.head_dim]);
-        check_view("v", &v, [d.batch, d.kv_len, d.kv_heads, d.head_dim]);
+        k.check("k", [d.batch, d.kv_len, d.kv_heads, d.head_dim]);
+        v.check("v", [d.batch, d.kv_len, d.kv_heads, d.head_dim]);
         if let Some(segments) = mask.segments {
             assert_eq!(segments.len(), d.batch * d.kv_len, "attention: segments must be [batch, kv_len]");
             let is_placed = d.q_len <= d.kv_len || mask.query_segments.is_some();
@@ -212,7 +219,7 @@ impl<'a> Problem<'a> {
         assert!(d.softcap.is_none() || mask.bias.is_none(), "attention: a soft cap beside a bias");
         let operands = Operands::Plain;
         let problem = Problem { isa: isa(), dims: d, group: d.heads / d.kv_heads, q, k, v, mask: *mask, operands };
-        let is_narrow = [q, k, v].iter().all(Heads::are_pairs) && d.head_dim.is_multiple_of(MAX_LANES);
+        let is_narrow = q.are_pairs() && k.are_pairs() && v.are_pairs() && d.head_dim.is_multiple_of(MAX_LANES);
         match is_narrow && has_bf16_dot() {
             true => Problem { operands: Operands::Pairs, ..problem },
             false => problem,
@@ -290,10 +297,8 @@ impl<'a> Problem<'a> {
 
     /// Rows of K or V for the keys of a tile.
     #[inline(always)]
-    fn key_rows(&self, heads: &Heads<'a>, pair: Pair, keys: &Range<usize>) -> StoredRows<'a> {
-        let start = pair.batch * heads.batch_stride + keys.start * heads.time_stride + pair.kv_head * heads.head_stride;
-        let data = heads.data.from(start);
-        StoredRows { data, stride: heads.time_stride, count: keys.len(), width: self.dims.head_dim }
+    fn key_rows(&self, of: &Keys<'a>, pair: Pair, keys: &Range<usize>) -> StoredRows<'a> {
+        of.rows((pair.batch, pair.kv_head, self.dims.kv_heads), keys, self.dims.head_dim)
     }
 
     /// Position of the first query; negative where there are more queries than keys.

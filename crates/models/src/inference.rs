@@ -3,7 +3,7 @@
 
 use loam_formats::Dtype;
 use loam_nn::KvType;
-use loam_tensor::DType;
+use loam_tensor::{DType, Precision, precision};
 
 use crate::error::Error;
 use crate::model::LanguageModel;
@@ -34,6 +34,17 @@ pub struct WeightMemory {
     pub copied: usize,
     /// What opening takes besides, for a moment.
     pub opening: usize,
+}
+
+impl WeightMemory {
+    /// Of tensors that are opened one after the other.
+    pub(crate) fn sum(parts: impl IntoIterator<Item = Self>) -> Self {
+        parts.into_iter().fold(Self::default(), |sum, one| Self {
+            mapped: sum.mapped + one.mapped,
+            copied: sum.copied + one.copied,
+            opening: sum.opening.max(one.opening),
+        })
+    }
 }
 
 /// Bytes of a running model.
@@ -111,14 +122,10 @@ pub fn run_memory(spec: &Spec, weights: WeightMemory, shape: &RunShape) -> RunMe
     let positions = shape.context * shape.sequences;
     let kv = (kv_numbers(spec) as f64 * positions as f64 * shape.kv.bytes()) as usize;
     let rows = shape.chunk.min(shape.context).max(shape.sequences);
-    let is_packed = shape.kv != KvType::Full;
-    // What is packed is unpacked while a block looks at it, one sequence after the other.
-    let keys = spec.stack.layers.iter().map(|layer| Widths::of(layer).keys).max().unwrap_or(0);
-    let unpacked = if is_packed { 2 * shape.context * keys } else { 0 };
-    let activations = 4 * (rows * activation_numbers(spec) + spec.vocab_size * shape.sequences + unpacked);
+    let activations = 4 * (rows * activation_numbers(spec) + spec.vocab_size * shape.sequences);
     // Activations in eight bits, with a scale and a sum per 32 of them.
     let scratch = rows * widest(spec) * 5 / 4 + shape.threads * THREAD_SCRATCH;
-    let pooled = weights.copied + activations + if is_packed { 0 } else { kv };
+    let pooled = weights.copied + activations + if shape.kv == KvType::Full { kv } else { 0 };
     // Buffers of different sizes come and go, and the widest do not fit into what smaller ones leave: about two of them
     // lie empty, but never more than the rest of the last slab.
     let gaps = (2 * 4 * rows * widest(spec)).min(pooled.next_multiple_of(SLAB_BYTES) - pooled);
@@ -136,11 +143,15 @@ impl LanguageModel {
     /// The same of the model's own directory, whose weights become f32 in memory while the files' pages are there, too.
     pub fn loaded_memory(&self, file_bytes: usize) -> WeightMemory {
         let parameters = self.parameters();
-        let copied = 4 * parameters.iter().map(|(_, p)| p.count()).sum::<usize>();
+        // Products of bf16 keep a rounded copy of what they read.
+        let rounded = if precision() == Precision::Bf16 { self.product_bytes(&Plan::new()) / 2 } else { 0 };
+        let copied = rounded + 4 * parameters.iter().map(|(_, p)| p.count()).sum::<usize>();
         let largest = parameters.iter().map(|(_, p)| p.count()).max().unwrap_or(0);
         // One tensor is converted at a time, and laid out as it is here.
         let own_types = if self.file_dtype().is_ok_and(|dtype| dtype == Dtype::F32) { 1 } else { 2 };
-        WeightMemory { mapped: 0, copied, opening: file_bytes + 4 * own_types * largest }
+        // It is made when they are first read, not while the model is opened.
+        let opening = (file_bytes + 4 * own_types * largest).saturating_sub(rounded);
+        WeightMemory { mapped: 0, copied, opening }
     }
 
     /// Bytes of the weights that products read, the head's among them, in these types, or in f32 where there is none.

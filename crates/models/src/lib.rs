@@ -46,10 +46,10 @@ pub use gguf::{GgufSettings, generation_config as gguf_generation_config, sampli
 pub use head::pool;
 pub use hooks::{JoinSite, LinearPart, LinearSite, TableSite};
 pub use inference::{RunMemory, RunShape, WeightMemory, activation_numbers, kv_numbers, run_memory};
-pub use loam_nn::{DropoutKey, Fan, Hooks, Init, KvBlock, KvCache, KvType, Linear, Memory};
+pub use loam_nn::{DropoutKey, Fan, Hooks, Init, KV_PAGE, KvCache, KvPage, KvType, Linear, Memory};
 pub use memory::{StepMemory, StepShape, step_memory};
 pub use model::{LanguageModel, NewHead, set_labels};
 pub use noise::EmbeddingNoise;
-pub use quantise::{Importance, Mix, Plan};
+pub use quantise::{Importance, Mix, Plan, kept_type};
 pub use spec::{HeadSpec, LayerSpec, Position, Reads, RelativeBias, Residual, Spec, StackSpec, Task, TransformSpec};
 pub use stack::{Forward, Input};

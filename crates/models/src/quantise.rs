@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use loam_kernels::quant::{can_quantise, quantise_rows};
-use loam_tensor::{DType, GgmlType, Nf4, Parameter, Raw, SharedBytes};
+use loam_tensor::{DType, GgmlType, Nf4, Parameter, Precision, Raw, SharedBytes, precision};
 
 use crate::error::Error;
 use crate::model::LanguageModel;
@@ -228,6 +228,11 @@ fn fitting(ty: GgmlType, width: usize) -> GgmlType {
         other => other,
     };
     if width.is_multiple_of(smaller.block_len()) { smaller } else { GgmlType::F16 }
+}
+
+/// The type that blocks of a file are kept in: products of bf16, where they are in force, take no other halves.
+pub fn kept_type(ty: GgmlType) -> GgmlType {
+    if ty == GgmlType::F16 && precision() == Precision::Bf16 { GgmlType::Bf16 } else { ty }
 }
 
 /// The element type of every weight that gets one, by the parameter's name.

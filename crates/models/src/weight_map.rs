@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use loam_kernels::quant::{dequantise_rows, halves_to_bf16, quantise_rows};
-use loam_tensor::{DType, GgmlType, Nf4, Parameter, Precision, Raw, SharedBytes, precision};
+use loam_tensor::{DType, GgmlType, Nf4, Parameter, Raw, SharedBytes};
 
+use crate::quantise::kept_type;
 use crate::spec::{Spec, Task};
 
 /// How a tensor in the file relates to the parameters it feeds.
@@ -250,9 +251,9 @@ impl Entry {
     pub(crate) fn import_blocks(&self, ty: GgmlType, bytes: &SharedBytes, start: usize, in_place: bool) -> bool {
         let (width, row_bytes) = (self.width(), DType::Ggml(ty).bytes(self.width()));
         let data = &bytes.as_ref().as_ref()[start..][..self.rows() * row_bytes];
-        if in_place && ty == GgmlType::F16 && precision() == Precision::Bf16 {
+        if in_place && kept_type(ty) != ty {
             let rounded: SharedBytes = Arc::new(halves_to_bf16(data));
-            self.import_blocks(GgmlType::Bf16, &rounded, 0, in_place);
+            self.import_blocks(kept_type(ty), &rounded, 0, in_place);
             return true;
         }
         if !in_place || !self.has_whole_rows() {

@@ -104,10 +104,12 @@ impl Attention {
         }
         (q, k, v) = (q.stored(), k.stored(), v.stored());
         if let Some(cache) = cache {
-            if let (true, Some(runs)) = (cache.is_joined(), &context.runs) {
-                return self.o_proj.forward(&cache.attend([&q, &k, &v], runs, &self.spec()), context);
-            }
-            (k, v) = cache.append(&k, &v);
+            let spec = AttentionSpec { segments: context.segments.clone(), bias: context.bias.clone(), ..self.spec() };
+            let mixed = match &context.runs {
+                Some(runs) if cache.is_joined() => cache.attend_in_runs([&q, &k, &v], runs, &spec),
+                _ => cache.attend([&q, &k, &v], &spec),
+            };
+            return self.o_proj.forward(&mixed, context);
         }
         let (segments, runs) = (context.segments.clone(), context.runs.clone());
         let spec = AttentionSpec { segments, runs, bias: context.bias.clone(), ..self.spec() };

@@ -1,15 +1,16 @@
-//! Where a layer's keys, or its values, lie: as they are, or rounded to fewer bits.
+//! Where a layer's keys, or its values, lie: in pages of a tile of keys each, as they are or rounded to fewer bits.
+//!
+//! Caches with a common beginning share its pages; whoever writes into one that is shared gets a copy of its own.
 
-use std::ops::Range;
 use std::str::FromStr;
+use std::sync::Arc;
 
+use loam_kernels::attention::{self, Kept, PAGE};
 use loam_kernels::parallel::for_chunks;
 use loam_kernels::quant::{GgmlType, dequantise_rows, quantise};
 use loam_tensor::{DType, Device, Raw, Tensor};
 
-/// Positions that a fresh or grown store has room for, at least.
-const MIN_CAPACITY: usize = 64;
-/// Axis of the positions in a store.
+/// Axis of the positions in a page.
 const TIME: usize = 2;
 
 /// How keys and values are kept. Whatever it is, a position is rounded once, when it is stored, and every later query,
@@ -55,6 +56,11 @@ impl KvType {
         self.packed().is_none_or(|ty| head_dim.is_multiple_of(ty.block_len()))
     }
 
+    /// The type of blocks that numbers become; bf16 are numbers that attention takes.
+    fn blocks(self) -> Option<GgmlType> {
+        self.packed().filter(|_| self != Self::Bf16)
+    }
+
     fn packed(self) -> Option<GgmlType> {
         match self {
             Self::Full => None,
@@ -78,41 +84,14 @@ impl FromStr for KvType {
 
 /// `[batch, heads, capacity, head_dim]`, of which the first positions are filled. A head's keys lie one after the other,
 /// so that decoding streams them: side by side with those of other heads they come at a sixth of the speed.
-#[derive(Default)]
-pub(crate) enum Store {
-    #[default]
-    Empty,
-    Full(Raw),
-    Packed(Packed),
-}
-
-/// Rows of blocks.
-pub(crate) struct Packed {
-    ty: GgmlType,
-    /// Batch, heads, capacity, head_dim.
+pub(crate) struct Page {
     shape: [usize; 4],
-    bytes: Vec<u8>,
+    data: Data,
 }
 
-/// Some positions of a store, to be put into others.
-#[derive(Clone)]
-pub(crate) enum Part {
-    /// `[batch, time, heads, head_dim]`.
-    Full(Tensor),
-    Packed {
-        ty: GgmlType,
-        shape: [usize; 4],
-        bytes: Vec<u8>,
-    },
-}
-
-impl Part {
-    fn time(&self) -> usize {
-        match self {
-            Self::Full(x) => x.size(1),
-            Self::Packed { shape, .. } => shape[TIME],
-        }
-    }
+enum Data {
+    Full(Raw),
+    Packed(GgmlType, Vec<u8>),
 }
 
 /// Bytes of a head's features.
@@ -120,215 +99,216 @@ fn row_bytes(ty: GgmlType, head_dim: usize) -> usize {
     ty.bytes(head_dim).unwrap_or_else(|| panic!("cache: heads of {head_dim} are no whole {} blocks", ty.name()))
 }
 
-/// How much room is made where there is too little.
-#[derive(Clone, Copy)]
-pub(crate) struct Room {
-    /// Positions at once.
-    pub least: usize,
-    /// Positions that are never exceeded, where that is known.
-    pub most: Option<usize>,
-}
-
-impl Room {
-    /// Room for `len` positions where there is some for `capacity`: it doubles, but to no more than is ever needed.
-    fn grown(self, capacity: usize, len: usize) -> usize {
-        let wanted = (2 * capacity).max(MIN_CAPACITY).max(self.least);
-        if capacity >= len { capacity } else { wanted.min(self.most.unwrap_or(usize::MAX)).max(len) }
-    }
-}
-
-impl Packed {
-    fn empty(ty: GgmlType, shape: [usize; 4]) -> Self {
-        Self { ty, shape, bytes: vec![0; shape[0] * shape[1] * shape[2] * row_bytes(ty, shape[3])] }
+impl Page {
+    /// Room for positions of which none is filled.
+    fn empty(shape: [usize; 4], kind: KvType, dtype: DType) -> Self {
+        let [batch, heads, capacity, head_dim] = shape;
+        let data = match kind.blocks() {
+            None => Data::Full(Raw::empty(dtype, shape)),
+            Some(ty) => Data::Packed(ty, vec![0; batch * heads * capacity * row_bytes(ty, head_dim)]),
+        };
+        Self { shape, data }
     }
 
-    fn row(&self) -> usize {
-        row_bytes(self.ty, self.shape[3])
+    fn capacity(&self) -> usize {
+        self.shape[TIME]
     }
 
-    /// The bytes of some positions of a head of the batch.
-    fn range(&self, head: usize, positions: &Range<usize>) -> Range<usize> {
-        let start = head * self.shape[TIME];
-        (start + positions.start) * self.row()..(start + positions.end) * self.row()
-    }
-
-    fn heads(&self) -> usize {
-        self.shape[0] * self.shape[1]
-    }
-
-    fn grow(&mut self, len: usize, room: Room) {
-        let capacity = room.grown(self.shape[TIME], len);
-        if capacity > self.shape[TIME] {
-            let [batch, heads, old, head_dim] = self.shape;
-            let mut grown = Self::empty(self.ty, [batch, heads, capacity, head_dim]);
-            for head in 0..self.heads() {
-                let to = grown.range(head, &(0..old));
-                grown.bytes[to].copy_from_slice(&self.bytes[self.range(head, &(0..old))]);
-            }
-            *self = grown;
-        }
-    }
-
-    /// Rounds `[batch, time, heads, head_dim]` into the positions from `start` on.
-    fn write(&mut self, values: &[f32], time: usize, start: usize) {
-        let [_, heads, _, head_dim] = self.shape;
-        let (row, ty) = (self.row(), self.ty);
-        let capacity = self.shape[TIME];
-        let of_head = capacity * row;
-        for_chunks(&mut self.bytes, of_head, |offset, bytes| {
-            let place = offset / of_head;
-            let (batch, head) = (place / heads, place % heads);
-            for t in 0..time {
-                let x = &values[((batch * time + t) * heads + head) * head_dim..][..head_dim];
-                quantise(ty, x, None, &mut bytes[(start + t) * row..][..row]);
-            }
-        });
-    }
-}
-
-impl Store {
-    /// Stores `[batch, time, heads, head_dim]` from position `start` on.
-    pub(crate) fn write(&mut self, new: &Tensor, start: usize, room: Room, kind: KvType) {
-        let shape = new.shape();
-        let len = start + shape[1];
-        match kind.packed() {
-            None => self.write_full(&new.raw().transposed(1, TIME), start, room),
-            Some(ty) => {
-                let packed = self.packed(ty, [shape[0], shape[2], 0, shape[3]]);
-                packed.grow(len, room);
-                packed.write(&new.to_vec(), shape[1], start);
-            }
-        }
-    }
-
-    fn packed(&mut self, ty: GgmlType, shape: [usize; 4]) -> &mut Packed {
-        if !matches!(self, Self::Packed(_)) {
-            *self = Self::Packed(Packed::empty(ty, shape));
-        }
-        match self {
-            Self::Packed(packed) => packed,
-            _ => unreachable!("it was just made so"),
-        }
-    }
-
-    /// Stores `[batch, heads, time, head_dim]`.
-    fn write_full(&mut self, new: &Raw, start: usize, room: Room) {
-        let backend = Device::Cpu.backend();
-        let len = start + new.shape()[TIME];
-        let capacity = if let Self::Full(raw) = self { raw.shape()[TIME] } else { 0 };
-        if capacity < len {
-            let mut grown = Raw::empty(new.dtype(), new.shape().with(TIME, room.grown(capacity, len)));
-            if let Self::Full(old) = self {
-                backend.write_region(&mut grown, TIME, 0, &old.narrowed(TIME, 0, start));
-            }
-            *self = Self::Full(grown);
-        }
-        if let Self::Full(raw) = self {
-            backend.write_region(raw, TIME, start, new);
-        }
-    }
-
-    /// The first positions, `[batch, len, heads, head_dim]`, in an activation's element type.
-    pub(crate) fn read(&self, len: usize, dtype: DType) -> Tensor {
-        match self {
-            Self::Empty => panic!("cache: nothing is stored"),
-            Self::Full(raw) => Tensor::constant(raw.narrowed(TIME, 0, len).transposed(1, TIME)),
-            Self::Packed(packed) => {
-                let [batch, heads, _, head_dim] = packed.shape;
-                let mut out = Raw::empty(DType::F32, [batch, heads, len, head_dim]);
-                for (head, out) in out.f32_mut().chunks_exact_mut((len * head_dim).max(1)).enumerate() {
-                    dequantise_rows(packed.ty, &packed.bytes[packed.range(head, &(0..len))], out);
+    /// A copy of the first positions, with room for `capacity`.
+    pub(crate) fn copied(&self, filled: usize, capacity: usize) -> Self {
+        let [batch, heads, old, head_dim] = self.shape;
+        let shape = [batch, heads, capacity, head_dim];
+        let data = match &self.data {
+            Data::Full(raw) => {
+                let mut copy = Raw::empty(raw.dtype(), shape);
+                if filled > 0 {
+                    Device::Cpu.backend().write_region(&mut copy, TIME, 0, &raw.narrowed(TIME, 0, filled));
                 }
-                let out = if dtype == DType::F32 { out } else { Device::Cpu.backend().cast(&out, dtype) };
-                Tensor::constant(out.transposed(1, TIME))
+                Data::Full(copy)
             }
-        }
-    }
-
-    /// A copy of some positions.
-    pub(crate) fn part(&self, positions: &Range<usize>) -> Part {
-        match self {
-            Self::Empty => panic!("cache: nothing is stored"),
-            Self::Full(raw) => {
-                let copy = Device::Cpu.backend().copy(&raw.narrowed(TIME, positions.start, positions.len()));
-                Part::Full(Tensor::constant(copy.transposed(1, TIME)))
-            }
-            Self::Packed(packed) => {
-                let heads = 0..packed.heads();
-                let bytes = heads.flat_map(|head| &packed.bytes[packed.range(head, positions)]).copied().collect();
-                let [batch, heads, _, head_dim] = packed.shape;
-                Part::Packed { ty: packed.ty, shape: [batch, heads, positions.len(), head_dim], bytes }
-            }
-        }
-    }
-
-    /// Stores a copy's positions from its `skip`th on, to bit the same, from position `start` on.
-    pub(crate) fn put(&mut self, part: &Part, skip: usize, start: usize, room: Room) {
-        let time = part.time() - skip;
-        match part {
-            Part::Full(x) => self.write_full(&x.narrow(1, skip, time).raw().transposed(1, TIME), start, room),
-            Part::Packed { ty, shape, bytes } => {
-                let [batch, heads, whole, head_dim] = *shape;
-                let packed = self.packed(*ty, [batch, heads, 0, head_dim]);
-                packed.grow(start + time, room);
-                let row = packed.row();
-                for head in 0..packed.heads() {
-                    let to = packed.range(head, &(start..start + time));
-                    packed.bytes[to].copy_from_slice(&bytes[(head * whole + skip) * row..(head + 1) * whole * row]);
+            Data::Packed(ty, bytes) => {
+                let row = row_bytes(*ty, head_dim);
+                let mut copy = vec![0; batch * heads * capacity * row];
+                for (to, from) in copy.chunks_exact_mut(capacity * row).zip(bytes.chunks_exact(old * row)) {
+                    to[..filled * row].copy_from_slice(&from[..filled * row]);
                 }
+                Data::Packed(*ty, copy)
             }
-        }
-    }
-
-    /// Forgets the first positions of `len`: the others move to the front.
-    pub(crate) fn forget_first(&mut self, count: usize, len: usize) {
-        match self {
-            Self::Empty => {}
-            Self::Full(raw) => {
-                let backend = Device::Cpu.backend();
-                let kept = backend.copy(&raw.narrowed(TIME, count, len - count));
-                backend.write_region(raw, TIME, 0, &kept);
-            }
-            Self::Packed(packed) => {
-                for head in 0..packed.heads() {
-                    let (from, to) = (packed.range(head, &(count..len)), packed.range(head, &(0..len - count)));
-                    packed.bytes.copy_within(from, to.start);
-                }
-            }
-        }
+        };
+        Self { shape, data }
     }
 
     /// Rows `rows` of the batch, in that order, instead of all.
-    pub(crate) fn select(&mut self, rows: &[u32]) {
-        match self {
-            Self::Empty => {}
-            Self::Full(raw) => {
+    fn selected(&self, rows: &[u32]) -> Self {
+        let [batch, heads, capacity, head_dim] = self.shape;
+        let data = match &self.data {
+            Data::Full(raw) => {
                 let mut picked = Raw::empty(raw.dtype(), raw.shape().with(0, rows.len()));
                 for (place, &row) in rows.iter().enumerate() {
                     Device::Cpu.backend().write_region(&mut picked, 0, place, &raw.narrowed(0, row as usize, 1));
                 }
-                *raw = picked;
+                Data::Full(picked)
             }
-            Self::Packed(packed) => {
-                let size = packed.bytes.len() / packed.shape[0];
-                packed.bytes =
-                    rows.iter().flat_map(|&row| &packed.bytes[row as usize * size..][..size]).copied().collect();
-                packed.shape[0] = rows.len();
+            Data::Packed(ty, bytes) => {
+                let size = bytes.len() / batch;
+                let own = rows.iter().flat_map(|&row| &bytes[row as usize * size..][..size]).copied();
+                Data::Packed(*ty, own.collect())
+            }
+        };
+        Self { shape: [rows.len(), heads, capacity, head_dim], data }
+    }
+
+    /// Stores some positions of what is new from position `at` on.
+    fn write(&mut self, new: &New, skip: usize, time: usize, at: usize) {
+        let [_, heads, capacity, head_dim] = self.shape;
+        match &mut self.data {
+            Data::Full(raw) => {
+                let own = new.raw.narrowed(1, skip, time).transposed(1, TIME);
+                Device::Cpu.backend().write_region(raw, TIME, at, &own);
+            }
+            Data::Packed(ty, bytes) => {
+                let (ty, row) = (*ty, row_bytes(*ty, head_dim));
+                let of_head = capacity * row;
+                for_chunks(bytes, of_head, |offset, bytes| {
+                    let place = offset / of_head;
+                    let (batch, head) = (place / heads, place % heads);
+                    for t in 0..time {
+                        let x = ((batch * new.time + skip + t) * heads + head) * head_dim;
+                        let to = &mut bytes[(at + t) * row..][..row];
+                        quantise(ty, &new.values[x..x + head_dim], None, to);
+                    }
+                });
             }
         }
     }
 
-    /// Bytes that it takes.
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Self::Empty => 0,
-            Self::Full(raw) => raw.dtype().bytes(raw.count()),
-            Self::Packed(packed) => packed.bytes.len(),
+    fn view(&self) -> attention::Page<'_> {
+        let data = match &self.data {
+            Data::Full(raw) if raw.dtype() == DType::Bf16 => Kept::Bf16(raw.bf16()),
+            Data::Full(raw) => Kept::F32(raw.f32()),
+            Data::Packed(ty, bytes) => Kept::Blocks(*ty, bytes),
+        };
+        attention::Page { data, capacity: self.capacity() }
+    }
+
+    /// All of it in f32.
+    fn widened(&self) -> Raw {
+        match &self.data {
+            Data::Full(raw) if raw.dtype() == DType::F32 => raw.clone(),
+            Data::Full(raw) => Device::Cpu.backend().cast(raw, DType::F32),
+            Data::Packed(ty, bytes) => {
+                let mut out = Raw::empty(DType::F32, self.shape);
+                dequantise_rows(*ty, bytes, out.f32_mut());
+                out
+            }
         }
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.data {
+            Data::Full(raw) => raw.dtype().bytes(raw.count()),
+            Data::Packed(_, bytes) => bytes.len(),
+        }
+    }
+}
+
+/// Keys or values `[batch, time, heads, head_dim]` that are stored, with their numbers where they are rounded.
+struct New {
+    raw: Raw,
+    values: Vec<f32>,
+    time: usize,
+}
+
+/// The pages of a layer's keys or values, the first positions in the first. A clone shares them.
+#[derive(Clone, Default)]
+pub(crate) struct Store {
+    pages: Vec<Arc<Page>>,
+}
+
+impl Store {
+    /// Stores `[batch, time, heads, head_dim]` from position `start` on; no more than `most` positions will ever be stored,
+    /// where that is known.
+    pub(crate) fn write(&mut self, new: &Tensor, start: usize, most: Option<usize>, kind: KvType) {
+        let [batch, time, heads, head_dim] = [0, 1, 2, 3].map(|axis| new.size(axis));
+        let values = if kind.blocks().is_some() { new.to_vec() } else { Vec::new() };
+        let raw = match kind {
+            KvType::Bf16 if new.raw().dtype() != DType::Bf16 => {
+                let backend = Device::Cpu.backend();
+                backend.cast(&backend.copy(new.raw()), DType::Bf16)
+            }
+            _ => new.raw().clone(),
+        };
+        let new = New { raw, values, time };
+        let end = start + time;
+        let most = most.unwrap_or(usize::MAX).max(end);
+        let mut at = start;
+        while at < end {
+            let (index, within) = (at / PAGE, at % PAGE);
+            let count = (PAGE - within).min(end - at);
+            let capacity = PAGE.min(most - index * PAGE);
+            if index == self.pages.len() {
+                let page = Page::empty([batch, heads, capacity, head_dim], kind, new.raw.dtype());
+                self.pages.push(Arc::new(page));
+            }
+            own(&mut self.pages[index], within, within + count, capacity).write(&new, at - start, count, within);
+            at += count;
+        }
+    }
+
+    /// The first positions, as attention takes them.
+    pub(crate) fn views(&self, len: usize) -> Vec<attention::Page<'_>> {
+        self.pages[..len.div_ceil(PAGE)].iter().map(|page| page.view()).collect()
+    }
+
+    /// The first positions in f32, `[batch, len, heads, head_dim]`.
+    pub(crate) fn read(&self, len: usize) -> Tensor {
+        let part = |(index, page): (usize, &Arc<Page>)| {
+            let own = page.widened().narrowed(TIME, 0, PAGE.min(len - index * PAGE));
+            Tensor::constant(own.transposed(1, TIME))
+        };
+        let parts: Vec<Tensor> = self.pages[..len.div_ceil(PAGE)].iter().enumerate().map(part).collect();
+        Tensor::concat(&parts.iter().collect::<Vec<_>>(), 1)
+    }
+
+    /// The page of a position, if it is there.
+    pub(crate) fn page(&self, position: usize) -> Option<&Arc<Page>> {
+        self.pages.get(position / PAGE)
+    }
+
+    /// A store that begins with pages of another.
+    pub(crate) fn of(pages: Vec<Arc<Page>>) -> Self {
+        Self { pages }
+    }
+
+    /// Forgets the first pages.
+    pub(crate) fn forget_first(&mut self, positions: usize) {
+        self.pages.drain(..positions / PAGE);
+    }
+
+    /// Rows `rows` of the batch, in that order, instead of all.
+    pub(crate) fn select(&mut self, rows: &[u32]) {
+        self.pages.iter_mut().for_each(|page| *page = Arc::new(page.selected(rows)));
+    }
+
+    /// Bytes that its pages take, those that are shared, too.
+    pub(crate) fn bytes(&self) -> usize {
+        self.pages.iter().map(|page| page.bytes()).sum()
     }
 
     /// Whether something is stored.
     pub(crate) fn is_some(&self) -> bool {
-        !matches!(self, Self::Empty)
+        !self.pages.is_empty()
+    }
+}
+
+/// A page to write into, of which `filled` positions are there and `end` will be: a copy where others see it as well, or where
+/// there is too little room.
+fn own(page: &mut Arc<Page>, filled: usize, end: usize, capacity: usize) -> &mut Page {
+    if page.capacity() < end || Arc::get_mut(page).is_none() {
+        *page = Arc::new(page.copied(filled, capacity));
+    }
+    match Arc::get_mut(page) {
+        Some(page) => page,
+        None => unreachable!("it is a copy that nobody else has seen"),
     }
 }

@@ -39,7 +39,7 @@ pub use experts::{Experts, ExpertsConfig};
 pub use feed_forward::{FeedForward, FeedForwardConfig};
 pub use hook::{Hooks, JoinHook, LinearHook, Prefix, Prompt, PromptHook, Slot, TableHook, by_row};
 pub use init::{Fan, Init, gain};
-pub use kv_cache::{KvBlock, KvCache, LayerCache};
+pub use kv_cache::{KV_PAGE, KvCache, KvPage, LayerCache};
 pub use kv_store::KvType;
 pub use linear::{Embedding, Linear};
 pub use module::{Module, join};

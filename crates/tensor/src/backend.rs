@@ -3,7 +3,7 @@
 //!
 //! Backends see [`Raw`] data only. History, precision and parameters are the business of the layer above.
 
-use loam_kernels::attention::AttentionDims;
+use loam_kernels::attention::{AttentionDims, Page};
 use loam_kernels::cross_entropy::Terms as CrossEntropyTerms;
 use loam_kernels::elementwise::{Binary, Unary};
 use loam_kernels::optim::AdamW;
@@ -188,6 +188,8 @@ pub trait Backend: Send + Sync {
     /// Softmax attention of strided `[batch, time, heads, head_dim]` views: output `[batch, time, heads, head_dim]`
     /// and the log-sum-exp of every query `[batch, heads, time]` (Dao et al. 2022).
     fn attention(&self, q: &Raw, k: &Raw, v: &Raw, dims: &AttentionDims, mask: &AttentionMask) -> (Raw, Raw);
+    /// The same with keys and values in the pages of a cache, without what backward would need.
+    fn attention_in_pages(&self, q: &Raw, kv: [&[Page<'_>]; 2], dims: &AttentionDims, mask: &AttentionMask) -> Raw;
     /// Gradients of attention, recomputing the probabilities tile by tile.
     #[allow(clippy::too_many_arguments, reason = "the operands of one equation")]
     fn attention_backward(

@@ -1,5 +1,6 @@
 //! Arguments of `loam model plan`.
 
+use super::ComputeArgs;
 use crate::commands::plan::Probe;
 use clap::Args;
 use loam_models::{KvType, Mix};
@@ -27,6 +28,8 @@ pub struct PlanArgs {
     /// Memory that may be used, in MiB [default: what the system has available]
     #[arg(long, value_name = "MIB")]
     pub memory: Option<usize>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Print the formulas with their numbers
     #[arg(long)]
     pub explain: bool,

@@ -11,7 +11,8 @@
 //! Each text goes through an adapter of its own, or through none.
 //!
 //! A text is admitted once the keys and values of all that it may come to fit into the budget: none is ever thrown out
-//! half-way. Beginnings of earlier texts are kept in what is left and give way to new texts.
+//! half-way. Keys and values lie in pages, and texts with a common beginning hold its whole pages together. Beginnings of
+//! earlier texts are kept in what is left and give way to new texts.
 
 mod adapters;
 mod guess;
@@ -25,7 +26,7 @@ use std::time::Instant;
 
 use loam_chat::FinishReason;
 use loam_kernels::with_team;
-use loam_models::{KvCache, LanguageModel, Memory};
+use loam_models::{KV_PAGE, KvCache, LanguageModel, Memory};
 use loam_peft::Adapter;
 use loam_tensor::no_grad;
 
@@ -36,7 +37,7 @@ use crate::{Error, Generator};
 use adapters::Adapters;
 use guess::Guesses;
 use pass::{Part, advance, guess, hidden, rate};
-use prefix::PrefixStore;
+use prefix::{Known, PrefixStore};
 use request::Clock;
 pub use request::{AdapterId, Event, Listener, Request, RequestId, SchedulerSettings, SchedulerStats, Times};
 
@@ -80,7 +81,10 @@ struct Running<'a> {
     cache: KvCache,
     /// Tokens whose keys and values are cached.
     done: usize,
+    /// Tokens whose keys and values it may come to hold alone.
     reserved: usize,
+    /// What it began with.
+    known: Known,
     share_prefix: bool,
     adapter: Option<AdapterId>,
     guesses: Guesses,
@@ -115,6 +119,9 @@ impl<'a> Scheduler<'a> {
             if value == 0 {
                 return Err(Error::Setting { key, problem });
             }
+        }
+        if settings.prefix_block > 0 && !KV_PAGE.is_multiple_of(settings.prefix_block) {
+            return Err(Error::Setting { key: "prefix_block", problem: "must be 0, or a power of two up to 128" });
         }
         let spec = generator.model().spec();
         let is_batchable = spec.encoder.is_none() && spec.stack.relative_bias.is_none();
@@ -225,8 +232,7 @@ impl<'a> Scheduler<'a> {
 
     /// What it does and did.
     pub fn stats(&self) -> SchedulerStats {
-        let prefix_tokens = self.prefixes.tokens();
-        let reserved: usize = self.running.iter().map(|running| running.reserved).sum();
+        let (prefix_tokens, reserved) = (self.prefixes.tokens(), self.reserved());
         SchedulerStats {
             running: self.running.len(),
             waiting: self.waiting.len(),
@@ -275,13 +281,31 @@ impl<'a> Scheduler<'a> {
                 place += 1;
                 continue;
             }
-            let reserved: usize = self.running.iter().map(|running| running.reserved).sum();
-            let room = self.settings.kv_tokens - reserved;
-            if self.waiting[place].needed > room {
+            let Waiting { request, needed, .. } = &self.waiting[place];
+            let room = self.settings.kv_tokens.saturating_sub(self.reserved() + self.prefixes.held_tokens());
+            if needed.saturating_sub(request.prompt.len()) > room {
+                return;
+            }
+            let known = self.known(request);
+            let own = needed - known.shared_tokens();
+            if own + self.prefixes.newly_held(&known) > room {
                 return;
             }
             let Some(waiting) = self.waiting.remove(place) else { return };
-            self.begin(waiting, room);
+            self.begin(waiting, known, own);
+        }
+    }
+
+    /// Tokens that running texts may come to hold, what they share apart.
+    fn reserved(&self) -> usize {
+        self.running.iter().map(|running| running.reserved).sum()
+    }
+
+    /// What a request may begin with. Whoever wants to know how likely the prompt is needs all of it read.
+    fn known(&self, request: &Request) -> Known {
+        match self.is_sharing(request.share_prefix) && !request.prompt_logprobs {
+            true => self.prefixes.known(origin(request.adapter), &request.prompt, &self.generator.new_cache()),
+            false => Known::nothing(),
         }
     }
 
@@ -297,14 +321,14 @@ impl<'a> Scheduler<'a> {
             let prompt = &r.sequence.seen()[..r.sequence.start()];
             prompt.iter().zip(&request.prompt[..request.prompt.len() - 1]).take_while(|(a, b)| a == b).count()
         });
-        blocks(common.max().unwrap_or(0)) > blocks(self.prefixes.known(origin(request.adapter), &request.prompt))
+        blocks(common.max().unwrap_or(0)) > blocks(self.prefixes.known_tokens(origin(request.adapter), &request.prompt))
     }
 
     fn is_sharing(&self, wanted: bool) -> bool {
         wanted && self.settings.prefix_block > 0 && self.is_batchable
     }
 
-    fn begin(&mut self, waiting: Waiting<'a>, room: usize) {
+    fn begin(&mut self, waiting: Waiting<'a>, known: Known, reserved: usize) {
         let Waiting { id, mut listener, request, sampler, needed, arrived } = waiting;
         let prefix = match no_grad(|| self.generator.prefix(&request.prompt)) {
             Ok(prefix) => prefix,
@@ -314,19 +338,15 @@ impl<'a> Scheduler<'a> {
         let share_prefix = self.is_sharing(request.share_prefix);
         let mut cache = self.generator.new_cache();
         cache.limit(needed);
-        // Whoever wants to know how likely the prompt is needs all of it read.
-        let known = match share_prefix && !request.prompt_logprobs {
-            true => self.prefixes.fill(origin(request.adapter), &start, &mut cache),
-            false => 0,
-        };
+        self.prefixes.begin((origin(request.adapter), &start), &known, &mut cache);
         self.prefixes.tick();
-        self.prefixes.shrink(room - needed);
+        self.prefixes.shrink(self.settings.kv_tokens - self.reserved() - reserved);
         self.stats.prefix_queries += start.len() as u64;
-        self.stats.prefix_hits += known as u64;
+        self.stats.prefix_hits += known.tokens() as u64;
         let stop_ids = request.stop_ids.as_deref().unwrap_or(self.generator.stop_ids());
         let context = self.generator.context();
         let sequence = Sequence::new(sampler, &request.sampling, stop_ids, start, context);
-        listener.hear(Event::Started { cached_tokens: known });
+        listener.hear(Event::Started { cached_tokens: known.tokens() });
         self.running.push(Running {
             id,
             listener,
@@ -334,8 +354,9 @@ impl<'a> Scheduler<'a> {
             text: TextStream::new(self.generator.tokenizer(), &request.sampling),
             memory,
             cache,
-            done: known,
-            reserved: needed,
+            done: known.tokens(),
+            reserved,
+            known,
             share_prefix,
             adapter: request.adapter,
             guesses: Guesses::new(
@@ -392,13 +413,23 @@ impl<'a> Scheduler<'a> {
 
     /// Keeps what was just read to its end, for those that wait for it.
     fn keep_prompts(&mut self) {
-        let reserved: usize = self.running.iter().map(|running| running.reserved).sum();
-        let room = self.settings.kv_tokens - reserved;
-        for running in self.running.iter().filter(|r| r.share_prefix && r.sequence.written() <= 1) {
+        let mut room = self.settings.kv_tokens - self.reserved();
+        for running in self.running.iter_mut().filter(|r| r.share_prefix && r.sequence.written() <= 1) {
             let start = running.sequence.start();
-            if running.done == start {
-                let (origin, seen) = (origin(running.adapter), &running.sequence.seen()[..start]);
-                self.prefixes.keep(origin, seen, &running.cache, room);
+            if running.done != start {
+                continue;
+            }
+            let (origin, seen) = (origin(running.adapter), &running.sequence.seen()[..start]);
+            self.prefixes.keep(origin, seen, &running.cache, room);
+            // From now on the text shares what it has left there.
+            let kept = self.prefixes.kept_of(origin, seen, &running.cache);
+            if kept.shared_tokens() > running.known.shared_tokens() {
+                let shared = kept.shared_tokens() - running.known.shared_tokens();
+                self.prefixes.hold(&kept);
+                self.prefixes.release(&running.known);
+                running.known = kept;
+                running.reserved -= shared;
+                room += shared;
             }
         }
     }
@@ -411,11 +442,12 @@ impl<'a> Scheduler<'a> {
         let (over, running): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.running).into_iter().partition(|running| running.end.is_some());
         self.running = running;
-        let reserved: usize = self.running.iter().map(|running| running.reserved).sum();
+        let room = self.settings.kv_tokens - self.reserved();
         for mut one in over {
+            self.prefixes.release(&one.known);
             if one.share_prefix && !matches!(one.end, Some(End::Failed(_))) {
                 let seen = &one.sequence.seen()[..one.done];
-                self.prefixes.keep(origin(one.adapter), seen, &one.cache, self.settings.kv_tokens - reserved);
+                self.prefixes.keep(origin(one.adapter), seen, &one.cache, room);
             }
             match one.end.take() {
                 Some(End::Finished(finish_reason, end)) => {

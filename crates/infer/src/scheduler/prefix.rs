@@ -1,15 +1,21 @@
 //! Keys and values of beginnings that may come again: system prompts, conversations that go on.
 
-use loam_models::{KvBlock, KvCache};
+use std::sync::Arc;
+
+use loam_models::{KV_PAGE, KvCache, KvPage};
 use rustc_hash::FxHashMap;
 
 /// Blocks of tokens by what comes before them. A block belongs to one beginning alone: the tokens themselves are the key,
 /// so no two beginnings can be taken for each other.
+///
+/// What a block says of keys and values is the page that it lies in. What counts is pages, each once, whoever has it: the
+/// blocks of a beginning, those of several that part ways later, and the texts that hold it while they run.
 pub(super) struct PrefixStore {
     block: usize,
     nodes: FxHashMap<u64, Node>,
     /// The node after another one by its tokens. Starts are no nodes: 0 is that of the model alone.
     next: FxHashMap<(u64, Box<[u32]>), u64>,
+    pages: Pages,
     clock: u64,
     last_id: u64,
 }
@@ -17,20 +23,90 @@ pub(super) struct PrefixStore {
 struct Node {
     parent: u64,
     tokens: Box<[u32]>,
-    keys_and_values: KvBlock,
+    page: Arc<KvPage>,
     used: u64,
     children: usize,
 }
 
-impl PrefixStore {
-    /// A store of blocks of so many tokens.
-    pub(super) fn new(block: usize) -> Self {
-        Self { block, nodes: FxHashMap::default(), next: FxHashMap::default(), clock: 0, last_id: 0 }
+/// What is known of a beginning.
+pub(super) struct Known {
+    tokens: usize,
+    pages: Vec<Arc<KvPage>>,
+}
+
+impl Known {
+    /// That nothing is.
+    pub(super) fn nothing() -> Self {
+        Self { tokens: 0, pages: Vec::new() }
     }
 
-    /// Tokens whose keys and values are held.
+    /// How many of its tokens are known.
     pub(super) fn tokens(&self) -> usize {
-        self.nodes.len() * self.block
+        self.tokens
+    }
+
+    /// The pages that nobody writes to: whole ones.
+    fn whole(&self) -> &[Arc<KvPage>] {
+        &self.pages[..self.tokens / KV_PAGE]
+    }
+
+    /// Tokens in them.
+    pub(super) fn shared_tokens(&self) -> usize {
+        self.whole().len() * KV_PAGE
+    }
+}
+
+/// Who has which pages, by their identity.
+#[derive(Default)]
+struct Pages {
+    uses: FxHashMap<usize, Uses>,
+    /// Positions of all of them, and of those that running texts hold.
+    positions: usize,
+    held: usize,
+}
+
+#[derive(Default)]
+struct Uses {
+    nodes: usize,
+    holders: usize,
+}
+
+impl Pages {
+    fn has(&self, page: &KvPage) -> bool {
+        page.identity().is_none_or(|identity| self.uses.contains_key(&identity))
+    }
+
+    /// Changes who has a page.
+    fn change(&mut self, page: &KvPage, change: impl FnOnce(&mut Uses)) {
+        let Some(identity) = page.identity() else { return };
+        let uses = self.uses.entry(identity).or_default();
+        let (was_there, was_held) = (uses.nodes + uses.holders > 0, uses.holders > 0);
+        change(uses);
+        let (is_there, is_held) = (uses.nodes + uses.holders > 0, uses.holders > 0);
+        if !is_there {
+            self.uses.remove(&identity);
+        }
+        let positions = |is: bool| if is { page.positions() } else { 0 };
+        self.positions = self.positions + positions(is_there) - positions(was_there);
+        self.held = self.held + positions(is_held) - positions(was_held);
+    }
+}
+
+impl PrefixStore {
+    /// A store of blocks of so many tokens, which divide a page.
+    pub(super) fn new(block: usize) -> Self {
+        let (nodes, next) = (FxHashMap::default(), FxHashMap::default());
+        Self { block, nodes, next, pages: Pages::default(), clock: 0, last_id: 0 }
+    }
+
+    /// Tokens that there is room taken for.
+    pub(super) fn tokens(&self) -> usize {
+        self.pages.positions
+    }
+
+    /// Those of pages that running texts hold.
+    pub(super) fn held_tokens(&self) -> usize {
+        self.pages.held
     }
 
     /// The nodes of the longest known beginning of `tokens`, the last token apart: it is the one whose logits are needed.
@@ -47,62 +123,114 @@ impl PrefixStore {
     }
 
     /// How many tokens of a beginning are known.
-    pub(super) fn known(&self, start: u64, tokens: &[u32]) -> usize {
+    pub(super) fn known_tokens(&self, start: u64, tokens: &[u32]) -> usize {
         self.find(start, tokens).len() * self.block
     }
 
-    /// Fills an empty cache with what is known of a beginning; returns the number of its tokens.
-    pub(super) fn fill(&mut self, start: u64, tokens: &[u32], cache: &mut KvCache) -> usize {
+    /// What is known of a beginning that a cache like this one can begin with.
+    pub(super) fn known(&self, start: u64, tokens: &[u32], cache: &KvCache) -> Known {
         let path = self.find(start, tokens);
+        let all = path.len() * self.block;
+        // The last block of a page knows most of it.
+        let last = |page: usize| &self.nodes[&path[(all.min((page + 1) * KV_PAGE) - 1) / self.block]].page;
+        let pages: Vec<&Arc<KvPage>> = (0..all.div_ceil(KV_PAGE)).map(last).collect();
+        let looked_at: Vec<&KvPage> = pages.iter().map(|page| &***page).collect();
+        let tokens = cache.usable(&looked_at, all, self.block);
+        Known { tokens, pages: pages[..tokens.div_ceil(KV_PAGE)].iter().copied().cloned().collect() }
+    }
+
+    /// Of what is known of a beginning the whole pages that are this cache's own.
+    pub(super) fn kept_of(&self, start: u64, tokens: &[u32], cache: &KvCache) -> Known {
+        let mut known = self.known(start, tokens, cache);
+        let own =
+            known.whole().iter().enumerate().take_while(|(index, page)| cache.holds(page, index * KV_PAGE)).count();
+        known.pages.truncate(own);
+        known.tokens = own * KV_PAGE;
+        known
+    }
+
+    /// Tokens of what a text would share that no running text holds yet.
+    pub(super) fn newly_held(&self, known: &Known) -> usize {
+        let is_held = |page: &KvPage| {
+            page.identity().is_none_or(|identity| self.pages.uses.get(&identity).is_some_and(|uses| uses.holders > 0))
+        };
+        known.whole().iter().filter(|page| !is_held(page)).count() * KV_PAGE
+    }
+
+    /// Lets an empty cache begin with what is known, and holds what it shares.
+    pub(super) fn begin(&mut self, (start, tokens): (u64, &[u32]), known: &Known, cache: &mut KvCache) {
         self.clock += 1;
-        for id in &path {
-            if let Some(node) = self.nodes.get_mut(id) {
+        for id in self.find(start, tokens) {
+            if let Some(node) = self.nodes.get_mut(&id) {
                 node.used = self.clock;
             }
         }
-        let blocks: Vec<&KvBlock> = path.iter().map(|id| &self.nodes[id].keys_and_values).collect();
-        let count = cache.usable(&blocks);
-        cache.begin(&blocks[..count]);
-        count * self.block
+        cache.begin(&known.pages.iter().map(|page| &**page).collect::<Vec<_>>(), known.tokens);
+        self.hold(known);
+    }
+
+    /// What a running text shares counts until it is [released](Self::release).
+    pub(super) fn hold(&mut self, known: &Known) {
+        known.whole().iter().for_each(|page| self.pages.change(page, |uses| uses.holders += 1));
+    }
+
+    /// A text is over that began with this.
+    pub(super) fn release(&mut self, known: &Known) {
+        known.whole().iter().for_each(|page| self.pages.change(page, |uses| uses.holders -= 1));
     }
 
     /// Keeps the whole blocks of `tokens`, whose keys and values are in `cache`, as long as there is room for so many
     /// tokens in all. What was used longest ago gives way.
     pub(super) fn keep(&mut self, start: u64, tokens: &[u32], cache: &KvCache, room: usize) {
         self.clock += 1;
+        let whole = tokens.len() / self.block * self.block;
+        let pages: Vec<Arc<KvPage>> = cache.pages(whole).into_iter().map(Arc::new).collect();
         let mut at = start;
         for (index, part) in tokens.chunks_exact(self.block).enumerate() {
-            let key = (at, Box::from(part));
-            if let Some(&id) = self.next.get(&key) {
-                if let Some(node) = self.nodes.get_mut(&id) {
-                    node.used = self.clock;
+            let (key, page) = ((at, Box::from(part)), &pages[index * self.block / KV_PAGE]);
+            let known = self.next.get(&key).copied();
+            let is_better = known.is_none_or(|id| page.has_more_than(&self.nodes[&id].page));
+            if is_better && !self.pages.has(page) {
+                self.shrink(room.saturating_sub(page.positions()));
+                if self.tokens() + page.positions() > room {
+                    return;
                 }
-                at = id;
-                continue;
             }
-            self.shrink(room.saturating_sub(self.block));
-            if self.tokens() + self.block > room {
-                return;
-            }
-            self.last_id += 1;
-            let first = index * self.block;
-            let node = Node {
-                parent: at,
-                tokens: key.1.clone(),
-                keys_and_values: cache.block(first..first + self.block),
-                used: self.clock,
-                children: 0,
+            at = match known {
+                Some(id) => self.renew(id, is_better.then_some(page)),
+                None => self.add(key, page),
             };
-            if let Some(parent) = self.nodes.get_mut(&at) {
-                parent.children += 1;
-            }
-            self.nodes.insert(self.last_id, node);
-            self.next.insert(key, self.last_id);
-            at = self.last_id;
         }
     }
 
-    /// Forgets what was used longest ago until at most so many tokens are held, but nothing of the current call.
+    /// A node is used once more, and may get a page of which more is there.
+    fn renew(&mut self, id: u64, page: Option<&Arc<KvPage>>) -> u64 {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.used = self.clock;
+            if let Some(page) = page {
+                self.pages.change(page, |uses| uses.nodes += 1);
+                self.pages.change(&node.page, |uses| uses.nodes -= 1);
+                node.page = Arc::clone(page);
+            }
+        }
+        id
+    }
+
+    fn add(&mut self, key: (u64, Box<[u32]>), page: &Arc<KvPage>) -> u64 {
+        self.last_id += 1;
+        let (parent, tokens) = key.clone();
+        if let Some(parent) = self.nodes.get_mut(&parent) {
+            parent.children += 1;
+        }
+        self.pages.change(page, |uses| uses.nodes += 1);
+        let node = Node { parent, tokens, page: Arc::clone(page), used: self.clock, children: 0 };
+        self.nodes.insert(self.last_id, node);
+        self.next.insert(key, self.last_id);
+        self.last_id
+    }
+
+    /// Forgets what was used longest ago until there is room taken for at most so many tokens, but nothing of the current
+    /// call. What running texts hold stays where it is.
     pub(super) fn shrink(&mut self, room: usize) {
         while self.tokens() > room {
             let oldest = self.nodes.iter().filter(|(_, node)| node.children == 0 && node.used < self.clock);
@@ -118,6 +246,7 @@ impl PrefixStore {
 
     fn forget(&mut self, id: u64) {
         let Some(node) = self.nodes.remove(&id) else { return };
+        self.pages.change(&node.page, |uses| uses.nodes -= 1);
         self.next.remove(&(node.parent, node.tokens));
         if let Some(parent) = self.nodes.get_mut(&node.parent) {
             parent.children -= 1;

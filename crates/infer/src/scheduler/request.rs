@@ -15,11 +15,11 @@ pub struct SchedulerSettings {
     /// Most texts written at the same time.
     pub max_running: usize,
     /// Most tokens whose keys and values are held: those that running texts may come to, and beginnings kept for later
-    /// ones. A text that does not fit waits.
+    /// ones; whole pages of 128 that several texts begin with count once. A text that does not fit waits.
     pub kv_tokens: usize,
     /// Most tokens of one pass: longer prompts are read in pieces, between which the others go on.
     pub step_tokens: usize,
-    /// Tokens of a block of a beginning that is kept for others; 0 keeps none.
+    /// Tokens of a block of a beginning that is kept for others, a power of two up to 128; 0 keeps none.
     pub prefix_block: usize,
     /// Most tokens that are guessed ahead of a text and checked together; 0 guesses none. No text changes by it.
     pub guess_tokens: usize,

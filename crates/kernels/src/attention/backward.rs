@@ -3,6 +3,7 @@
 //! With P the probabilities, dP = dO V^T and delta = sum(dO * O) per row, the gradient of the scores is
 //! dS = P * (dP - delta); then dV = P^T dO, dK = dS^T (scale Q), dQ = scale dS K.
 
+use super::keys::Kept;
 use super::tile::{
     BLOCK, KEYS, Operands, Product, Rows, Shared, StoredRows, add_scaled, as_pairs, clear, narrow, pack, pair_rows,
     with_scratch,
@@ -249,7 +250,7 @@ impl Task<'_> {
         }
         if problem.operands == Operands::Pairs {
             for (to, from) in [(&mut *self.pairs.q, &mut *self.q), (&mut *self.pairs.dout, &mut *self.dout)] {
-                let data = Stored::Bf16(as_pairs(from));
+                let data = Kept::Bf16(as_pairs(from));
                 StoredRows { data, stride: 2 * width, count: queries.len(), width }.interleave(s, to);
             }
         }

@@ -1,5 +1,6 @@
 //! The forward pass: online softmax over tiles of keys.
 
+use super::keys::{Keys, Page};
 use super::tile::{BLOCK, KEYS, Operands, Product, Shared, SharedOut, as_pairs, narrow, with_scratch};
 use super::{AttentionDims, Heads, KeyTile, Masking, Pair, Problem, StoredMut, may_meet};
 use crate::math;
@@ -21,6 +22,18 @@ const RUNS_PER_THREAD: usize = 4;
 #[allow(clippy::too_many_arguments, reason = "the tensors of one operation")]
 pub fn attention(out: StoredMut, lse: &mut [f32], q: Heads, k: Heads, v: Heads, dims: &AttentionDims, mask: &Masking) {
     compute(&Problem::new(q, k, v, dims, mask), out, lse);
+}
+
+/// [`attention`] with keys and values in the pages of a cache: `k` and `v` hold `dims.kv_len` positions.
+pub fn attention_in_pages(
+    out: StoredMut,
+    lse: &mut [f32],
+    q: Heads,
+    [k, v]: [&[Page]; 2],
+    dims: &AttentionDims,
+    mask: &Masking,
+) {
+    compute(&Problem::with_keys(q, [Keys::Pages(k), Keys::Pages(v)], dims, mask), out, lse);
 }
 
 /// Attention of sequences that lie end to end in one row (`dims.batch` is 1): the same bits for each as in a call of its

@@ -476,8 +476,10 @@ fn what_is_kept_in_bf16_gives_what_its_widened_values_give() {
             let want = case.run(isa);
             let mut problem = case.problem(isa);
             problem.q.data = Stored::Bf16(&q);
-            problem.k.data = Stored::Bf16(&kv);
-            problem.v.data = Stored::Bf16(&kv[case.dims.kv_heads * (case.dims.head_dim + case.gap)..]);
+            let [_, k, v] = case.views();
+            let skip = case.dims.kv_heads * (case.dims.head_dim + case.gap);
+            problem.k = Keys::View(Heads { data: Stored::Bf16(&kv), ..k });
+            problem.v = Keys::View(Heads { data: Stored::Bf16(&kv[skip..]), ..v });
             let (mut out, mut lse) = (vec![bf16::ZERO; want.out.len()], vec![f32::NAN; want.lse.len()]);
             super::forward::compute(&problem, StoredMut::Bf16(&mut out), &mut lse);
             assert_eq!(out, narrow(&want.out), "{isa:?} {dims:?}");

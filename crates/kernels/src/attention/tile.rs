@@ -1,8 +1,10 @@
 //! What forward and backward share below the level of attention: register-blocked products of small matrices, packing,
 //! scratch memory.
 
-use super::{Stored, StoredMut};
+use super::StoredMut;
+use super::keys::Kept;
 use crate::isa::Isa;
+use crate::quant::{GgmlType, dequantise};
 use crate::simd::{Kernel, Simd, dispatch_on, dispatch_pairs};
 use crate::unit::{One, Two, Unit};
 use half::bf16;
@@ -198,7 +200,7 @@ impl<U: Unit> Kernel for Of<'_, U> {
 /// Rows of equal width somewhere in memory, as they are kept.
 #[derive(Clone, Copy)]
 pub(super) struct StoredRows<'a> {
-    pub data: Stored<'a>,
+    pub data: Kept<'a>,
     pub stride: usize,
     pub count: usize,
     pub width: usize,
@@ -212,14 +214,17 @@ impl<'a> StoredRows<'a> {
         'a: 'b,
     {
         let Self { data, stride, count, width } = self;
-        let data = match data {
-            Stored::F32(data) => return Rows { data, stride, count, width },
-            Stored::Bf16(data) => data,
-        };
-        let wide = width.next_multiple_of(S::LANES);
-        for (i, dst) in copy.chunks_exact_mut(wide).take(count).enumerate() {
-            pack_bf16(s, dst, &data[i * stride..][..width], 1.0);
+        match data {
+            Kept::F32(data) => return Rows { data, stride, count, width },
+            Kept::Bf16(data) => {
+                let wide = width.next_multiple_of(S::LANES);
+                for (i, dst) in copy.chunks_exact_mut(wide).take(count).enumerate() {
+                    pack_bf16(s, dst, &data[i * stride..][..width], 1.0);
+                }
+            }
+            Kept::Blocks(ty, bytes) => widen_blocks(ty, bytes, copy, width, S::LANES),
         }
+        let wide = width.next_multiple_of(S::LANES);
         Rows { data: copy, stride: wide, count, width: wide }
     }
 
@@ -275,8 +280,8 @@ impl<'a> StoredRows<'a> {
     #[inline(always)]
     fn bf16(self) -> &'a [bf16] {
         match self.data {
-            Stored::Bf16(data) => data,
-            Stored::F32(_) => unreachable!("pairs are made of bf16"),
+            Kept::Bf16(data) => data,
+            Kept::F32(_) | Kept::Blocks(..) => unreachable!("pairs are made of bf16"),
         }
     }
 
@@ -287,11 +292,26 @@ impl<'a> StoredRows<'a> {
         'a: 'b,
     {
         match self.data {
-            Stored::F32(data) => {
+            Kept::F32(data) => {
                 Rows { data, stride: self.stride, count: self.count, width: self.width }.whole_vectors(s, copy)
             }
-            Stored::Bf16(_) => self.as_f32(s, copy),
+            Kept::Bf16(_) | Kept::Blocks(..) => self.as_f32(s, copy),
         }
+    }
+}
+
+/// Widens rows of blocks, which lie side by side, into rows of whole vectors. A call: it is long, and the same for all
+/// instruction sets.
+#[inline(never)]
+fn widen_blocks(ty: GgmlType, bytes: &[u8], copy: &mut [f32], width: usize, lanes: usize) {
+    let wide = width.next_multiple_of(lanes);
+    let count = ty.bytes(width).map_or(0, |row| bytes.len() / row);
+    if wide == width {
+        return dequantise(ty, bytes, &mut copy[..count * width]);
+    }
+    for (row, dst) in bytes.chunks_exact(bytes.len() / count.max(1)).zip(copy.chunks_exact_mut(wide)) {
+        dequantise(ty, row, &mut dst[..width]);
+        dst[width..].fill(0.0);
     }
 }
 

@@ -96,6 +96,15 @@ pub fn can_dequantise(ty: GgmlType) -> bool {
 pub fn dequantise(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
     let decode = decoder(ty).unwrap_or_else(|| panic!("dequantise: no decoder for {}", ty.name()));
     assert_eq!(ty.bytes(out.len()), Some(bytes.len()), "dequantise: bytes of {} {} numbers", out.len(), ty.name());
+    let halves = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+    match ty {
+        // Loops that become vectors, not a call for each number.
+        GgmlType::F16 => return out.iter_mut().zip(halves).for_each(|(out, half)| *out = f16_to_f32(half)),
+        GgmlType::Bf16 => {
+            return out.iter_mut().zip(halves).for_each(|(out, half)| *out = f32::from_bits(u32::from(half) << 16));
+        }
+        _ => {}
+    }
     for (block, out) in bytes.chunks_exact(ty.block_bytes()).zip(out.chunks_exact_mut(ty.block_len())) {
         decode(block, out);
     }

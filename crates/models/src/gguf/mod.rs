@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use loam_formats::gguf::write_split;
 use loam_formats::{Dtype, Gguf, GgufOut, GgufTensor, GgufValue, nearest};
 use loam_kernels::quant::can_dequantise;
-use loam_tensor::{DType, GgmlType, Parameter};
+use loam_tensor::{DType, GgmlType, Parameter, Precision, precision};
 
 use crate::error::Error;
 use crate::inference::WeightMemory;
 use crate::model::LanguageModel;
-use crate::quantise::{Mix, Plan, can_be_typed};
+use crate::quantise::{Mix, Plan, can_be_typed, kept_type};
 use crate::spec::{Spec, Task};
 use crate::weight_map::Entry;
 use config::{Facts, config, keys, rope_factors};
@@ -116,10 +116,7 @@ impl LanguageModel {
         let (architecture, _) = self.describe()?;
         let entries = architecture.weights.entries(&self.parameters(), self.spec());
         let types = self.types(&entries, mix)?;
-        Ok(entries.iter().zip(types).fold(WeightMemory::default(), |sum, (entry, ty)| {
-            let one = entry_memory(self.spec(), entry, ty);
-            WeightMemory { mapped: sum.mapped + one.mapped, copied: sum.copied + one.copied, ..sum }
-        }))
+        Ok(WeightMemory::sum(entries.iter().zip(types).map(|(entry, ty)| entry_memory(self.spec(), entry, ty))))
     }
 
     /// What a file takes in the process that opens it, and the element type of every weight that is not F32. Refuses a
@@ -127,16 +124,14 @@ impl LanguageModel {
     pub fn stored_in(&self, gguf: &Gguf) -> Result<(WeightMemory, Plan), Error> {
         let architecture = architecture_of(gguf)?;
         let entries = architecture.weights.entries(&self.parameters(), self.spec());
-        let (mut memory, mut types) = (WeightMemory::default(), Plan::new());
+        let (mut parts, mut types) = (Vec::new(), Plan::new());
         for (entry, tensor) in entries.iter().zip(tensors_of(gguf, architecture, &entries)?) {
-            let one = entry_memory(self.spec(), entry, tensor.ty);
-            memory.mapped += one.mapped;
-            memory.copied += one.copied;
+            parts.push(entry_memory(self.spec(), entry, tensor.ty));
             if is_in_place(self.spec(), entry, tensor.ty) {
-                types.extend(entry.feeds.iter().map(|name| (name.clone(), DType::Ggml(tensor.ty))));
+                types.extend(entry.feeds.iter().map(|name| (name.clone(), DType::Ggml(kept_type(tensor.ty)))));
             }
         }
-        Ok((memory, types))
+        Ok((WeightMemory::sum(parts), types))
     }
 
     /// The tensors of a GGUF file of this model, each with the names of the parameters that it feeds.
@@ -301,11 +296,19 @@ fn is_in_place(spec: &Spec, entry: &Entry, ty: GgmlType) -> bool {
 fn entry_memory(spec: &Spec, entry: &Entry, ty: GgmlType) -> WeightMemory {
     let count: usize = entry.file_shape().iter().product();
     let mapped = DType::Ggml(ty).bytes(count);
+    if is_in_place(spec, entry, ty) && kept_type(ty) != ty {
+        // The file's pages are given back, one tensor after the other.
+        return WeightMemory { mapped: 0, copied: mapped, opening: mapped };
+    }
     let copied = match (is_in_place(spec, entry, ty), entry.is_in_order()) {
         (true, true) => 0,
         (true, false) => mapped,
         (false, _) => 4 * count,
     };
+    // Products of bf16 keep a rounded copy of f32.
+    let is_rounded = ty == GgmlType::F32 && precision() == Precision::Bf16;
+    let is_product = entry.feeds.iter().all(|name| can_be_typed(spec, name));
+    let copied = copied + if is_rounded && is_product { 2 * count } else { 0 };
     WeightMemory { mapped, copied, opening: 0 }
 }
 

@@ -2,7 +2,7 @@
 
 mod strided;
 
-use loam_kernels::attention::{self, AttentionDims, Heads, Masking, Stored, StoredMut};
+use loam_kernels::attention::{self, AttentionDims, Heads, Masking, Page, Stored, StoredMut};
 use loam_kernels::elementwise::{self, Binary, Unary};
 use loam_kernels::gemm::{self, Mat, MatMut, Operand, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
@@ -44,6 +44,13 @@ fn heads(x: &Raw) -> Heads<'_> {
         _ => Stored::F32(x.strided_f32()),
     };
     Heads { data, batch_stride: strides[0], time_stride: strides[1], head_stride: strides[2] }
+}
+
+fn stored_mut(out: &mut Raw) -> StoredMut<'_> {
+    match out.dtype() {
+        DType::Bf16 => StoredMut::Bf16(out.bf16_mut()),
+        _ => StoredMut::F32(out.f32_mut()),
+    }
 }
 
 fn masking(mask: &AttentionMask) -> Masking<'_> {
@@ -394,10 +401,7 @@ impl Backend for Cpu {
         let mut out = Raw::empty(q.dtype(), [dims.batch, dims.q_len, dims.heads, dims.head_dim]);
         let mut lse = Raw::empty(DType::F32, [dims.batch, dims.heads, dims.q_len]);
         let (q, k, v) = (heads(q), heads(k), heads(v));
-        let to_out = match out.dtype() {
-            DType::Bf16 => StoredMut::Bf16(out.bf16_mut()),
-            _ => StoredMut::F32(out.f32_mut()),
-        };
+        let to_out = stored_mut(&mut out);
         match &mask.runs {
             Some(runs) => {
                 assert!(mask.segments.is_none() && mask.bias.is_none(), "attention: runs beside segments or a bias");
@@ -406,6 +410,14 @@ impl Backend for Cpu {
             None => attention::attention(to_out, lse.f32_mut(), q, k, v, dims, &masking(mask)),
         }
         (out, lse)
+    }
+
+    fn attention_in_pages(&self, q: &Raw, kv: [&[Page<'_>]; 2], dims: &AttentionDims, mask: &AttentionMask) -> Raw {
+        let _op = profile::op("attention_in_pages", &[q, q]).with_flop(product_flop(dims) * 2.0);
+        let mut out = Raw::empty(q.dtype(), [dims.batch, dims.q_len, dims.heads, dims.head_dim]);
+        let mut lse = Raw::empty(DType::F32, [dims.batch, dims.heads, dims.q_len]);
+        attention::attention_in_pages(stored_mut(&mut out), lse.f32_mut(), heads(q), kv, dims, &masking(mask));
+        out
     }
 
     fn attention_backward(

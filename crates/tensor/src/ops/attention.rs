@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use loam_kernels::attention::AttentionDims;
+use loam_kernels::attention::{AttentionDims, Page};
 
 use crate::backend::{AttentionMask, RopeTables};
+use crate::dims::Dims;
 use crate::tensor::{Tensor, backend};
 
 /// What attention computes, beyond its operands.
@@ -27,6 +28,33 @@ pub struct AttentionSpec {
     /// Borders of the sequences that lie end to end in a single row, from 0 to `time`: each gets the bits that it would
     /// get alone. Instead of segments, and for inference only.
     pub runs: Option<Arc<[usize]>>,
+}
+
+impl AttentionSpec {
+    /// Sizes and rules for queries `[batch, time, heads, head_dim]`.
+    fn dims(&self, q: &Dims, (kv_len, kv_heads): (usize, usize)) -> AttentionDims {
+        AttentionDims {
+            batch: q[0],
+            q_len: q[1],
+            kv_len,
+            heads: q[2],
+            kv_heads,
+            head_dim: q[3],
+            scale: self.scale.unwrap_or_else(|| 1.0 / (q[3] as f32).sqrt()),
+            causal: self.causal,
+            window: self.window,
+            softcap: self.softcap,
+        }
+    }
+
+    fn mask(&self) -> AttentionMask {
+        AttentionMask {
+            segments: self.segments.clone(),
+            query_segments: self.query_segments.clone(),
+            bias: self.bias.as_ref().map(Tensor::dense),
+            runs: self.runs.clone(),
+        }
+    }
 }
 
 impl Tensor {
@@ -54,24 +82,8 @@ impl Tensor {
             "attention: q {q_shape:?}, k {k_shape:?}, v {:?}",
             v.shape()
         );
-        let dims = AttentionDims {
-            batch: q_shape[0],
-            q_len: q_shape[1],
-            kv_len: k_shape[1],
-            heads: q_shape[2],
-            kv_heads: k_shape[2],
-            head_dim: q_shape[3],
-            scale: spec.scale.unwrap_or_else(|| 1.0 / (q_shape[3] as f32).sqrt()),
-            causal: spec.causal,
-            window: spec.window,
-            softcap: spec.softcap,
-        };
-        let mask = AttentionMask {
-            segments: spec.segments.clone(),
-            query_segments: spec.query_segments.clone(),
-            bias: spec.bias.as_ref().map(Tensor::dense),
-            runs: spec.runs.clone(),
-        };
+        let dims = spec.dims(&q_shape, (k_shape[1], k_shape[2]));
+        let mask = spec.mask();
         let (q, k_raw, v_raw) = (self.raw().clone(), k.raw().clone(), v.raw().clone());
         let (out, lse) = backend().attention(&q, &k_raw, &v_raw, &dims, &mask);
         let saved = out.clone();
@@ -87,5 +99,19 @@ impl Tensor {
                 grads.add(3, bias);
             }
         })
+    }
+
+    /// [`Tensor::attention`] with keys and values in the pages of a cache, which hold `kv_len` positions of `kv_heads` heads.
+    /// For inference: nothing is recorded.
+    pub fn attention_in_pages(
+        &self,
+        [k, v]: [&[Page<'_>]; 2],
+        (kv_len, kv_heads): (usize, usize),
+        spec: &AttentionSpec,
+    ) -> Self {
+        assert!(spec.runs.is_none(), "attention: runs are for keys and values of the same pass");
+        let dims = spec.dims(&self.shape(), (kv_len, kv_heads));
+        let out = backend().attention_in_pages(self.raw(), [k, v], &dims, &spec.mask());
+        Self::constant(out.reshaped([dims.batch, dims.q_len, dims.heads * dims.head_dim]))
     }
 }

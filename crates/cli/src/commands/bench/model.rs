@@ -99,12 +99,12 @@ fn tests(model: &LanguageModel, wanted: &ModelBench) -> Result<Vec<Test>, Failur
     let mut tests = Vec::new();
     if wanted.n_prompt > 0 {
         let ids = draw(model, "bench prompt", wanted.n_prompt);
-        let seconds = repeated(wanted, &mut cache, |cache| read(model, &ids, cache))?;
+        let seconds = repeated(wanted, &cache, |cache| read(model, &ids, cache))?;
         tests.push(Test { prompt: wanted.n_prompt, tokens: 0, seconds });
     }
     if wanted.n_gen > 0 {
         let ids = draw(model, "bench decode", wanted.n_gen);
-        let seconds = repeated(wanted, &mut cache, |cache| ids.chunks(1).try_for_each(|id| read(model, id, cache)))?;
+        let seconds = repeated(wanted, &cache, |cache| ids.chunks(1).try_for_each(|id| read(model, id, cache)))?;
         tests.push(Test { prompt: 0, tokens: wanted.n_gen, seconds });
     }
     Ok(tests)
@@ -113,15 +113,15 @@ fn tests(model: &LanguageModel, wanted: &ModelBench) -> Result<Vec<Test>, Failur
 /// Seconds of each repetition, which starts from the same cache; one more before warms up.
 fn repeated(
     wanted: &ModelBench,
-    cache: &mut KvCache,
+    filled: &KvCache,
     work: impl Fn(&mut KvCache) -> Result<(), Failure>,
 ) -> Result<Vec<f64>, Failure> {
     let warm_up = usize::from(wanted.repetitions.get() > 1);
     let mut seconds = Vec::new();
     for _ in 0..wanted.repetitions.get() + warm_up {
-        cache.truncate(wanted.n_depth);
+        let mut cache = filled.clone();
         let start = Instant::now();
-        work(cache)?;
+        work(&mut cache)?;
         seconds.push(start.elapsed().as_secs_f64());
     }
     Ok(seconds.split_off(warm_up))

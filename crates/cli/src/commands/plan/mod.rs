@@ -6,6 +6,7 @@ mod probe;
 mod sample;
 mod verify;
 
+use super::set_precision;
 use crate::Outcome;
 use crate::args::PlanArgs;
 use crate::failure::Failure;
@@ -17,9 +18,10 @@ use crate::table::{Table, bytes, grouped};
 use loam_formats::hf_dir::{TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX, WEIGHTS, WEIGHTS_INDEX};
 use loam_formats::{Gguf, HfDir};
 use loam_models::{
-    KvType, LanguageModel, Mix, Plan as Types, RunMemory, RunShape, Task, WeightMemory, activation_numbers, kv_numbers,
-    run_memory,
+    LanguageModel, Mix, Plan as Types, RunMemory, RunShape, Task, WeightMemory, activation_numbers, kept_type,
+    kv_numbers, run_memory,
 };
+use loam_tensor::DType;
 use pace::{Asked, Bench, Pace};
 pub use probe::Probe;
 use serde_json::{Value, json};
@@ -62,6 +64,7 @@ struct Row {
 }
 
 pub fn run(args: &PlanArgs, environment: &Environment) -> Result<Outcome, Failure> {
+    set_precision(args.compute.precision)?;
     let path = model_path(&args.model, environment)?;
     if let Some(asked) = args.probe {
         return probe::run(&path, asked);
@@ -262,11 +265,10 @@ impl Plan {
             grouped(m.kv)
         ))?;
         say(format!(
-            "activations = 4 bytes x (tokens {rows} x {} numbers + vocabulary {} x sequences {}{}) = {}",
+            "activations = 4 bytes x (tokens {rows} x {} numbers + vocabulary {} x sequences {}) = {}",
             activation_numbers(spec),
             spec.vocab_size,
             s.sequences,
-            if s.kv == KvType::Full { "" } else { " + keys and values of a block while they are unpacked" },
             grouped(m.activations)
         ))?;
         say(format!("scratch = rounded activations and {} threads = {}", s.threads, grouped(m.scratch)))?;
@@ -285,7 +287,12 @@ impl Plan {
 /// The weights to plan for. Those that are there must be the model's own and whole: a plan for them is worth nothing else.
 fn weights_of(args: &PlanArgs, path: &Path, outline: &LanguageModel) -> Result<Vec<Weights>, Failure> {
     let made = |mix: Mix| -> Result<Weights, Failure> {
-        let (types, memory) = (outline.plan(mix), outline.mapped_memory(mix)?);
+        let (mut types, memory) = (outline.plan(mix), outline.mapped_memory(mix)?);
+        for ty in types.values_mut() {
+            if let DType::Ggml(written) = ty {
+                *ty = DType::Ggml(kept_type(*written));
+            }
+        }
         Ok(Weights { name: mix.name().into(), mix: Some(mix), types, memory })
     };
     let own = if path.is_file() { of_file(path, outline)? } else { of_directory(path, outline)? };

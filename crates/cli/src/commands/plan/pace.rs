@@ -160,10 +160,10 @@ impl<'a> Bench<'a> {
         let (model, vocab) = (&self.few.model, self.outline.spec().vocab_size as u64);
         let draw = Rng::new(0, "plan", 0);
         let tokens: Vec<u32> = (0..chunk).map(|i| draw.below(i as u64, vocab) as u32).collect();
-        let mut cache = self.few.filled(asked.kv, depth, depth + chunk);
+        let filled = self.few.filled(asked.kv, depth, depth + chunk);
         let mut times = Vec::new();
         repeat(budget, || {
-            cache.truncate(depth);
+            let mut cache = filled.clone();
             let forward = Forward { cache: Some(&mut cache), ..Forward::default() };
             let start = Instant::now();
             no_grad(|| model.hidden(&Input::rows(&tokens, 1), forward))?;
@@ -177,11 +177,10 @@ impl<'a> Bench<'a> {
     /// One token of each sequence after `depth` positions: these and the seconds of a block; and the seconds of the head.
     fn time_step(&self, asked: Asked, depth: usize, budget: Duration) -> Result<((f64, f64), f64), Failure> {
         let filled = |_| self.whole.filled(asked.kv, depth, depth + 1);
-        let mut caches: Vec<KvCache> = (0..asked.sequences).map(filled).collect();
+        let filled: Vec<KvCache> = (0..asked.sequences).map(filled).collect();
         let (mut blocks, mut head) = (Vec::new(), Vec::new());
         repeat(budget, || {
-            caches.iter_mut().for_each(|cache| cache.truncate(depth));
-            let (of_blocks, of_head) = self.whole.time_step(&mut caches)?;
+            let (of_blocks, of_head) = self.whole.time_step(&mut filled.clone())?;
             blocks.push(of_blocks);
             head.push(of_head);
             Ok(())

@@ -61,7 +61,7 @@ pub fn run(path: &Path, asked: Probe) -> Result<Outcome, Failure> {
     let (mut caches, mut prefill) = (Vec::new(), f64::INFINITY);
     for _ in 0..sequences {
         let mut cache = model.new_cache_of(kv);
-        cache.reserve(context);
+        cache.limit(context);
         let start = Instant::now();
         read(&model, &prompt, chunk, &mut cache)?;
         prefill = prefill.min(start.elapsed().as_secs_f64());

@@ -59,13 +59,13 @@ impl Sample {
     /// A cache that holds `depth` positions of any numbers, with room for `room`.
     pub fn filled(&self, kv: KvType, depth: usize, room: usize) -> KvCache {
         let mut cache = self.model.new_cache_of(kv);
-        cache.reserve(room);
+        cache.limit(room);
         if depth == 0 {
             return cache;
         }
         for (layer, spec) in cache.layers.iter_mut().zip(&self.model.spec().stack.layers) {
             let a = &spec.attention;
-            let numbers = Tensor::full([1, depth, a.num_key_value_heads, a.head_dim], 0.1);
+            let numbers = Tensor::full([1, depth, a.num_key_value_heads, a.head_dim], 0.1).stored();
             layer.append(&numbers, &numbers);
         }
         cache

@@ -10,6 +10,7 @@ use crate::output;
 use crate::progress::Progress;
 use crate::table::{Table, bytes};
 use loam_models::{GgufSettings, LanguageModel, RunShape};
+use loam_tensor::precision;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -123,7 +124,7 @@ fn probe(file: &Path, row: &Row, args: &PlanArgs) -> Result<Measured, Failure> {
     let run = Command::new(program)
         .args(["--threads", &shape.threads.to_string(), "model", "plan"])
         .arg(file)
-        .args(["--probe", &asked.to_string()])
+        .args(["--probe", &asked.to_string(), "--precision", &precision().to_string()])
         .output()
         .map_err(|e| Failure::io("cannot start a probe", &e))?;
     if !run.status.success() {
