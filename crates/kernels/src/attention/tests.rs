@@ -473,13 +473,12 @@ fn what_is_kept_in_bf16_gives_what_its_widened_values_give() {
         let (q, kv) = (narrow(&case.q), narrow(&case.kv));
         (case.q, case.kv) = (wide(&q), wide(&kv));
         for &isa in instruction_sets() {
-            let want = case.run(isa);
-            let mut problem = case.problem(isa);
+            let (want, mut problem) = (case.run(isa), case.problem(isa));
             problem.q.data = Stored::Bf16(&q);
             let [_, k, v] = case.views();
-            let skip = case.dims.kv_heads * (case.dims.head_dim + case.gap);
+            let narrow_v = Stored::Bf16(&kv[dims.kv_heads * (dims.head_dim + case.gap)..]);
             problem.k = Keys::View(Heads { data: Stored::Bf16(&kv), ..k });
-            problem.v = Keys::View(Heads { data: Stored::Bf16(&kv[skip..]), ..v });
+            problem.v = Keys::View(Heads { data: narrow_v, ..v });
             let (mut out, mut lse) = (vec![bf16::ZERO; want.out.len()], vec![f32::NAN; want.lse.len()]);
             super::forward::compute(&problem, StoredMut::Bf16(&mut out), &mut lse);
             assert_eq!(out, narrow(&want.out), "{isa:?} {dims:?}");
