@@ -72,13 +72,22 @@ struct Uses {
 }
 
 impl Pages {
-    fn has(&self, page: &KvPage) -> bool {
-        page.identity().is_none_or(|identity| self.uses.contains_key(&identity))
+    /// Pages of which nothing is left count, too: their blocks take some memory.
+    fn identity(page: &Arc<KvPage>) -> usize {
+        page.identity().unwrap_or(Arc::as_ptr(page) as usize)
+    }
+
+    fn has(&self, page: &Arc<KvPage>) -> bool {
+        self.uses.contains_key(&Self::identity(page))
+    }
+
+    fn is_held(&self, page: &Arc<KvPage>) -> bool {
+        self.uses.get(&Self::identity(page)).is_some_and(|uses| uses.holders > 0)
     }
 
     /// Changes who has a page.
-    fn change(&mut self, page: &KvPage, change: impl FnOnce(&mut Uses)) {
-        let Some(identity) = page.identity() else { return };
+    fn change(&mut self, page: &Arc<KvPage>, change: impl FnOnce(&mut Uses)) {
+        let identity = Self::identity(page);
         let uses = self.uses.entry(identity).or_default();
         let (was_there, was_held) = (uses.nodes + uses.holders > 0, uses.holders > 0);
         change(uses);
@@ -151,10 +160,7 @@ impl PrefixStore {
 
     /// Tokens of what a text would share that no running text holds yet.
     pub(super) fn newly_held(&self, known: &Known) -> usize {
-        let is_held = |page: &KvPage| {
-            page.identity().is_none_or(|identity| self.pages.uses.get(&identity).is_some_and(|uses| uses.holders > 0))
-        };
-        known.whole().iter().filter(|page| !is_held(page)).count() * KV_PAGE
+        known.whole().iter().filter(|page| !self.pages.is_held(page)).count() * KV_PAGE
     }
 
     /// Lets an empty cache begin with what is known, and holds what it shares.
@@ -189,6 +195,10 @@ impl PrefixStore {
         for (index, part) in tokens.chunks_exact(self.block).enumerate() {
             let (key, page) = ((at, Box::from(part)), &pages[index * self.block / KV_PAGE]);
             let known = self.next.get(&key).copied();
+            // What is used now gives way to nothing.
+            if let Some(node) = known.and_then(|id| self.nodes.get_mut(&id)) {
+                node.used = self.clock;
+            }
             let is_better = known.is_none_or(|id| page.has_more_than(&self.nodes[&id].page));
             if is_better && !self.pages.has(page) {
                 self.shrink(room.saturating_sub(page.positions()));
@@ -197,23 +207,22 @@ impl PrefixStore {
                 }
             }
             at = match known {
-                Some(id) => self.renew(id, is_better.then_some(page)),
+                Some(id) => id,
                 None => self.add(key, page),
             };
+            if let (Some(id), true) = (known, is_better) {
+                self.renew(id, page);
+            }
         }
     }
 
-    /// A node is used once more, and may get a page of which more is there.
-    fn renew(&mut self, id: u64, page: Option<&Arc<KvPage>>) -> u64 {
+    /// Gives a node a page of which more is there.
+    fn renew(&mut self, id: u64, page: &Arc<KvPage>) {
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.used = self.clock;
-            if let Some(page) = page {
-                self.pages.change(page, |uses| uses.nodes += 1);
-                self.pages.change(&node.page, |uses| uses.nodes -= 1);
-                node.page = Arc::clone(page);
-            }
+            self.pages.change(page, |uses| uses.nodes += 1);
+            self.pages.change(&node.page, |uses| uses.nodes -= 1);
+            node.page = Arc::clone(page);
         }
-        id
     }
 
     fn add(&mut self, key: (u64, Box<[u32]>), page: &Arc<KvPage>) -> u64 {
