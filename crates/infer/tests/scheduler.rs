@@ -405,7 +405,7 @@ fn texts_with_a_common_beginning_hold_its_pages_together() {
     let generator = Generator::new(&model, &tokenizer);
     // Each may come to 319 positions; of two that share nothing one would have to wait.
     let settings =
-        SchedulerSettings { max_running: 8, kv_tokens: 600, step_tokens: 400, prefix_block: 8, guess_tokens: 0 };
+        SchedulerSettings { max_running: 8, kv_tokens: 520, step_tokens: 400, prefix_block: 8, guess_tokens: 0 };
     let mut scheduler = Scheduler::new(generator.clone(), settings).unwrap();
     let prompt: Vec<u32> = (0..300).map(|i| 20 + i % 61).collect();
     let request = |seed| {
@@ -420,10 +420,10 @@ fn texts_with_a_common_beginning_hold_its_pages_together() {
     while !scheduler.is_idle() {
         scheduler.step();
         most = most.max(scheduler.stats().running);
-        assert!(scheduler.stats().kv_tokens <= 600, "{:?}", scheduler.stats());
+        assert!(scheduler.stats().kv_tokens <= 520, "{:?}", scheduler.stats());
     }
     // Two whole pages of 128 are shared: 256 once and 63 for each.
-    assert_eq!(most, 5);
+    assert_eq!(most, 4);
     for (seed, ear) in (0..).zip(&ears) {
         assert_same(&ear.heard.lock().unwrap(), &alone(&generator, &request(seed)), "among others");
     }

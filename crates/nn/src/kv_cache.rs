@@ -141,10 +141,11 @@ impl KvPage {
         self.layers.iter().flatten().next().map(|(keys, _)| Arc::as_ptr(keys) as usize)
     }
 
-    /// Whether more of the page is here than in another, of positions or of layers.
+    /// Whether more of the page is here than in another, of positions or of layers, and nothing less.
     pub fn has_more_than(&self, other: &Self) -> bool {
         let size = |page: &Self| (page.positions, page.layers.iter().flatten().count());
-        size(self) > size(other)
+        let (own, other) = (size(self), size(other));
+        own.0 >= other.0 && own.1 >= other.1 && own != other
     }
 }
 

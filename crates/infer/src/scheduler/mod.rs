@@ -356,7 +356,7 @@ impl<'a> Scheduler<'a> {
             cache,
             done: known.tokens(),
             reserved,
-            known,
+            known: known.into_whole(),
             share_prefix,
             adapter: request.adapter,
             guesses: Guesses::new(
@@ -413,15 +413,17 @@ impl<'a> Scheduler<'a> {
 
     /// Keeps what was just read to its end, for those that wait for it.
     fn keep_prompts(&mut self) {
-        let mut room = self.settings.kv_tokens - self.reserved();
+        let kv_tokens = self.settings.kv_tokens;
+        let mut reserved = self.reserved();
         for running in self.running.iter_mut().filter(|r| r.share_prefix && r.sequence.written() <= 1) {
             let start = running.sequence.start();
             if running.done != start {
                 continue;
             }
             let (origin, seen) = (origin(running.adapter), &running.sequence.seen()[..start]);
-            self.prefixes.keep(origin, seen, &running.cache, room);
-            // From now on the text shares what it has left there.
+            // From now on the text shares what it leaves there, so that its whole pages need no room beside its own.
+            let own_pages = start / KV_PAGE * KV_PAGE - running.known.shared_tokens();
+            self.prefixes.keep(origin, seen, &running.cache, kv_tokens - reserved + own_pages);
             let kept = self.prefixes.kept_of(origin, seen, &running.cache);
             if kept.shared_tokens() > running.known.shared_tokens() {
                 let shared = kept.shared_tokens() - running.known.shared_tokens();
@@ -429,8 +431,10 @@ impl<'a> Scheduler<'a> {
                 self.prefixes.release(&running.known);
                 running.known = kept;
                 running.reserved -= shared;
-                room += shared;
+                reserved -= shared;
             }
+            self.prefixes.tick();
+            self.prefixes.shrink(kv_tokens - reserved);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Keys and values of beginnings that may come again: system prompts, conversations that go on.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use loam_models::{KV_PAGE, KvCache, KvPage};
@@ -43,6 +45,13 @@ impl Known {
     /// How many of its tokens are known.
     pub(super) fn tokens(&self) -> usize {
         self.tokens
+    }
+
+    /// That alone which is shared for good.
+    pub(super) fn into_whole(mut self) -> Self {
+        self.tokens = self.shared_tokens();
+        self.pages.truncate(self.tokens / KV_PAGE);
+        self
     }
 
     /// The pages that nobody writes to: whole ones.
@@ -166,13 +175,15 @@ impl PrefixStore {
     /// Lets an empty cache begin with what is known, and holds what it shares.
     pub(super) fn begin(&mut self, (start, tokens): (u64, &[u32]), known: &Known, cache: &mut KvCache) {
         self.clock += 1;
-        for id in self.find(start, tokens) {
-            if let Some(node) = self.nodes.get_mut(&id) {
-                node.used = self.clock;
-            }
-        }
+        self.find(start, tokens).iter().for_each(|id| self.use_now(id));
         cache.begin(&known.pages.iter().map(|page| &**page).collect::<Vec<_>>(), known.tokens);
         self.hold(known);
+    }
+
+    fn use_now(&mut self, id: &u64) {
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.used = self.clock;
+        }
     }
 
     /// What a running text shares counts until it is [released](Self::release).
@@ -190,17 +201,19 @@ impl PrefixStore {
     pub(super) fn keep(&mut self, start: u64, tokens: &[u32], cache: &KvCache, room: usize) {
         self.clock += 1;
         let whole = tokens.len() / self.block * self.block;
+        // What is there already gives way to nothing.
+        self.find(start, tokens).iter().for_each(|id| self.use_now(id));
         let pages: Vec<Arc<KvPage>> = cache.pages(whole).into_iter().map(Arc::new).collect();
         let mut at = start;
         for (index, part) in tokens.chunks_exact(self.block).enumerate() {
             let (key, page) = ((at, Box::from(part)), &pages[index * self.block / KV_PAGE]);
             let known = self.next.get(&key).copied();
-            // What is used now gives way to nothing.
-            if let Some(node) = known.and_then(|id| self.nodes.get_mut(&id)) {
-                node.used = self.clock;
-            }
+            known.iter().for_each(|id| self.use_now(id));
             let is_better = known.is_none_or(|id| page.has_more_than(&self.nodes[&id].page));
             if is_better && !self.pages.has(page) {
+                if self.held_tokens() + page.positions() > room {
+                    return;
+                }
                 self.shrink(room.saturating_sub(page.positions()));
                 if self.tokens() + page.positions() > room {
                     return;
@@ -239,13 +252,26 @@ impl PrefixStore {
     }
 
     /// Forgets what was used longest ago until there is room taken for at most so many tokens, but nothing of the current
-    /// call. What running texts hold stays where it is.
+    /// call, and nothing of pages that running texts hold: that would free no room.
     pub(super) fn shrink(&mut self, room: usize) {
-        while self.tokens() > room {
-            let oldest = self.nodes.iter().filter(|(_, node)| node.children == 0 && node.used < self.clock);
-            let Some((&id, _)) = oldest.min_by_key(|(id, node)| (node.used, **id)) else { return };
-            self.forget(id);
+        if self.tokens() <= room {
+            return;
         }
+        let ends = self.nodes.keys().filter_map(|id| self.forgettable(*id));
+        let mut ends: BinaryHeap<Reverse<(u64, u64)>> = ends.map(Reverse).collect();
+        while self.tokens() > room
+            && let Some(Reverse((_, id))) = ends.pop()
+        {
+            let parent = self.forget(id);
+            ends.extend(parent.and_then(|parent| self.forgettable(parent)).map(Reverse));
+        }
+    }
+
+    /// When a node was used, and its name, if it may be forgotten now.
+    fn forgettable(&self, id: u64) -> Option<(u64, u64)> {
+        let node = self.nodes.get(&id)?;
+        let may_go = node.children == 0 && node.used < self.clock && !self.pages.is_held(&node.page);
+        may_go.then_some((node.used, id))
     }
 
     /// A new call begins: everything may give way.
@@ -253,12 +279,13 @@ impl PrefixStore {
         self.clock += 1;
     }
 
-    fn forget(&mut self, id: u64) {
-        let Some(node) = self.nodes.remove(&id) else { return };
+    /// Returns the node before it.
+    fn forget(&mut self, id: u64) -> Option<u64> {
+        let node = self.nodes.remove(&id)?;
         self.pages.change(&node.page, |uses| uses.nodes -= 1);
         self.next.remove(&(node.parent, node.tokens));
-        if let Some(parent) = self.nodes.get_mut(&node.parent) {
-            parent.children -= 1;
-        }
+        let parent = self.nodes.get_mut(&node.parent)?;
+        parent.children -= 1;
+        Some(node.parent)
     }
 }

@@ -6,7 +6,7 @@ use super::sample::Sample;
 use crate::failure::Failure;
 use crate::table::short;
 use loam_kernels::rng::Rng;
-use loam_models::{Forward, Input, KvCache, KvType, LanguageModel, Plan, RunShape, kv_numbers};
+use loam_models::{Forward, Input, KV_PAGE, KvCache, KvType, LanguageModel, Plan, RunShape, kv_numbers};
 use loam_tensor::{Tensor, no_grad};
 use std::time::{Duration, Instant};
 
@@ -151,7 +151,9 @@ impl<'a> Bench<'a> {
     fn depth(&self, asked: Asked) -> usize {
         let spec = self.whole.model.spec();
         let position = kv_numbers(spec) as f64 * asked.kv.bytes() * asked.sequences as f64;
-        (asked.context - 1).min((self.room as f64 / position) as usize)
+        let depth = (asked.context - 1).min((self.room as f64 / position) as usize);
+        // A step at the border of a page copies nothing of the one before, as nearly all steps of a run do.
+        if depth > KV_PAGE { depth / KV_PAGE * KV_PAGE } else { depth }
     }
 
     /// A piece of a prompt after `depth` positions: how many a token of it sees on the average, and the seconds of a token
