@@ -127,10 +127,15 @@ impl PrefixStore {
         self.pages.held
     }
 
-    /// The nodes of the longest known beginning of `tokens`, the last token apart: it is the one whose logits are needed.
-    fn find(&self, start: u64, tokens: &[u32]) -> Vec<u64> {
+    /// The nodes of the longest known beginning of a prompt, the last token apart: it is the one whose logits are needed.
+    fn find(&self, start: u64, prompt: &[u32]) -> Vec<u64> {
+        self.path(start, &prompt[..prompt.len().saturating_sub(1)])
+    }
+
+    /// The nodes of the longest known beginning of `tokens`.
+    fn path(&self, start: u64, tokens: &[u32]) -> Vec<u64> {
         let mut path = Vec::new();
-        for part in tokens[..tokens.len().saturating_sub(1)].chunks_exact(self.block) {
+        for part in tokens.chunks_exact(self.block) {
             let at = path.last().copied().unwrap_or(start);
             match self.next.get(&(at, Box::from(part))) {
                 Some(&id) => path.push(id),
@@ -202,13 +207,12 @@ impl PrefixStore {
         self.clock += 1;
         let whole = tokens.len() / self.block * self.block;
         // What is there already gives way to nothing.
-        self.find(start, tokens).iter().for_each(|id| self.use_now(id));
+        self.path(start, tokens).iter().for_each(|id| self.use_now(id));
         let pages: Vec<Arc<KvPage>> = cache.pages(whole).into_iter().map(Arc::new).collect();
         let mut at = start;
         for (index, part) in tokens.chunks_exact(self.block).enumerate() {
             let (key, page) = ((at, Box::from(part)), &pages[index * self.block / KV_PAGE]);
             let known = self.next.get(&key).copied();
-            known.iter().for_each(|id| self.use_now(id));
             let is_better = known.is_none_or(|id| page.has_more_than(&self.nodes[&id].page));
             if is_better && !self.pages.has(page) {
                 if self.held_tokens() + page.positions() > room {
