@@ -37,13 +37,15 @@ pub struct WeightMemory {
 }
 
 impl WeightMemory {
-    /// Of tensors that are opened one after the other.
+    /// Of tensors that are opened one after the other: what one takes for a moment comes on top of those before it.
     pub(crate) fn sum(parts: impl IntoIterator<Item = Self>) -> Self {
-        parts.into_iter().fold(Self::default(), |sum, one| Self {
-            mapped: sum.mapped + one.mapped,
-            copied: sum.copied + one.copied,
-            opening: sum.opening.max(one.opening),
-        })
+        let (mut sum, mut most) = (Self::default(), 0);
+        for one in parts {
+            sum.mapped += one.mapped;
+            sum.copied += one.copied;
+            most = most.max(sum.mapped + sum.copied + one.opening);
+        }
+        Self { opening: most - (sum.mapped + sum.copied), ..sum }
     }
 }
 
