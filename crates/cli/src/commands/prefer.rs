@@ -8,6 +8,7 @@ use crate::locate::model_path;
 use crate::output;
 use crate::progress::Progress;
 use crate::setup::Environment;
+use crate::signals::Signals;
 use crate::table::grouped;
 use loam_chat::Message;
 use loam_data::dialogue::{Layout, Table};
@@ -17,6 +18,7 @@ use loam_infer::OpenModel;
 use loam_train::recipe::{RewardKind, RewardSource};
 use loam_train::{PairSettings, Prompted, RankedPair, ranked_pairs, reward};
 use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
 
 /// Prompts that are answered between two updates of the progress bar.
 const AT_ONCE: usize = 64;
@@ -47,14 +49,28 @@ pub fn run(args: &PreferArgs, environment: &Environment) -> Result<Outcome, Fail
         seed: args.seed,
         precision,
     };
+    let signals = Signals::listen()?;
+    let stop = signals.stop_flag();
     let mut progress = Progress::new("prompts", prompts.len() as u64);
-    let mut pairs = Vec::new();
+    let (mut pairs, mut answered) = (Vec::new(), 0);
     for (number, some) in encoded.chunks(AT_ONCE).enumerate() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
         let first = number * AT_ONCE;
         pairs.extend(ranked_pairs((&open.model, &open.tokenizer), (first, some), &mut *reward, &settings)?);
-        progress.update((first + some.len()) as u64, &format!("{} pairs", grouped(pairs.len())));
+        answered = first + some.len();
+        progress.update(answered as u64, &format!("{} pairs", grouped(pairs.len())));
     }
     progress.finish();
+    if answered < prompts.len() {
+        if pairs.is_empty() {
+            return Err(Failure::new("stopped before there was a pair: nothing is written"));
+        }
+        output::say(&format!("stopped after {answered} of {} prompts; their pairs are written", prompts.len()));
+        write(args, &prompts[..answered], &pairs)?;
+        return Ok(Outcome::Negative);
+    }
     write(args, &prompts, &pairs)
 }
 
