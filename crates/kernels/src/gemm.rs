@@ -8,11 +8,13 @@
 //! `gemv`, the others to `blocked`; both keep the chain.
 
 pub(crate) mod blocked;
+#[cfg(target_arch = "x86_64")]
+mod on_tiles;
 mod registers;
 pub(crate) mod units;
 
 use crate::gemv;
-use crate::isa::{has_bf16_dot, isa};
+use crate::isa::{has_fast_bf16, has_tiles, isa};
 use crate::scratch::with_scratch;
 use half::bf16;
 use units::{Pairs, Plain, Rounded, Widened};
@@ -161,13 +163,21 @@ pub fn gemm_bf16(c: MatMut<'_, f32>, a: Operand<'_>, b: Operand<'_>, start: Star
     if a.shape().1 == 0 {
         return begin(c, start);
     }
-    if !has_bf16_dot() {
+    if !has_fast_bf16() {
         return narrowed(a, |a| narrowed(b, |b| widened_product(c, a, b, start)));
     }
     let isa = isa();
     match (a, b) {
+        #[cfg(target_arch = "x86_64")]
+        (Operand::F32(a), Operand::Bf16(b)) if gemv::suits_tiles(&c, &a, &b) => {
+            gemv::gemv_tiles::<Rounded>(c, a, b, start);
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Operand::Bf16(a), Operand::Bf16(b)) if gemv::suits_tiles(&c, &a, &b) => {
+            gemv::gemv_tiles::<Pairs>(c, a, b, start);
+        }
         (Operand::Bf16(a), Operand::Bf16(b)) if gemv::suits_pairs(&c, &a, &b) => gemv::gemv_pairs(c, a, b, start),
-        (Operand::F32(x), Operand::Bf16(b)) if gemv::suits(&c, &x, &b) => {
+        (Operand::F32(x), Operand::Bf16(b)) if !has_tiles() && gemv::suits(&c, &x, &b) => {
             narrowed(a, |a| gemm_bf16(c, Operand::Bf16(a), Operand::Bf16(b), start));
         }
         (Operand::Bf16(a), Operand::Bf16(b)) => blocked::product::<Pairs, Pairs>(isa, c, a, b, start),

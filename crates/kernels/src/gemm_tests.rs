@@ -4,7 +4,7 @@ use crate::gemm::blocked::{DEPTH, product};
 use crate::gemm::units::{Pairs, Plain, Rounded};
 use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
 use crate::gemv::gemv_on;
-use crate::isa::{has_bf16_dot, testable};
+use crate::isa::{has_fast_bf16, has_tiles, testable};
 use crate::parallel::with_threads;
 use crate::rng::Rng;
 use crate::{Isa, isa, naive};
@@ -228,7 +228,7 @@ fn bf16_products_are_those_of_the_widened_operands() {
             gemm_f32(MatMut::rows(&mut reference, m, n), a, b, start);
             for i in 0..m * n {
                 let exact = exact[i] + if matches!(start, Start::Sum) { 0.25 } else { 0.0 };
-                if has_bf16_dot() {
+                if has_fast_bf16() {
                     // The instruction rounds as f32 does; at most 100 products of order one.
                     assert!((f64::from(c[i]) - exact).abs() <= 3e-5, "{m}x{k}x{n}: {} for {exact}", c[i]);
                 } else {
@@ -246,8 +246,8 @@ fn bf16_products_are_those_of_the_widened_operands() {
 #[test]
 fn bf16_products_are_one_chain_of_pairs_on_every_instruction_set_in_every_layout() {
     for isa in testable() {
-        if isa == Isa::Avx512 && !has_bf16_dot() {
-            println!("SKIPPED: this machine has no bf16 dot instruction");
+        if isa == Isa::Avx512 && !has_fast_bf16() {
+            println!("SKIPPED: this machine multiplies no bf16");
             continue;
         }
         // 1700 needs several panels of k, 1100 several tasks of columns, 900 several of rows.
@@ -279,6 +279,45 @@ fn bf16_products_are_one_chain_of_pairs_on_every_instruction_set_in_every_layout
                 if a.col_stride == 1 {
                     assert_eq!(*first.get_or_insert_with(|| c.clone()), c, "{isa:?}: the layout of b changed a sum");
                 }
+            }
+        }
+    }
+}
+
+/// What tiles add to a sum, from 32 neighbours in k at a time: the even ones in one chain, the odd ones in another.
+fn chain_of_tiles(start: f32, factors: &[(f32, f32)]) -> f32 {
+    factors.chunks(32).fold(start, |sum, factors| {
+        let chain = |first| factors.iter().skip(first).step_by(2).fold(0.0_f32, |sum, &(a, b)| a.mul_add(b, sum));
+        sum + (chain(0) + chain(1))
+    })
+}
+
+#[test]
+fn on_tiles_every_element_is_one_chain_whatever_the_rows() {
+    if !has_tiles() {
+        println!("SKIPPED: this machine multiplies no tiles");
+        return;
+    }
+    // Thin and blocked, whole steps of k and not, one panel of k and several, fewer columns than a strip and more.
+    for (m, k, n) in [(1, 64, 32), (16, 1024, 101), (7, 96, 70), (3, 30, 50), (40, 1000, 65), (17, 64, 20)] {
+        let (x, w) = (narrow(&normal(m * k, "x")), narrow(&normal(n * k, "w")));
+        let (wide_x, bias) = (widen(&x), normal(n, "bias"));
+        let (a, b) = (Mat::rows(&x, m, k), Mat::rows(&w, n, k).t());
+        for start in [Start::Zero, Start::Sum, Start::Bias(&bias)] {
+            let (mut c, mut rounded) = (vec![0.5; m * n], vec![0.5; m * n]);
+            gemm_bf16(MatMut::rows(&mut c, m, n), Operand::Bf16(a), Operand::Bf16(b), start);
+            let wide_a = Operand::F32(Mat::rows(&wide_x, m, k));
+            gemm_bf16(MatMut::rows(&mut rounded, m, n), wide_a, Operand::Bf16(b), start);
+            assert_eq!(c, rounded, "{m}x{k}x{n}: rounding on the way changed a sum");
+            for (at, &sum) in c.iter().enumerate() {
+                let (i, j) = (at / n, at % n);
+                let first = match start {
+                    Start::Zero => 0.0,
+                    Start::Sum => 0.5,
+                    Start::Bias(bias) => bias[j],
+                };
+                let factors: Vec<_> = (0..k).map(|p| (x[i * k + p].to_f32(), w[j * k + p].to_f32())).collect();
+                assert_eq!(sum, chain_of_tiles(first, &factors), "{m}x{k}x{n} at {i}, {j}");
             }
         }
     }

@@ -4,7 +4,8 @@
 //! product per row of `w` with the lanes along k, adds in another order than the blocked product and would break
 //! the contract of [`crate::gemm`]. So the lanes run along j: as many rows of `w` as there are lanes are loaded a few
 //! columns at a time and transposed in registers, and every lane then continues its own chain over ascending k. Two
-//! neighbouring bf16 of a row count as one column ([`Pair`]) where the CPU adds two products at a time.
+//! neighbouring bf16 of a row count as one column ([`Pair`]) where the CPU adds two products at a time. On tiles rows of
+//! `w` are the left operand as they lie in memory (`on_tiles`), and up to sixteen rows of `a` take as long as one.
 
 use crate::gemm::{Mat, MatMut, Start};
 use crate::isa::{Isa, isa};
@@ -14,7 +15,12 @@ use half::{bf16, f16};
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
+mod on_tiles;
+#[cfg(target_arch = "x86_64")]
 mod x86;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use on_tiles::{gemv_tiles, suits_tiles};
 
 /// Most rows of `a` this path takes.
 pub(crate) const MAX_ROWS: usize = 8;
@@ -49,7 +55,8 @@ pub(crate) struct Pair([bf16; 2]);
 
 /// Whether a bf16 product [`suits`] and its rows consist of whole pairs.
 pub(crate) fn suits_pairs(c: &MatMut<'_, f32>, a: &Mat<'_, bf16>, b: &Mat<'_, bf16>) -> bool {
-    suits(c, a, b) && a.cols.is_multiple_of(2) && b.col_stride.is_multiple_of(2)
+    let is_whole = a.cols.is_multiple_of(2) && b.col_stride.is_multiple_of(2);
+    crate::isa::has_bf16_dot() && is_whole && suits(c, a, b)
 }
 
 /// `c = start + a b` for a product that [`suits_pairs`], on a CPU with the bf16 dot instruction.

@@ -89,6 +89,21 @@ pub(crate) fn has_bf16_dot_on(isa: Isa) -> bool {
     isa == Isa::Avx512 && cpu_has_bf16_dot()
 }
 
+/// Whether matrix products in bf16 run faster than in f32: on the dot instruction or on tiles.
+pub fn has_fast_bf16() -> bool {
+    has_bf16_dot() || has_tiles()
+}
+
+/// Whether the machine multiplies whole tiles of matrices (AMX, of bf16 and of bytes) and lets this process do so.
+pub fn has_tiles() -> bool {
+    has_tiles_on(isa())
+}
+
+/// The same for a given instruction set.
+pub(crate) fn has_tiles_on(isa: Isa) -> bool {
+    isa == Isa::Avx512 && crate::tiles::are_usable()
+}
+
 /// Whether bytes are multiplied with the machine's own dot instruction (VNNI) on 512-bit vectors.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn has_byte_dot_on(isa: Isa) -> bool {

@@ -64,6 +64,7 @@ mod simd_neon;
 mod simd_tests;
 pub mod softmax;
 mod team;
+mod tiles;
 mod unit;
 
 pub use gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};

@@ -52,10 +52,38 @@ pub fn peak_flop_per_s() -> f64 {
     2.0 * (threads * lanes * CHAINS * STEPS) as f64 / seconds
 }
 
-/// How many times the f32 operations the CPU makes in bf16: two where it has a dot instruction, which takes two products
-/// per lane at the same rate; elsewhere bf16 operands are multiplied as f32.
-pub fn bf16_factor() -> f64 {
-    if has_bf16_dot() { 2.0 } else { 1.0 }
+/// The same for operands in bf16, given the peak in f32. A dot instruction takes two products per lane at the same rate;
+/// tiles are measured; elsewhere bf16 operands are multiplied as f32.
+pub fn peak_bf16_flop_per_s(peak_f32: f64) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if crate::isa::has_tiles() {
+        return peak_of_tiles();
+    }
+    if has_bf16_dot() { 2.0 * peak_f32 } else { peak_f32 }
+}
+
+/// Products of tiles from the first-level cache.
+#[cfg(target_arch = "x86_64")]
+fn peak_of_tiles() -> f64 {
+    use crate::tiles::{Left, SIDE, Tiles};
+    /// Steps of a product, products per run.
+    const SIZES: [usize; 2] = [8, 10_000];
+    let threads = rayon::current_num_threads();
+    let mut results = vec![0.0_f32; threads];
+    let seconds = fastest(|| {
+        for_chunks(&mut results, 1, |_, result| {
+            let (left, right) = ([0.5_f32; 2 * SIDE * SIDE], [0.5_f32; SIZES[0] * 2 * SIDE * SIDE]);
+            let (tiles, mut c) = (Tiles::new(), [0.0_f32; 4 * SIDE * SIDE]);
+            let left = Left { at: left.as_ptr(), stride: 4 * SIDE, step: 0 };
+            for _ in 0..SIZES[1] {
+                // SAFETY: one step of left is read again and again, and both others are as large as they must be.
+                unsafe { tiles.multiply_bf16(SIZES[0], left, right.as_ptr(), (c.as_mut_ptr(), 8 * SIDE, true)) };
+            }
+            result[0] = c[0];
+        });
+    });
+    std::hint::black_box(&results);
+    (threads * SIZES[0] * SIZES[1] * 2 * (2 * SIDE) * (2 * SIDE) * (2 * SIDE)) as f64 / seconds
 }
 
 struct Sum<'a>(&'a [f32]);

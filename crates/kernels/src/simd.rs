@@ -140,6 +140,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
         self.load(&pairs)
     }
+    /// Pairs of bf16 from neighbours in `first`, then in `second`, rounded to nearest, ties to even.
+    ///
+    /// # Safety
+    /// As [`Simd::dot_bf16`].
+    #[inline(always)]
+    unsafe fn join_bf16(self, first: Self::V, second: Self::V) -> Self::V {
+        let mut halves = [bf16::ZERO; 2 * MAX_LANES];
+        self.store_bf16(&mut halves, first);
+        self.store_bf16(&mut halves[Self::LANES..], second);
+        // SAFETY: as many bf16 as two vectors have are one vector of pairs.
+        unsafe { self.load_ptr(halves.as_ptr().cast()) }
+    }
     /// Pairs of bf16: lane i is `low[i]` and `high[i]`, rounded to nearest, ties to even.
     ///
     /// # Safety
@@ -272,12 +284,14 @@ pub fn dispatch_on<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     }
 }
 
-/// Runs a kernel that uses [`Simd::dot_bf16`] on `isa`. Panics where the machine lacks it.
+/// Runs a kernel on pairs of bf16, whose instructions ([`Simd::dot_bf16`], or tiles) it uses, on `isa`. Panics where the
+/// machine lacks them.
 #[inline]
 pub fn dispatch_pairs<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
-        assert!(crate::isa::has_bf16_dot_on(isa), "this machine has no bf16 dot instruction");
+        let has_some = crate::isa::has_bf16_dot_on(isa) || crate::isa::has_tiles_on(isa);
+        assert!(has_some, "this machine multiplies no bf16");
         // SAFETY: support was checked above.
         return unsafe { crate::simd_avx512::enter_with_bf16_dot(kernel) };
     }

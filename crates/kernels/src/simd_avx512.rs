@@ -233,6 +233,11 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn join_bf16(self, first: __m512, second: __m512) -> __m512 {
+        // SAFETY: the caller vouches for AVX-512 BF16; both types are 512 bits.
+        unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)) }
+    }
+    #[inline(always)]
     unsafe fn pair_bf16(self, low: __m512, high: __m512) -> __m512 {
         // SAFETY: the caller vouches for AVX-512 BF16; sixteen bf16 are 256 bits.
         unsafe {

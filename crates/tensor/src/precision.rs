@@ -32,7 +32,7 @@ impl FromStr for Precision {
         match name {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
-            "auto" if loam_kernels::isa::has_bf16_dot() => Ok(Self::Bf16),
+            "auto" if loam_kernels::isa::has_fast_bf16() => Ok(Self::Bf16),
             "auto" => Ok(Self::F32),
             other => Err(format!("unknown precision `{other}`: expected auto, f32 or bf16")),
         }

@@ -44,7 +44,7 @@ pub fn environment(threads: usize, data: &Value, base: &Value) -> Value {
         "arch": std::env::consts::ARCH,
         "cpu": cpu_name(),
         "isa": loam_kernels::isa::isa().name(),
-        "bf16": loam_kernels::isa::has_bf16_dot(),
+        "bf16": loam_kernels::isa::has_fast_bf16(),
         "threads": threads,
         "data": data,
         "base": base,

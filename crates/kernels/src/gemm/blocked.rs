@@ -9,7 +9,9 @@
 //! itself instead: such a product is a sum over tokens, whose rows are no tokens, and many short sums lose fewer digits
 //! than a long one.
 
-use super::registers::{Ahead, Corner, STRIP, registers};
+#[cfg(target_arch = "x86_64")]
+use super::on_tiles::{self, OnTiles};
+use super::registers::{Ahead, Block, Corner, Registers, STRIP};
 use super::units::{Source, pack, strip_len};
 use super::{Mat, MatMut, Start};
 use crate::Isa;
@@ -31,8 +33,8 @@ const fn few_len(lanes: usize) -> usize {
 }
 /// Fewest rows of `c` in a task where `b` would be packed once more for them.
 const ROWS: usize = 384;
-/// Strips of rows of `a` that are packed together, so that whole cache lines are used where `a` is transposed.
-const PACKED_STRIPS: usize = 8;
+/// Rows of `a` that are packed together, so that whole cache lines are used where `a` is transposed.
+const PACKED_ROWS: usize = 96;
 /// f32 in a cache line.
 const LINE: usize = 16;
 /// Rows of a strip of `a`, where there are many registers and where there are few.
@@ -69,12 +71,14 @@ fn tasks<A: Source, B: Source<Unit = A::Unit>>(
 ) {
     assert!(c.col_stride == 1 || c.cols == 1, "the columns or the rows of a result lie side by side");
     let (width, units) = (STRIP * isa.lanes(), A::Unit::count(a.cols));
-    let depth = units.div_ceil(units.div_ceil(DEPTH));
-    let Grid { rows, columns, packed_rows, packed_columns } = grid(c.rows, c.cols, depth, isa.lanes());
+    let [most_rows, fewest_rows, steps] = strip::<A>(isa);
+    let depth = units.div_ceil(units.div_ceil(DEPTH)).next_multiple_of(steps);
+    let Grid { rows, columns, packed_rows, packed_columns } = grid((c.rows, most_rows), c.cols, depth, isa.lanes());
     let (down, across) = (c.rows.div_ceil(rows), c.cols.div_ceil(columns));
     let place = Place { data: c.data.as_mut_ptr(), stride: c.row_stride };
     let panel = packed_columns / width * strip_len(width, depth);
-    let strips = packed_rows / FEWEST_ROWS * strip_len(FEWEST_ROWS, depth);
+    // One more than is packed: on tiles lines take a detour through it.
+    let strips = (packed_rows / fewest_rows + 1) * strip_len(fewest_rows, depth);
     for_ranges(across * down, 1, |tasks| {
         for task in tasks {
             let (row, column) = (task % down * rows, task / down * columns);
@@ -92,6 +96,22 @@ fn tasks<A: Source, B: Source<Unit = A::Unit>>(
     });
 }
 
+/// Most and fewest rows of a strip of `a`, and how many units of k are multiplied together.
+fn strip<A: Source>(isa: Isa) -> [usize; 3] {
+    #[cfg(target_arch = "x86_64")]
+    if is_on_tiles::<A>(isa) {
+        return [on_tiles::ROWS, on_tiles::ROWS, on_tiles::STEPS];
+    }
+    let _ = isa;
+    [MAX_ROWS, FEWEST_ROWS, 1]
+}
+
+/// Whether a product is one of pairs, and the machine multiplies tiles of them.
+#[cfg(target_arch = "x86_64")]
+fn is_on_tiles<A: Source>(isa: Isa) -> bool {
+    A::Unit::SIZE == 2 && crate::isa::has_tiles_on(isa)
+}
+
 /// How a product is cut.
 struct Grid {
     /// Rows of `c` per task.
@@ -105,11 +125,11 @@ struct Grid {
 }
 
 /// Cuts `c` into equal tasks, as many as keep all threads busy to the end.
-fn grid(rows: usize, cols: usize, depth: usize, lanes: usize) -> Grid {
+fn grid((rows, strip): (usize, usize), cols: usize, depth: usize, lanes: usize) -> Grid {
     let (threads, width) = (rayon::current_num_threads(), STRIP * lanes);
     let strips = cols.div_ceil(width);
-    if rows.next_multiple_of(MAX_ROWS) * depth <= few_len(lanes) {
-        let rows = rows.next_multiple_of(MAX_ROWS);
+    if rows.next_multiple_of(strip) * depth <= few_len(lanes) {
+        let rows = rows.next_multiple_of(strip);
         return Grid { rows, columns: strips.div_ceil(threads) * width, packed_rows: rows, packed_columns: width };
     }
     let most = (panel_len(lanes) / depth / width).clamp(1, strips);
@@ -120,8 +140,8 @@ fn grid(rows: usize, cols: usize, depth: usize, lanes: usize) -> Grid {
     let across = (strips.div_ceil(most)..=strips).find(|across| (across * down).is_multiple_of(threads));
     let across = across.unwrap_or(strips.div_ceil(most));
     let columns = strips.div_ceil(across) * width;
-    let rows = rows.div_ceil(down).next_multiple_of(MAX_ROWS);
-    Grid { rows, columns, packed_rows: PACKED_STRIPS * MAX_ROWS, packed_columns: columns }
+    let rows = rows.div_ceil(down).next_multiple_of(strip);
+    Grid { rows, columns, packed_rows: PACKED_ROWS.next_multiple_of(strip), packed_columns: columns }
 }
 
 /// The result, which every task writes its own part of.
@@ -145,7 +165,7 @@ struct Tile {
 
 /// The part of a tile that one strip of `a` and the packed part of `b` give.
 #[derive(Clone, Copy)]
-struct Block {
+struct Part {
     row: usize,
     rows: usize,
     column: usize,
@@ -176,50 +196,61 @@ impl<A: Source, B: Source<Unit = A::Unit>> Kernel for Task<'_, A, B> {
     fn run<S: Simd>(self, s: S) {
         // As many rows as keep the sums, a strip of `b` and a factor of `a` in registers: 16 of them, or 32.
         match S::LANES {
-            16 => self.tile::<S, MAX_ROWS>(s),
-            _ => self.tile::<S, FEWEST_ROWS>(s),
+            #[cfg(target_arch = "x86_64")]
+            16 if is_on_tiles::<A>(s.isa()) => self.tile(s, &OnTiles::new()),
+            16 => self.tile(s, &Registers::<MAX_ROWS>),
+            _ => self.tile(s, &Registers::<FEWEST_ROWS>),
         }
     }
 }
 
 impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
     #[inline(always)]
-    fn tile<S: Simd, const MR: usize>(mut self, s: S) {
+    fn tile<S: Simd, K: Block<S, A>>(mut self, s: S, block: &K) {
         let (k, most) = (self.a.cols, self.depth * A::Unit::SIZE);
         for first in (0..k).step_by(most) {
             let length = most.min(k - first);
             for column in (0..self.tile.columns).step_by(self.packed_columns) {
                 let columns = self.packed_columns.min(self.tile.columns - column);
                 let b = self.b.part(first, length, self.tile.column + column, columns);
-                pack::<S, B>(s, self.panel, b.t(), STRIP * S::LANES);
-                self.rows::<S, MR>(s, first, length, column, columns);
+                let depth = A::Unit::count(length).next_multiple_of(K::STEPS);
+                pack::<S, B>(s, self.panel, b.t(), STRIP * S::LANES, depth);
+                self.rows(s, block, first, length, column, columns);
             }
         }
     }
 
     /// All rows of the tile, and the columns of it that are packed, for the panel of `length` elements of k from `first` on.
     #[inline(always)]
-    fn rows<S: Simd, const MR: usize>(&mut self, s: S, first: usize, length: usize, column: usize, columns: usize) {
+    fn rows<S: Simd, K: Block<S, A>>(
+        &mut self,
+        s: S,
+        block: &K,
+        first: usize,
+        length: usize,
+        column: usize,
+        columns: usize,
+    ) {
         let (tile, start) = (self.tile, if first == 0 { self.start } else { Start::Sum });
-        let depth = A::Unit::count(length);
-        let mut ahead = self.ahead::<S, MR>(first, length, column + columns);
+        let depth = A::Unit::count(length).next_multiple_of(K::STEPS);
+        let mut ahead = self.ahead::<S>(K::ROWS, first, length, column + columns);
         for row in (0..tile.rows).step_by(self.packed_rows) {
             let rows = self.packed_rows.min(tile.rows - row);
             if column == 0 {
-                pack::<S, A>(s, self.strips, self.a.part(tile.row + row, rows, first, length), MR);
+                block.pack(s, self.strips, self.a.part(tile.row + row, rows, first, length), depth);
             }
-            for strip in 0..rows.div_ceil(MR) {
-                let left = self.strips[strip * strip_len(MR, depth)..].as_ptr();
-                let below = row + strip * MR;
-                let block = Block { row: below, rows: MR.min(tile.rows - below), column, columns, depth };
-                self.strip::<S, MR>(s, left, block, start, &mut ahead);
+            for strip in 0..rows.div_ceil(K::ROWS) {
+                let left = self.strips[strip * strip_len(K::ROWS, depth)..].as_ptr();
+                let below = row + strip * K::ROWS;
+                let part = Part { row: below, rows: K::ROWS.min(tile.rows - below), column, columns, depth };
+                self.strip(s, block, left, part, start, &mut ahead);
             }
         }
     }
 
     /// What is packed after the columns before `column`, unless so much is packed at once that it would push out itself.
     #[inline(always)]
-    fn ahead<S: Simd, const MR: usize>(&self, first: usize, length: usize, column: usize) -> Ahead {
+    fn ahead<S: Simd>(&self, strip: usize, first: usize, length: usize, column: usize) -> Ahead {
         let (first, column) = if column < self.tile.columns { (first, column) } else { (first + length, 0) };
         if self.packed_columns > STRIP * S::LANES || first >= self.a.cols {
             return Ahead::NOTHING;
@@ -227,25 +258,26 @@ impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
         let (columns, k) = (self.packed_columns.min(self.tile.columns - column), length.min(self.a.cols - first));
         let lines = self.b.part(first, k, self.tile.column + column, columns);
         let lines = if lines.col_stride <= lines.row_stride { lines } else { lines.t() };
-        let steps = self.tile.rows.div_ceil(MR) * A::Unit::count(length);
+        let steps = self.tile.rows.div_ceil(strip) * A::Unit::count(length);
         Ahead::new(lines.data.as_ptr(), lines.rows, lines.row_stride, lines.cols, steps)
     }
 
-    /// `MR` rows, all columns that are packed.
+    /// A strip of rows, all columns that are packed.
     #[inline(always)]
-    fn strip<S: Simd, const MR: usize>(
+    fn strip<S: Simd, K: Block<S, A>>(
         &self,
         s: S,
+        block: &K,
         left: *const f32,
-        block: Block,
+        part: Part,
         start: Start<'_>,
         ahead: &mut Ahead,
     ) {
-        let (tile, width, depth) = (self.tile, STRIP * S::LANES, block.depth);
-        for (strip, column) in (0..block.columns).step_by(width).enumerate() {
-            let columns = width.min(block.columns - column);
-            let column = block.column + column;
-            let at = (tile.row + block.row) * self.place.stride + tile.column + column;
+        let (tile, width, depth) = (self.tile, STRIP * S::LANES, part.depth);
+        for (strip, column) in (0..part.columns).step_by(width).enumerate() {
+            let columns = width.min(part.columns - column);
+            let column = part.column + column;
+            let at = (tile.row + part.row) * self.place.stride + tile.column + column;
             // SAFETY: the element is inside of `c`: its extent was checked when it was made.
             let c = unsafe { self.place.data.add(at) };
             let bias = match start {
@@ -255,24 +287,24 @@ impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
             let corner = Corner {
                 c,
                 stride: self.place.stride,
-                rows: block.rows,
+                rows: part.rows,
                 columns,
                 sums: matches!(start, Start::Sum),
                 apart: self.apart,
             };
             // What the next block continues from or is written to: the right neighbour, or the first one below.
-            let is_last = strip + 1 == block.columns.div_ceil(width);
-            let (below, beside) = if is_last { (block.row + MR, block.column) } else { (block.row, column + width) };
+            let is_last = strip + 1 == part.columns.div_ceil(width);
+            let (below, beside) = if is_last { (part.row + K::ROWS, part.column) } else { (part.row, column + width) };
             let next = self.place.data.wrapping_add((tile.row + below) * self.place.stride + tile.column + beside);
-            let rows = MR.min(tile.rows.saturating_sub(below));
+            let rows = K::ROWS.min(tile.rows.saturating_sub(below));
             let mut next = Ahead::new(next, rows, self.place.stride, width, depth);
             let right = self.panel[strip * strip_len(width, depth)..][..width * depth].as_ptr();
-            // SAFETY: `left` and `right` hold `depth` steps of `MR` rows and `width` columns; the corner is this task's.
+            // SAFETY: `left` and `right` hold `depth` steps of a strip of rows and of columns; the corner is this task's.
             unsafe {
-                if block.rows == MR && columns == width {
-                    registers::<S, A::Unit, MR, true>(s, depth, left, right, corner, bias, (ahead, &mut next));
+                if part.rows == K::ROWS && columns == width {
+                    block.multiply::<true>(s, depth, left, right, corner, bias, (ahead, &mut next));
                 } else {
-                    registers::<S, A::Unit, MR, false>(s, depth, left, right, corner, bias, (ahead, &mut next));
+                    block.multiply::<false>(s, depth, left, right, corner, bias, (ahead, &mut next));
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! The innermost loop of the blocked product: a block of `c` as large as the registers.
 
+use super::Mat;
+use super::units::{Source, pack};
 use crate::simd::{Simd, fetch};
 use crate::unit::Unit;
 
@@ -47,6 +49,14 @@ impl Ahead {
         Self { at: at.cast(), offset: 0, rows, stride, row_bytes, rate }
     }
 
+    /// What is due in `steps` of k.
+    #[inline(always)]
+    pub(super) fn turns(&mut self, steps: usize) {
+        for _ in 0..steps / UNROLL {
+            self.turn();
+        }
+    }
+
     #[inline(always)]
     fn turn(&mut self) {
         for _ in 0..self.rate {
@@ -63,14 +73,65 @@ impl Ahead {
     }
 }
 
+/// How a strip of `a` is multiplied with one of `b`, [`STRIP`] vectors wide.
+pub(super) trait Block<S: Simd, A: Source> {
+    /// Rows of a strip.
+    const ROWS: usize;
+    /// Units of k that are multiplied together.
+    const STEPS: usize;
+    /// Copies lines of `a` into strips, each [`super::units::strip_len`] of `depth` steps; there is room for one more.
+    fn pack(&self, s: S, strips: &mut [f32], lines: Mat<'_, A::Element>, depth: usize);
+    /// Computes a block of `c`: one chain per element over ascending k.
+    ///
+    /// # Safety
+    /// The kernel was started by [`Unit::dispatch`]. `left` must hold `depth` steps of a strip as it was packed, `right`
+    /// `depth` steps of a strip, and the corner's elements must be writable by this thread alone.
+    #[allow(clippy::too_many_arguments, reason = "two operands, a result, and what is fetched meanwhile")]
+    unsafe fn multiply<const WHOLE: bool>(
+        &self,
+        s: S,
+        depth: usize,
+        left: *const f32,
+        right: *const f32,
+        corner: Corner,
+        bias: Option<&[f32]>,
+        ahead: (&mut Ahead, &mut Ahead),
+    );
+}
+
+/// `MR` rows in vector registers.
+pub(super) struct Registers<const MR: usize>;
+
+impl<S: Simd, A: Source, const MR: usize> Block<S, A> for Registers<MR> {
+    const ROWS: usize = MR;
+    const STEPS: usize = 1;
+
+    #[inline(always)]
+    fn pack(&self, s: S, strips: &mut [f32], lines: Mat<'_, A::Element>, depth: usize) {
+        pack::<S, A>(s, strips, lines, MR, depth);
+    }
+    #[inline(always)]
+    unsafe fn multiply<const WHOLE: bool>(
+        &self,
+        s: S,
+        depth: usize,
+        left: *const f32,
+        right: *const f32,
+        corner: Corner,
+        bias: Option<&[f32]>,
+        ahead: (&mut Ahead, &mut Ahead),
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { registers::<S, A::Unit, MR, WHOLE>(s, depth, left, right, corner, bias, ahead) }
+    }
+}
+
 /// `MR` rows by [`STRIP`] vectors: one chain per element over ascending k, of units.
 ///
 /// # Safety
-/// The kernel was started by [`Unit::dispatch`].
-/// `left` must hold `depth` steps of `MR` rows, `right` `depth` steps of a strip, and the corner's elements must be
-/// writable by this thread alone.
+/// As [`Block::multiply`].
 #[inline(always)]
-pub(super) unsafe fn registers<S: Simd, U: Unit, const MR: usize, const WHOLE: bool>(
+unsafe fn registers<S: Simd, U: Unit, const MR: usize, const WHOLE: bool>(
     s: S,
     depth: usize,
     left: *const f32,

@@ -32,6 +32,16 @@ pub(crate) trait Source: Copy + Send + Sync + 'static {
     /// All of these elements must be readable. The kernel was started by [`crate::simd::dispatch_pairs`] where a unit
     /// is a pair.
     unsafe fn across<S: Simd>(s: S, lines: &Mat<'_, Self::Element>, i: usize, p: usize) -> S::V;
+    /// As many units of line `i` as there are lanes, from unit `p` on, where k runs along memory.
+    ///
+    /// # Safety
+    /// As [`Source::across`].
+    #[inline(always)]
+    unsafe fn along<S: Simd>(s: S, lines: &Mat<'_, Self::Element>, i: usize, p: usize) -> S::V {
+        let mut units = [0.0; crate::simd::MAX_LANES];
+        units[..S::LANES].iter_mut().enumerate().for_each(|(j, unit)| *unit = Self::unit(lines, i, p + j));
+        s.load(&units)
+    }
 }
 
 /// f32, one per unit.
@@ -156,6 +166,11 @@ impl Source for Pairs {
             s.interleave_bf16(low, high)
         }
     }
+    #[inline(always)]
+    unsafe fn along<S: Simd>(s: S, lines: &Mat<'_, bf16>, i: usize, p: usize) -> S::V {
+        // SAFETY: passed on from the caller; two bf16 are as long as an f32.
+        unsafe { s.load_ptr(lines.data.as_ptr().add(i * lines.row_stride + 2 * p).cast()) }
+    }
 }
 
 /// f32, rounded to bf16 on the way, two per unit: saves a pass and a copy.
@@ -184,6 +199,14 @@ impl Source for Rounded {
             s.pair_bf16(s.load_ptr(low), high)
         }
     }
+    #[inline(always)]
+    unsafe fn along<S: Simd>(s: S, lines: &Mat<'_, f32>, i: usize, p: usize) -> S::V {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let first = lines.data.as_ptr().add(i * lines.row_stride + 2 * p);
+            s.join_bf16(s.load_ptr(first), s.load_ptr(first.add(S::LANES)))
+        }
+    }
 }
 
 /// Elements 2p and 2p + 1 of a line; what lies behind the last is zero.
@@ -202,17 +225,20 @@ pub(crate) fn strip_len(width: usize, depth: usize) -> usize {
     width * depth + crate::simd::MAX_LANES
 }
 
-/// Copies lines into strips of `width`, [`strip_len`] apart: step p of a strip is unit p of its lines. What the last
-/// strip lacks is zero.
+/// Copies lines into strips of `width`, each [`strip_len`] of `room` steps: step p of a strip is unit p of its lines. What
+/// the last strip or the lines lack is zero.
 #[inline(always)]
-pub(crate) fn pack<S: Simd, X: Source>(s: S, strips: &mut [f32], lines: Mat<'_, X::Element>, width: usize) {
-    let (depth, size) = (X::Unit::count(lines.cols), strip_len(width, X::Unit::count(lines.cols)));
-    assert!(strips.len() >= lines.rows.div_ceil(width) * size, "too few strips");
+pub(crate) fn pack<S: Simd, X: Source>(s: S, strips: &mut [f32], lines: Mat<'_, X::Element>, width: usize, room: usize) {
+    let (depth, size) = (X::Unit::count(lines.cols), strip_len(width, room));
+    assert!(strips.len() >= lines.rows.div_ceil(width) * size && depth <= room, "too few strips");
     let packed = match () {
-        () if X::is_along(&lines) => pack_along::<S, X>(s, strips, &lines, width),
-        () if lines.row_stride == 1 => pack_across::<S, X>(s, strips, &lines, width),
+        () if X::is_along(&lines) => pack_along::<S, X>(s, strips, &lines, width, size),
+        () if lines.row_stride == 1 => pack_across::<S, X>(s, strips, &lines, width, size),
         () => 0,
     };
+    for strip in 0..lines.rows.div_ceil(width) {
+        strips[strip * size..][depth * width..room * width].fill(0.0);
+    }
     for (strip, line) in (0..lines.rows).step_by(width).enumerate().skip(packed) {
         let count = width.min(lines.rows - line);
         for (p, step) in strips[strip * size..][..width * depth].chunks_exact_mut(width).enumerate() {
@@ -228,9 +254,14 @@ pub(crate) fn pack<S: Simd, X: Source>(s: S, strips: &mut [f32], lines: Mat<'_, 
 /// A block may be wider than what is left of a strip: what it reads must be there, and what it writes too much belongs
 /// to the next step, which is written later.
 #[inline(always)]
-fn pack_along<S: Simd, X: Source>(s: S, strips: &mut [f32], lines: &Mat<'_, X::Element>, width: usize) -> usize {
-    let depth = X::Unit::count(lines.cols);
-    let (size, wide) = (strip_len(width, depth), width.next_multiple_of(8));
+fn pack_along<S: Simd, X: Source>(
+    s: S,
+    strips: &mut [f32],
+    lines: &Mat<'_, X::Element>,
+    width: usize,
+    size: usize,
+) -> usize {
+    let (depth, wide) = (X::Unit::count(lines.cols), width.next_multiple_of(8));
     // The last line that a strip reads must have its elements.
     let is_readable = |strip: usize| (strip * width + wide - 1) * lines.row_stride + lines.cols <= lines.data.len();
     let mut whole = lines.rows / width;
@@ -263,9 +294,14 @@ fn pack_along<S: Simd, X: Source>(s: S, strips: &mut [f32], lines: &Mat<'_, X::E
 /// Lines side by side: all strips of a step at once, so that each cache line is touched once. Returns how many strips
 /// are done.
 #[inline(always)]
-fn pack_across<S: Simd, X: Source>(s: S, strips: &mut [f32], lines: &Mat<'_, X::Element>, width: usize) -> usize {
-    let depth = X::Unit::count(lines.cols);
-    let (size, wide) = (strip_len(width, depth), width.next_multiple_of(S::LANES));
+fn pack_across<S: Simd, X: Source>(
+    s: S,
+    strips: &mut [f32],
+    lines: &Mat<'_, X::Element>,
+    width: usize,
+    size: usize,
+) -> usize {
+    let (depth, wide) = (X::Unit::count(lines.cols), width.next_multiple_of(S::LANES));
     let last_line = lines.data.len().saturating_sub((lines.cols - 1) * lines.col_stride);
     let readable = if last_line < wide { 0 } else { (last_line - wide) / width + 1 };
     let whole = (lines.rows / width).min(readable);

@@ -47,8 +47,11 @@ impl Roof {
 
     /// The f32 roof as another precision has it.
     fn of(&self, precision: Precision) -> Self {
-        let factor = if precision == Precision::Bf16 { roofline::bf16_factor() } else { 1.0 };
-        Self { flop_per_s: self.flop_per_s * factor, bytes_per_s: self.bytes_per_s }
+        let flop_per_s = match precision {
+            Precision::F32 => self.flop_per_s,
+            Precision::Bf16 => roofline::peak_bf16_flop_per_s(self.flop_per_s),
+        };
+        Self { flop_per_s, bytes_per_s: self.bytes_per_s }
     }
 
     /// The share of the roof that an operation reaches: the time it must take at least, by arithmetic or by traffic, of

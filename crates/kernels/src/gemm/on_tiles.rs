@@ -1,0 +1,143 @@
+//! The innermost loop of the blocked product on tiles: 32 rows and columns of `c` in four of them.
+//!
+//! A strip of `b` lies as it does for vector registers: sixteen units of its columns are a tile of the right operand. A
+//! strip of `a` lies line by line, sixteen units of each of its rows at a time.
+
+use super::Mat;
+use super::registers::{Ahead, Block, Corner};
+use super::units::{Plain, Source, pack, strip_len};
+use crate::simd::Simd;
+use crate::tiles::{Left, SIDE, Tiles};
+use crate::unit::Unit;
+
+/// Rows of a strip of `a`.
+pub(super) const ROWS: usize = 2 * SIDE;
+/// Columns of a strip of `b`.
+const COLUMNS: usize = 2 * SIDE;
+/// Units of k that are multiplied together.
+pub(super) const STEPS: usize = SIDE;
+/// Bytes of a unit.
+const UNIT: usize = size_of::<f32>();
+
+/// A thread's tiles.
+pub(super) struct OnTiles(Tiles);
+
+impl OnTiles {
+    pub(super) fn new() -> Self {
+        Self(Tiles::new())
+    }
+}
+
+impl<S: Simd, A: Source> Block<S, A> for OnTiles {
+    const ROWS: usize = ROWS;
+    const STEPS: usize = STEPS;
+
+    #[inline(always)]
+    fn pack(&self, s: S, strips: &mut [f32], lines: Mat<'_, A::Element>, depth: usize) {
+        assert!(depth.is_multiple_of(STEPS) && S::LANES == SIDE, "tiles hold sixteen units");
+        let (size, count) = (strip_len(ROWS, depth), lines.rows.div_ceil(ROWS));
+        let (strips, spare) = strips.split_at_mut(count * size);
+        for (strip, first) in strips.chunks_exact_mut(size).zip((0..).step_by(ROWS)) {
+            let lines = lines.part(first, ROWS.min(lines.rows - first), 0, lines.cols);
+            match A::is_along(&lines) {
+                true => by_lines::<S, A>(s, strip, &lines, depth),
+                false => turned::<S, A>(s, strip, spare, lines, depth),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<const WHOLE: bool>(
+        &self,
+        s: S,
+        depth: usize,
+        left: *const f32,
+        right: *const f32,
+        corner: Corner,
+        bias: Option<&[f32]>,
+        (ahead, next): (&mut Ahead, &mut Ahead),
+    ) {
+        ahead.turns(depth);
+        next.turns(depth);
+        let left = Left { at: left, stride: SIDE * UNIT, step: ROWS * SIDE * UNIT };
+        // SAFETY: the caller vouches for all places. Sums that `c` has no place for are kept beside it.
+        unsafe {
+            if WHOLE {
+                if let Some(bias) = bias {
+                    (0..ROWS).for_each(|i| copy(s, corner.c.add(i * corner.stride), bias.as_ptr(), COLUMNS));
+                }
+                let c = (corner.c, corner.stride * UNIT, corner.sums || bias.is_some());
+                self.0.multiply_bf16(depth / STEPS, left, right, c);
+            } else {
+                let mut sums = [[0.0_f32; COLUMNS]; ROWS];
+                for (i, sums) in sums[..corner.rows].iter_mut().enumerate() {
+                    let from = if corner.sums { Some(corner.c.add(i * corner.stride).cast_const()) } else { None };
+                    if let Some(from) = from.or(bias.map(<[f32]>::as_ptr)) {
+                        copy(s, sums.as_mut_ptr(), from, corner.columns);
+                    }
+                }
+                self.0.multiply_bf16(depth / STEPS, left, right, (sums.as_mut_ptr().cast(), COLUMNS * UNIT, true));
+                for (i, sums) in sums[..corner.rows].iter().enumerate() {
+                    copy(s, corner.c.add(i * corner.stride), sums.as_ptr(), corner.columns);
+                }
+            }
+        }
+    }
+}
+
+/// Copies up to [`COLUMNS`] values.
+///
+/// # Safety
+/// They must be readable and writable.
+#[inline(always)]
+unsafe fn copy<S: Simd>(s: S, to: *mut f32, from: *const f32, count: usize) {
+    // SAFETY: passed on from the caller.
+    let (to, from) = unsafe { (std::slice::from_raw_parts_mut(to, count), std::slice::from_raw_parts(from, count)) };
+    for (to, from) in to.chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
+        s.store_partial(to, s.load_partial(from));
+    }
+}
+
+/// A strip of lines whose k runs along memory.
+#[inline(always)]
+fn by_lines<S: Simd, A: Source>(s: S, strip: &mut [f32], lines: &Mat<'_, A::Element>, depth: usize) {
+    let whole = lines.cols / (SIDE * A::Unit::SIZE);
+    for (step, block) in strip[..ROWS * depth].chunks_exact_mut(ROWS * SIDE).enumerate() {
+        for (i, units) in block.chunks_exact_mut(SIDE).enumerate() {
+            if i >= lines.rows {
+                units.fill(0.0);
+            } else if step < whole {
+                // SAFETY: sixteen units of the line are left.
+                unsafe { s.store_ptr(units.as_mut_ptr(), A::along(s, lines, i, step * SIDE)) }
+            } else {
+                for (j, unit) in units.iter_mut().enumerate() {
+                    let p = step * SIDE + j;
+                    *unit = if p < A::Unit::count(lines.cols) { A::unit(lines, i, p) } else { 0.0 };
+                }
+            }
+        }
+    }
+}
+
+/// A strip of lines that lie side by side: packed as those of `b` are, then turned.
+#[inline(always)]
+fn turned<S: Simd, A: Source>(
+    s: S,
+    strip: &mut [f32],
+    spare: &mut [f32],
+    lines: Mat<'_, A::Element>,
+    depth: usize,
+) {
+    pack::<S, A>(s, spare, lines, ROWS, depth);
+    for (block, from) in strip.chunks_exact_mut(ROWS * SIDE).zip(spare[..ROWS * depth].chunks_exact(ROWS * SIDE)) {
+        for i in (0..ROWS).step_by(8) {
+            for p in (0..SIDE).step_by(8) {
+                // SAFETY: eight by eight units of a block of sixteen by 32.
+                unsafe {
+                    let (from, to) = (from.as_ptr().add(p * ROWS + i), block.as_mut_ptr().add(i * SIDE + p));
+                    Plain::transpose(s, from, ROWS, to, SIDE);
+                }
+            }
+        }
+    }
+}
