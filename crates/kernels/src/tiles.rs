@@ -18,7 +18,7 @@ pub(crate) fn are_usable() -> bool {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Left, Tiles, are_usable};
+pub(crate) use x86::{Left, Shape, Tiles, are_usable};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -69,9 +69,9 @@ mod x86 {
         false
     }
 
-    /// All registers as whole tiles: palette, row to start from; bytes of a line; lines.
+    /// How large each register is: palette, row to start from; bytes of a line; lines.
     #[repr(C, align(64))]
-    struct Shape {
+    pub(crate) struct Shape {
         palette: u8,
         start: u8,
         reserved: [u8; 14],
@@ -79,13 +79,22 @@ mod x86 {
         lines: [u8; 16],
     }
 
-    static WHOLE: Shape = Shape {
-        palette: 1,
-        start: 0,
-        reserved: [0; 14],
-        bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-        lines: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-    };
+    impl Shape {
+        /// Whole tiles.
+        pub(crate) const WHOLE: Self = Self::new(64, 16);
+        /// Left tiles (the fifth and sixth register) of 32 bytes of k, right ones (the last two) as long.
+        pub(crate) const BLOCKS: Self = Self::new(32, 8);
+
+        const fn new(left_bytes: u16, right_lines: u8) -> Self {
+            Self {
+                palette: 1,
+                start: 0,
+                reserved: [0; 14],
+                bytes: [64, 64, 64, 64, left_bytes, left_bytes, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+                lines: [16, 16, 16, 16, 16, 16, right_lines, right_lines, 0, 0, 0, 0, 0, 0, 0, 0],
+            }
+        }
+    }
 
     /// The tile registers of this thread, ready for use; given back when it is dropped, so that nobody has to keep them.
     pub(crate) struct Tiles {
@@ -106,10 +115,10 @@ mod x86 {
 
     impl Tiles {
         /// Panics where there are none.
-        pub(crate) fn new() -> Self {
+        pub(crate) fn new(shape: &Shape) -> Self {
             assert!(are_usable(), "this machine has no tiles");
             // SAFETY: they are there, and the process may use them.
-            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, readonly)) };
+            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const *shape, options(nostack, readonly)) };
             Self { _private: std::marker::PhantomData }
         }
 
@@ -235,6 +244,93 @@ mod x86 {
                     next = out(reg) _,
                     count = out(reg) _,
                     out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+                    options(nostack)
+                );
+            }
+        }
+    }
+
+    impl Tiles {
+        /// Sums of products of signed bytes for each of `count` blocks of 32 in k: sixteen lines by sixteen columns.
+        ///
+        /// # Safety
+        /// Registers have the shape [`Shape::BLOCKS`]. Left must hold 32 bytes of sixteen lines for each block, right 32
+        /// bytes of sixteen columns, four of each side by side, at as many bytes from block to block as it says.
+        #[inline(always)]
+        pub(crate) unsafe fn multiply_blocks(
+            &self,
+            count: usize,
+            left: *const i32,
+            (right, step): (*const u8, usize),
+            sums: &mut [[[i32; SIDE]; SIDE]],
+        ) {
+            assert!(count > 0 && count <= sums.len());
+            // SAFETY: the caller vouches for the operands; there are as many sums.
+            unsafe {
+                asm!(
+                    "2:",
+                    "tilezero tmm0",
+                    "tileloadd tmm4, [{left} + {short}*1]",
+                    "tileloadd tmm6, [{right} + {long}*1]",
+                    "tdpbssd tmm0, tmm4, tmm6",
+                    "tilestored [{sums} + {long}*1], tmm0",
+                    "add {left}, 512",
+                    "add {right}, {step}",
+                    "add {sums}, 1024",
+                    "dec {count}",
+                    "jnz 2b",
+                    left = inout(reg) left => _,
+                    short = in(reg) 32_usize,
+                    right = inout(reg) right => _,
+                    step = in(reg) step,
+                    long = in(reg) 64_usize,
+                    sums = inout(reg) sums.as_mut_ptr() => _,
+                    count = inout(reg) count => _,
+                    out("tmm0") _, out("tmm4") _, out("tmm6") _,
+                    options(nostack)
+                );
+            }
+        }
+
+        /// Sums of products of signed bytes with two right operands, over `steps` times 64 in k.
+        ///
+        /// # Safety
+        /// Registers have the shape [`Shape::WHOLE`]. Left must hold 64 bytes of sixteen lines for each step, each right
+        /// one sixteen times four bytes of sixteen columns side by side.
+        #[inline(always)]
+        pub(crate) unsafe fn multiply_halves<const LINES: usize>(
+            &self,
+            steps: usize,
+            left: *const i32,
+            [right, other]: [&[[u8; 4 * SIDE]; LINES]; 2],
+            sums: &mut [[[i32; SIDE]; SIDE]; 2],
+        ) {
+            assert!(steps > 0 && steps * SIDE <= LINES);
+            // SAFETY: the caller vouches for left; the others are as long.
+            unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "2:",
+                    "tileloadd tmm4, [{left} + {line}*1]",
+                    "tileloadd tmm6, [{right} + {line}*1]",
+                    "tdpbssd tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{other} + {line}*1]",
+                    "tdpbssd tmm1, tmm4, tmm7",
+                    "add {left}, 1024",
+                    "add {right}, 1024",
+                    "add {other}, 1024",
+                    "dec {steps}",
+                    "jnz 2b",
+                    "tilestored [{sums} + {line}*1], tmm0",
+                    "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                    left = inout(reg) left => _,
+                    right = inout(reg) right.as_ptr() => _,
+                    other = inout(reg) other.as_ptr() => _,
+                    line = in(reg) 64_usize,
+                    sums = in(reg) sums.as_mut_ptr(),
+                    steps = inout(reg) steps => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                     options(nostack)
                 );
             }

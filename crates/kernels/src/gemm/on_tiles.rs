@@ -7,7 +7,7 @@ use super::Mat;
 use super::registers::{Ahead, Block, Corner};
 use super::units::{Plain, Source, pack, strip_len};
 use crate::simd::Simd;
-use crate::tiles::{Left, SIDE, Tiles};
+use crate::tiles::{Left, SIDE, Shape, Tiles};
 use crate::unit::Unit;
 
 /// Rows of a strip of `a`.
@@ -24,7 +24,7 @@ pub(super) struct OnTiles(Tiles);
 
 impl OnTiles {
     pub(super) fn new() -> Self {
-        Self(Tiles::new())
+        Self(Tiles::new(&Shape::WHOLE))
     }
 }
 

@@ -7,7 +7,7 @@ use crate::isa::{has_tiles, isa};
 use crate::parallel::{for_ranges, lines};
 use crate::scratch::with_scratch;
 use crate::simd::{Kernel, Simd, dispatch_pairs};
-use crate::tiles::{Left, SIDE, Tiles};
+use crate::tiles::{Left, SIDE, Shape, Tiles};
 use crate::unit::{Two, Unit};
 use half::bf16;
 use std::ops::Range;
@@ -77,7 +77,7 @@ impl Job<'_> {
     /// # Safety
     /// `columns` must be inside the matrix, and no other thread may write them.
     unsafe fn run(&self, columns: Range<usize>) {
-        let (tiles, mut next, row_bytes) = (Tiles::new(), columns.start, self.w.col_stride * size_of::<bf16>());
+        let (tiles, mut next, row_bytes) = (Tiles::new(&Shape::WHOLE), columns.start, self.w.col_stride * size_of::<bf16>());
         while next < columns.end {
             let lines = lines(columns.end - next, STRIP, row_bytes);
             // Too few for a strip: the last of all rows of `w`, those that are not of this piece for nothing.

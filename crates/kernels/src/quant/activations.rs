@@ -12,6 +12,9 @@ pub(super) const SMALL: usize = 32;
 /// Numbers that share a scale where the weights' scales are integers.
 pub(super) const LARGE: usize = 256;
 
+/// Rows of a group that is multiplied on tiles: of each, as many bytes lie side by side as a tile takes at once.
+pub(super) const ON_TILES: usize = 16;
+
 /// How a row of activations lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -31,6 +34,15 @@ impl Layout {
         if matches!(self, Layout::Bytes256(_)) { LARGE } else { SMALL }
     }
 
+    /// Units that lie side by side in a group of `count` rows.
+    fn neighbours(self, count: usize) -> usize {
+        match self {
+            _ if count < ON_TILES => 1,
+            Layout::Bytes256(_) => 16,
+            _ => SMALL / 4,
+        }
+    }
+
     /// Units and sums, of 32 bits each, per block.
     fn per_block(self) -> [usize; 2] {
         match self {
@@ -45,6 +57,7 @@ impl Layout {
 #[inline(always)]
 pub(super) fn group(left: usize, most: usize) -> usize {
     match left.min(most) {
+        ON_TILES.. => ON_TILES,
         12.. => 12,
         8.. => 8,
         few => few.min(4),
@@ -167,14 +180,17 @@ impl Row<'_> {
             let mut q = [0_i8; BLOCK];
             let d = round_block(s, x, &mut q);
             self.scales[b * count + i] = d;
-            let units = self.units[b * per_units * count..][..per_units * count].iter_mut().skip(i).step_by(count);
+            let (units, side) = (&mut self.units[b * per_units * count..][..per_units * count], layout.neighbours(count));
+            let units = units.chunks_exact_mut(side).skip(i).step_by(count);
             if layout == Layout::Words32 {
                 for (unit, &[low, high]) in units.zip(q.as_chunks::<2>().0) {
-                    *unit = two(low.into(), high.into());
+                    unit[0] = two(low.into(), high.into());
                 }
             } else {
-                for (unit, four) in units.zip(q.as_chunks::<4>().0) {
-                    *unit = i32::from_le_bytes(four.map(|q| q as u8));
+                for (units, q) in units.zip(q.chunks_exact(4 * side)) {
+                    for (unit, four) in units.iter_mut().zip(q.as_chunks::<4>().0) {
+                        *unit = i32::from_le_bytes(four.map(|q| q as u8));
+                    }
                 }
             }
             let sums = &mut self.sums[b * per_sums * count..][..per_sums * count];

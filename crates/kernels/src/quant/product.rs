@@ -12,11 +12,13 @@
 //! So a row's result depends neither on its neighbours nor on the number of threads. Types without such a product, and
 //! plain numbers, are widened to f32 a few rows at a time and go through the f32 product, which promises the same.
 
+#[cfg(target_arch = "x86_64")]
+use super::activations::ON_TILES;
 use super::activations::{Activations, Layout};
 use super::decode::dequantise_rows;
 use super::plain::{self, plain32, plain256};
 #[cfg(target_arch = "x86_64")]
-use super::strips::{self, Avx2, Avx512, Lanes, Strips};
+use super::strips::{self, Avx2, Avx512, Lanes, OnTiles, Strips};
 use super::types::GgmlType;
 use super::unpack::*;
 use crate::gemm::blocked;
@@ -24,7 +26,7 @@ use crate::gemm::units::{Halves, Plain, Widened};
 use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
 use crate::gemv;
 #[cfg(target_arch = "x86_64")]
-use crate::isa::has_byte_dot_on;
+use crate::isa::{has_byte_dot_on, has_tiles_on};
 use crate::isa::{Isa, isa};
 use crate::parallel::for_ranges;
 use crate::scratch::with_scratch;
@@ -170,7 +172,7 @@ struct Path {
 
 /// The loop over columns for a type of scales in f32, the fastest that the instruction set has.
 #[cfg(target_arch = "x86_64")]
-fn small<F: Strips<Avx2> + Strips<Avx512> + Block32>(isa: Isa) -> Path {
+fn small<F: Strips<Avx2> + OnTiles + Block32>(isa: Isa) -> Path {
     let layout = match F::OFFSET {
         Some(_) => Layout::Bytes32,
         None if has_byte_dot_on(isa) => Layout::Moved32,
@@ -181,14 +183,18 @@ fn small<F: Strips<Avx2> + Strips<Avx512> + Block32>(isa: Isa) -> Path {
 
 /// The same for a type of integer scales.
 #[cfg(target_arch = "x86_64")]
-fn large<F: Strips<Avx2> + Strips<Avx512> + Block256>(isa: Isa) -> Path {
+fn large<F: Strips<Avx2> + OnTiles + Block256>(isa: Isa) -> Path {
     vectors::<F>(isa, Layout::Bytes256(F::SUB), plain256::<F>)
 }
 
 #[cfg(target_arch = "x86_64")]
-fn vectors<F: Strips<Avx2> + Strips<Avx512>>(isa: Isa, layout: Layout, plain: Run) -> Path {
+fn vectors<F: Strips<Avx2> + OnTiles>(isa: Isa, layout: Layout, plain: Run) -> Path {
     let scratch = |rows, _| strips::scratch_len(rows);
-    if has_byte_dot_on(isa) {
+    if has_tiles_on(isa) {
+        // SAFETY: the machine has tiles, and AVX-512 with VNNI; pieces of work share no columns.
+        let run: Run = |job, columns, memory| unsafe { strips::run_on_tiles::<F>(job, columns, memory) };
+        Path { layout, group: ON_TILES, run, scratch: |rows, _| strips::scratch_len_on_tiles(rows) }
+    } else if has_byte_dot_on(isa) {
         // SAFETY: the machine has AVX-512 with VNNI; pieces of work share no columns.
         let run: Run = |job, columns, memory| unsafe { strips::run_avx512::<F>(job, columns, memory) };
         Path { layout, group: Avx512::GROUP, run, scratch }

@@ -15,6 +15,7 @@ mod avx2;
 mod avx512;
 mod lanes;
 mod large;
+mod on_tiles;
 mod small;
 mod tile;
 
@@ -25,6 +26,8 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
 pub(super) use lanes::Lanes;
 use lanes::{Place, Rows};
+pub(super) use on_tiles::OnTiles;
+use on_tiles::OnRegisters;
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::ops::Range;
 
@@ -65,6 +68,11 @@ pub(super) fn scratch_len(m: usize) -> usize {
     m * STRIP + (2 * TILE_BYTES + 2 * LINE) / 4
 }
 
+/// The same for [`run_on_tiles`]: numbers times their scales take nearly twice the room.
+pub(super) fn scratch_len_on_tiles(m: usize) -> usize {
+    scratch_len(m) + (2 * TILE_BYTES + LINE) / 4
+}
+
 /// Computes some columns of a product.
 ///
 /// # Safety
@@ -72,7 +80,7 @@ pub(super) fn scratch_len(m: usize) -> usize {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run_avx2<F: Strips<Avx2>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
     // SAFETY: passed on from the caller.
-    unsafe { run::<Avx2, F>(job, columns, memory) }
+    unsafe { run::<Avx2, F, _>(job, columns, memory, &OnVectors) }
 }
 
 /// Computes some columns of a product.
@@ -82,11 +90,50 @@ pub(super) unsafe fn run_avx2<F: Strips<Avx2>>(job: &Job<'_>, columns: Range<usi
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn run_avx512<F: Strips<Avx512>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
     // SAFETY: passed on from the caller.
-    unsafe { run::<Avx512, F>(job, columns, memory) }
+    unsafe { run::<Avx512, F, _>(job, columns, memory, &OnVectors) }
+}
+
+/// Computes some columns of a product, of sixteen rows at a time on tiles.
+///
+/// # Safety
+/// As [`run_avx512`], and the machine must have tiles.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(super) unsafe fn run_on_tiles<F: OnTiles>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
+    let (memory, ready) = memory.split_at_mut(scratch_len(job.x.rows));
+    let aligned = ready.as_ptr().align_offset(LINE).min(LINE / 4);
+    assert!(size_of::<F::Ready>() <= 2 * size_of::<F::Tile>() && ready.len() - aligned >= 2 * TILE_BYTES / 4);
+    let registers = OnRegisters::<F>::new(ready[aligned..].as_mut_ptr().cast());
+    // SAFETY: passed on from the caller.
+    unsafe { run::<Avx512, F, _>(job, columns, memory, &registers) }
+}
+
+/// How unpacked tiles meet all rows of activations.
+trait Groups<V: Lanes, F: Strips<V>> {
+    /// Continues the sums of all of them, or starts them.
+    ///
+    /// # Safety
+    /// As [`Strips::multiply`].
+    unsafe fn multiply(&self, tiles: &[F::Tile], place: Place<'_>, sums: &mut [[f32; STRIP]], starts: bool);
+}
+
+/// A few rows at a time on vectors.
+struct OnVectors;
+
+impl<V: Lanes, F: Strips<V>> Groups<V, F> for OnVectors {
+    #[inline(always)]
+    unsafe fn multiply(&self, tiles: &[F::Tile], place: Place<'_>, sums: &mut [[f32; STRIP]], starts: bool) {
+        // SAFETY: passed on from the caller.
+        unsafe { all_rows::<V, F>(tiles, place, sums, starts) }
+    }
 }
 
 #[inline(always)]
-unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
+unsafe fn run<V: Lanes, F: Strips<V>, G: Groups<V, F>>(
+    job: &Job<'_>,
+    columns: Range<usize>,
+    memory: &mut [i32],
+    groups: &G,
+) {
     let (m, row_bytes, size) = (job.x.rows, job.w.row_bytes(), F::BYTES);
     assert_eq!(size, job.w.ty.block_bytes(), "bytes of a block of {}", job.w.ty.name());
     let blocks = row_bytes / size;
@@ -109,7 +156,7 @@ unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memo
             let rows = Rows { first: job.w.bytes[first * row_bytes..].as_ptr(), stride: lines.apart * row_bytes };
             // SAFETY: passed on from the caller.
             unsafe {
-                one_strip::<V, F>(job, (rows, lines.count), (blocks, per_piece), tiles, spare, sums);
+                one_strip::<V, F, G>(job, (rows, lines.count), (blocks, per_piece), tiles, spare, sums, groups);
                 put(job, first, lines.apart, lines.count, sums);
             }
         }
@@ -119,13 +166,14 @@ unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memo
 
 /// The products of some rows, sixteen or less, with all activations.
 #[inline(always)]
-unsafe fn one_strip<V: Lanes, F: Strips<V>>(
+unsafe fn one_strip<V: Lanes, F: Strips<V>, G: Groups<V, F>>(
     job: &Job<'_>,
     (rows, count): (Rows, usize),
     (blocks, per_piece): (usize, usize),
     tiles: *mut F::Tile,
     spare: &mut [i32],
     sums: &mut [[f32; STRIP]],
+    groups: &G,
 ) {
     for first in (0..blocks).step_by(per_piece) {
         let length = per_piece.min(blocks - first);
@@ -139,7 +187,7 @@ unsafe fn one_strip<V: Lanes, F: Strips<V>>(
             for half in 0..STRIP / V::ROWS {
                 unpack::<V, F>(rows.from(half * V::ROWS), length, tiles, half);
             }
-            all_rows::<V, F>(std::slice::from_raw_parts(tiles, length * F::TILES), place, sums, first == 0);
+            groups.multiply(std::slice::from_raw_parts(tiles, length * F::TILES), place, sums, first == 0);
         }
     }
 }

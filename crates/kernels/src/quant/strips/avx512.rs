@@ -18,8 +18,8 @@ pub(in crate::quant) struct Avx512;
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(in crate::quant) struct Moved32 {
-    q: [Quad; SMALL / 4],
-    d: [f32; STRIP],
+    pub(super) q: [Quad; SMALL / 4],
+    pub(super) d: [f32; STRIP],
 }
 
 /// The same sixteen bytes in all quarters.
@@ -31,14 +31,14 @@ unsafe fn everywhere(bytes: &'static [u8; 16]) -> __m512i {
 
 /// A part of a tile.
 #[inline(always)]
-unsafe fn quad(part: &Quad) -> __m512i {
+pub(super) unsafe fn quad(part: &Quad) -> __m512i {
     // SAFETY: as many bytes are read as there are.
     unsafe { _mm512_loadu_si512(part.as_ptr().cast()) }
 }
 
 /// Numbers of a tile.
 #[inline(always)]
-unsafe fn floats(part: &[f32; STRIP]) -> __m512 {
+pub(super) unsafe fn floats(part: &[f32; STRIP]) -> __m512 {
     // SAFETY: as many are read as there are.
     unsafe { _mm512_loadu_ps(part.as_ptr()) }
 }

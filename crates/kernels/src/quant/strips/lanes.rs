@@ -74,6 +74,11 @@ pub(super) struct Block<const M: usize> {
 }
 
 impl<const M: usize> Block<M> {
+    /// Where its integers begin.
+    #[inline(always)]
+    pub(super) fn units(self) -> *const i32 {
+        self.units
+    }
     /// Some neighbours in k, four bytes.
     ///
     /// # Safety
