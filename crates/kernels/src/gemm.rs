@@ -3,8 +3,8 @@
 //! Contract, where `a` is not transposed: every element of a result is one chain over ascending k, from zero, from what
 //! is there, or from a bias. A link of the chain is `fma(a[i][k], b[k][j], sum)` in f32 (two roundings instead of one on
 //! the scalar instruction set), and in bf16, where the CPU has a dot instruction, one such instruction on two neighbours
-//! in k. Nothing else in the call has a part in it: a row is the same to the bit alone or among a thousand, on one thread
-//! or many. Batched and single decoding agree because of this. Products with few rows are bound by memory and go to
+//! in k, and where it multiplies tiles, what 32 neighbours in k give (`crate::tiles`). Nothing else in the call has a part
+//! in it: a row is the same to the bit alone or among a thousand, on one thread or many. Batched and single decoding agree because of this. Products with few rows are bound by memory and go to
 //! `gemv`, the others to `blocked`; both keep the chain.
 
 pub(crate) mod blocked;
@@ -153,7 +153,7 @@ impl Operand<'_> {
 
 /// `c = start + a b` with operands in bf16: products and sums in f32.
 ///
-/// Where the CPU has no bf16 dot instruction, the operands are widened, which is exact, and the result is that of
+/// Where the CPU has no fast way to multiply bf16, the operands are widened, which is exact, and the result is that of
 /// [`gemm_f32`].
 pub fn gemm_bf16(c: MatMut<'_, f32>, a: Operand<'_>, b: Operand<'_>, start: Start<'_>) {
     check_shapes("gemm_bf16", &c, a.shape(), b.shape(), start);

@@ -244,7 +244,7 @@ fn bf16_products_are_those_of_the_widened_operands() {
 }
 
 #[test]
-fn bf16_products_are_one_chain_of_pairs_on_every_instruction_set_in_every_layout() {
+fn bf16_products_are_the_same_chain_on_every_instruction_set_in_every_layout() {
     for isa in testable() {
         if isa == Isa::Avx512 && !has_fast_bf16() {
             println!("SKIPPED: this machine multiplies no bf16");

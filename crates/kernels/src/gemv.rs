@@ -1,4 +1,4 @@
-//! Products with at most eight rows: one token, or a few, against a weight matrix.
+//! Products with at most eight rows (sixteen on tiles): one token, or a few, against a weight matrix.
 //!
 //! `c[i][j] = sum over k of a[i][k] w[j][k]`, with `w` row-major, is bound by reading `w` once. The obvious way, a dot
 //! product per row of `w` with the lanes along k, adds in another order than the blocked product and would break
@@ -56,7 +56,7 @@ pub(crate) struct Pair([bf16; 2]);
 /// Whether a bf16 product [`suits`] and its rows consist of whole pairs.
 pub(crate) fn suits_pairs(c: &MatMut<'_, f32>, a: &Mat<'_, bf16>, b: &Mat<'_, bf16>) -> bool {
     let is_whole = a.cols.is_multiple_of(2) && b.col_stride.is_multiple_of(2);
-    crate::isa::has_bf16_dot() && is_whole && suits(c, a, b)
+    crate::isa::has_bf16_dot() && !crate::isa::has_tiles() && is_whole && suits(c, a, b)
 }
 
 /// `c = start + a b` for a product that [`suits_pairs`], on a CPU with the bf16 dot instruction.

@@ -4,6 +4,7 @@
 //! [`Isa`]. Kernels that are tested per instruction set take it as an argument, everything else asks [`isa`].
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An instruction set that the kernels are compiled for. Those of one architecture are in ascending order: a machine that
 /// has one has all before it.
@@ -52,6 +53,8 @@ impl Isa {
 }
 
 static CHOSEN: OnceLock<Isa> = OnceLock::new();
+/// Whether AVX-512 was asked for by name, which is without tiles.
+static WITHOUT_TILES: AtomicBool = AtomicBool::new(false);
 
 /// The instruction set in use: the forced one, else the best one that the machine has.
 #[inline]
@@ -59,21 +62,23 @@ pub fn isa() -> Isa {
     *CHOSEN.get_or_init(best)
 }
 
-/// Chooses the instruction set by name (`scalar`, `avx2`, `avx512`, `neon`), before any kernel ran.
+/// Chooses the instruction set by name (`scalar`, `avx2`, `avx512`, `amx`, `neon`), before any kernel ran. `amx` is AVX-512
+/// with tiles, `avx512` the same without them.
 ///
 /// It fails where the machine lacks the instruction set, and where another one is already in use.
 pub fn force(name: &str) -> Result<Isa, String> {
     let wanted = Isa::ALL
         .into_iter()
-        .find(|i| i.name() == name)
-        .ok_or_else(|| format!("unknown instruction set `{name}`: expected scalar, avx2, avx512 or neon"))?;
-    if !wanted.is_supported() {
+        .find(|i| i.name() == if name == "amx" { "avx512" } else { name })
+        .ok_or_else(|| format!("unknown instruction set `{name}`: expected scalar, avx2, avx512, amx or neon"))?;
+    if !wanted.is_supported() || name == "amx" && !crate::tiles::are_usable() {
         return Err(format!("this machine has no {name}: its best instruction set is {}", best().name()));
     }
     let chosen = *CHOSEN.get_or_init(|| wanted);
     if chosen != wanted {
         return Err(format!("instruction set {name} asked for, but {} is already in use", chosen.name()));
     }
+    WITHOUT_TILES.store(name == "avx512", Ordering::Relaxed);
     Ok(wanted)
 }
 
@@ -101,7 +106,7 @@ pub fn has_tiles() -> bool {
 
 /// The same for a given instruction set.
 pub(crate) fn has_tiles_on(isa: Isa) -> bool {
-    isa == Isa::Avx512 && crate::tiles::are_usable()
+    isa == Isa::Avx512 && crate::tiles::are_usable() && !WITHOUT_TILES.load(Ordering::Relaxed)
 }
 
 /// Whether bytes are multiplied with the machine's own dot instruction (VNNI) on 512-bit vectors.

@@ -65,21 +65,21 @@ pub fn peak_bf16_flop_per_s(peak_f32: f64) -> f64 {
 /// Products of tiles from the first-level cache.
 #[cfg(target_arch = "x86_64")]
 fn peak_of_tiles() -> f64 {
-    use crate::tiles::{Left, SIDE, Shape, Tiles};
+    use crate::tiles::{Aligned, Left, SIDE, Shape, Tiles};
     /// Steps of a product, products per run.
-    const SIZES: [usize; 2] = [8, 10_000];
+    const SIZES: [usize; 2] = [16, 5_000];
     let threads = rayon::current_num_threads();
     let mut results = vec![0.0_f32; threads];
     let seconds = fastest(|| {
         for_chunks(&mut results, 1, |_, result| {
-            let (left, right) = ([0.5_f32; 2 * SIDE * SIDE], [0.5_f32; SIZES[0] * 2 * SIDE * SIDE]);
-            let (tiles, mut c) = (Tiles::new(&Shape::WHOLE), [0.0_f32; 4 * SIDE * SIDE]);
-            let left = Left { at: left.as_ptr(), stride: 4 * SIDE, step: 0 };
+            let (left, right) = (Aligned([0.5_f32; 2 * SIDE * SIDE]), Aligned([0.5_f32; SIZES[0] * 2 * SIDE * SIDE]));
+            let (tiles, mut c) = (Tiles::new(&Shape::WHOLE), Aligned([0.0_f32; 4 * SIDE * SIDE]));
+            let left = Left { at: left.0.as_ptr(), stride: 4 * SIDE, step: 0 };
             for _ in 0..SIZES[1] {
                 // SAFETY: one step of left is read again and again, and both others are as large as they must be.
-                unsafe { tiles.multiply_bf16(SIZES[0], left, right.as_ptr(), (c.as_mut_ptr(), 8 * SIDE, true)) };
+                unsafe { tiles.multiply_bf16(SIZES[0], left, right.0.as_ptr(), (c.0.as_mut_ptr(), 8 * SIDE, false)) };
             }
-            result[0] = c[0];
+            result[0] = c.0[0];
         });
     });
     std::hint::black_box(&results);

@@ -17,6 +17,11 @@ pub(crate) fn are_usable() -> bool {
     false
 }
 
+/// A memory that begins at a cache line. Tiles whose lines cross two of them load a third as fast.
+#[cfg(target_arch = "x86_64")]
+#[repr(C, align(64))]
+pub(crate) struct Aligned<T>(pub(crate) T);
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Left, Shape, Tiles, are_usable};
 
@@ -96,7 +101,8 @@ mod x86 {
         }
     }
 
-    /// The tile registers of this thread, ready for use; given back when it is dropped, so that nobody has to keep them.
+    /// The tile registers of this thread, ready for use; given back when it is dropped, so that nobody has to keep them. One
+    /// at a time: while it lives, no other piece of parallel work may run on this thread.
     pub(crate) struct Tiles {
         /// What one thread has configured no other has.
         _private: std::marker::PhantomData<*const ()>,
@@ -118,15 +124,23 @@ mod x86 {
         pub(crate) fn new(shape: &Shape) -> Self {
             assert!(are_usable(), "this machine has no tiles");
             // SAFETY: they are there, and the process may use them.
-            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const *shape, options(nostack, readonly)) };
+            unsafe {
+                asm!(
+                    "ldtilecfg [{}]",
+                    in(reg) &raw const *shape,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack, readonly)
+                );
+            }
             Self { _private: std::marker::PhantomData }
         }
 
         /// `c = a b`, or `c += a b`: 32 rows and columns, `steps` times sixteen units of k.
         ///
         /// # Safety
-        /// Left must hold `steps` steps of 32 lines, `right` as many of sixteen units of 32 columns side by side; `c`
-        /// must hold 32 rows, `stride` bytes apart, that are this thread's own.
+        /// Registers have the shape [`Shape::WHOLE`]. Left must hold `steps` steps of 32 lines, `right` as many of sixteen
+        /// units of 32 columns side by side; `c` must hold 32 rows, `stride` bytes apart, that are this thread's own.
         #[inline(always)]
         pub(crate) unsafe fn multiply_bf16(
             &self,
@@ -135,7 +149,7 @@ mod x86 {
             right: *const f32,
             (c, stride, continues): (*mut f32, usize, bool),
         ) {
-            debug_assert!(steps > 0);
+            assert!(steps > 0);
             // SAFETY: the caller vouches for all places; the tiles are configured.
             unsafe {
                 asm!(
@@ -186,14 +200,13 @@ mod x86 {
                 );
             }
         }
-    }
 
-    impl Tiles {
         /// The products of 32 lines with up to sixteen columns, which continue the sums at `c`: 32 rows of sixteen.
         /// What lies `AHEAD` bytes further in each line is fetched meanwhile.
         ///
         /// # Safety
-        /// Left must hold `steps` steps of 32 lines, `right` as many of sixteen units of sixteen columns side by side.
+        /// Registers have the shape [`Shape::WHOLE`]. Left must hold `steps` steps of 32 lines, `right` as many of sixteen
+        /// units of sixteen columns side by side.
         #[inline(always)]
         pub(crate) unsafe fn multiply_thin_bf16<const AHEAD: usize>(
             &self,
@@ -202,7 +215,7 @@ mod x86 {
             right: *const f32,
             c: &mut [[f32; SIDE]; 2 * SIDE],
         ) {
-            debug_assert!(steps > 0);
+            assert!(steps > 0);
             // SAFETY: the caller vouches for all places; the tiles are configured; prefetches may point anywhere.
             unsafe {
                 asm!(
@@ -248,9 +261,7 @@ mod x86 {
                 );
             }
         }
-    }
 
-    impl Tiles {
         /// Sums of products of signed bytes for each of `count` blocks of 32 in k: sixteen lines by sixteen columns.
         ///
         /// # Safety
@@ -268,7 +279,42 @@ mod x86 {
             // SAFETY: the caller vouches for the operands; there are as many sums.
             unsafe {
                 asm!(
+                    // Four blocks side by side, whose sums do not wait for each other.
+                    "cmp {count}, 4",
+                    "jb 3f",
                     "2:",
+                    "tilezero tmm0",
+                    "tileloadd tmm4, [{left} + {short}*1]",
+                    "tileloadd tmm6, [{right} + {long}*1]",
+                    "tdpbssd tmm0, tmm4, tmm6",
+                    "add {right}, {step}",
+                    "tilezero tmm1",
+                    "tileloadd tmm5, [{left} + {short}*1 + 512]",
+                    "tileloadd tmm7, [{right} + {long}*1]",
+                    "tdpbssd tmm1, tmm5, tmm7",
+                    "add {right}, {step}",
+                    "tilezero tmm2",
+                    "tileloadd tmm4, [{left} + {short}*1 + 1024]",
+                    "tileloadd tmm6, [{right} + {long}*1]",
+                    "tdpbssd tmm2, tmm4, tmm6",
+                    "add {right}, {step}",
+                    "tilezero tmm3",
+                    "tileloadd tmm5, [{left} + {short}*1 + 1536]",
+                    "tileloadd tmm7, [{right} + {long}*1]",
+                    "tdpbssd tmm3, tmm5, tmm7",
+                    "add {right}, {step}",
+                    "tilestored [{sums} + {long}*1], tmm0",
+                    "tilestored [{sums} + {long}*1 + 1024], tmm1",
+                    "tilestored [{sums} + {long}*1 + 2048], tmm2",
+                    "tilestored [{sums} + {long}*1 + 3072], tmm3",
+                    "add {left}, 2048",
+                    "add {sums}, 4096",
+                    "sub {count}, 4",
+                    "cmp {count}, 4",
+                    "jae 2b",
+                    "3:",
+                    "test {count}, {count}",
+                    "jz 4f",
                     "tilezero tmm0",
                     "tileloadd tmm4, [{left} + {short}*1]",
                     "tileloadd tmm6, [{right} + {long}*1]",
@@ -278,7 +324,8 @@ mod x86 {
                     "add {right}, {step}",
                     "add {sums}, 1024",
                     "dec {count}",
-                    "jnz 2b",
+                    "jmp 3b",
+                    "4:",
                     left = inout(reg) left => _,
                     short = in(reg) 32_usize,
                     right = inout(reg) right => _,
@@ -286,24 +333,26 @@ mod x86 {
                     long = in(reg) 64_usize,
                     sums = inout(reg) sums.as_mut_ptr() => _,
                     count = inout(reg) count => _,
-                    out("tmm0") _, out("tmm4") _, out("tmm6") _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack)
                 );
             }
         }
 
-        /// Sums of products of signed bytes with two right operands, over `steps` times 64 in k.
+        /// Sums of products of signed bytes, over `steps` times 64 in k, of two left operands with two right ones: of the
+        /// first with both, then of the second.
         ///
         /// # Safety
-        /// Registers have the shape [`Shape::WHOLE`]. Left must hold 64 bytes of sixteen lines for each step, each right
-        /// one sixteen times four bytes of sixteen columns side by side.
+        /// Registers have the shape [`Shape::WHOLE`]. Each left one must hold 64 bytes of sixteen lines for each step,
+        /// each right one sixteen times four bytes of sixteen columns side by side.
         #[inline(always)]
         pub(crate) unsafe fn multiply_halves<const LINES: usize>(
             &self,
             steps: usize,
-            left: *const i32,
+            [left, below]: [*const i32; 2],
             [right, other]: [&[[u8; 4 * SIDE]; LINES]; 2],
-            sums: &mut [[[i32; SIDE]; SIDE]; 2],
+            sums: &mut [[[i32; SIDE]; SIDE]; 4],
         ) {
             assert!(steps > 0 && steps * SIDE <= LINES);
             // SAFETY: the caller vouches for left; the others are as long.
@@ -311,26 +360,36 @@ mod x86 {
                 asm!(
                     "tilezero tmm0",
                     "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
                     "2:",
                     "tileloadd tmm4, [{left} + {line}*1]",
                     "tileloadd tmm6, [{right} + {line}*1]",
                     "tdpbssd tmm0, tmm4, tmm6",
                     "tileloadd tmm7, [{other} + {line}*1]",
                     "tdpbssd tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{below} + {line}*1]",
+                    "tdpbssd tmm2, tmm5, tmm6",
+                    "tdpbssd tmm3, tmm5, tmm7",
                     "add {left}, 1024",
+                    "add {below}, 1024",
                     "add {right}, 1024",
                     "add {other}, 1024",
                     "dec {steps}",
                     "jnz 2b",
                     "tilestored [{sums} + {line}*1], tmm0",
                     "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                    "tilestored [{sums} + {line}*1 + 2048], tmm2",
+                    "tilestored [{sums} + {line}*1 + 3072], tmm3",
                     left = inout(reg) left => _,
+                    below = inout(reg) below => _,
                     right = inout(reg) right.as_ptr() => _,
                     other = inout(reg) other.as_ptr() => _,
                     line = in(reg) 64_usize,
                     sums = in(reg) sums.as_mut_ptr(),
                     steps = inout(reg) steps => _,
-                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack)
                 );
             }
@@ -340,7 +399,14 @@ mod x86 {
     impl Drop for Tiles {
         fn drop(&mut self) {
             // SAFETY: they are there.
-            unsafe { asm!("tilerelease", options(nostack, nomem)) };
+            unsafe {
+                asm!(
+                    "tilerelease",
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack, nomem)
+                );
+            }
         }
     }
 }

@@ -45,6 +45,7 @@ pub fn environment(threads: usize, data: &Value, base: &Value) -> Value {
         "cpu": cpu_name(),
         "isa": loam_kernels::isa::isa().name(),
         "bf16": loam_kernels::isa::has_fast_bf16(),
+        "amx": loam_kernels::isa::has_tiles(),
         "threads": threads,
         "data": data,
         "base": base,

@@ -32,7 +32,7 @@ pub use train::{ConfigVerb, RunsVerb, TrainArgs};
 #[derive(Debug, Parser)]
 #[command(name = "loam", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "New here? `loam quickstart` trains a small model before your eyes and lets you talk to it.\n\
-    Environment: LOAM_HOME (local store, default ~/.loam), LOAM_THREADS, LOAM_CPU=scalar|avx2|avx512|neon, NO_COLOR.\n\
+    Environment: LOAM_HOME (local store, default ~/.loam), LOAM_THREADS, LOAM_CPU=scalar|avx2|avx512|amx|neon, NO_COLOR.\n\
     Exit status: 0 done, 1 a negative result, 2 an error.")]
 pub struct Cli {
     /// Threads to compute with [default: LOAM_THREADS, else all cores]

@@ -29,13 +29,18 @@ pub fn run(args: &JsonArgs, environment: &Environment) -> Result<Outcome, Failur
     if args.json {
         output::json(&json!({
             "version": env!("CARGO_PKG_VERSION"), "processor": machine::processor(), "isa": isa::isa().name(),
-            "supported_isas": supported, "bf16": isa::has_fast_bf16(), "threads": rayon::current_num_threads(),
+            "supported_isas": supported, "bf16": isa::has_fast_bf16(), "amx": isa::has_tiles(),
+            "threads": rayon::current_num_threads(),
             "memory_bytes": total, "available_memory_bytes": available, "memory_read_gb_per_s": bandwidth,
             "free_disk_bytes": disk, "home": environment.home, "warnings": warnings,
         }))?;
         return Ok(Outcome::Done);
     }
-    let bf16 = if isa::has_fast_bf16() { "fast bf16" } else { "bf16 is no faster than f32: training uses f32" };
+    let bf16 = match (isa::has_tiles(), isa::has_fast_bf16()) {
+        (true, _) => "tiles of bf16 and of bytes (AMX)",
+        (false, true) => "fast bf16",
+        (false, false) => "bf16 is no faster than f32: training uses f32",
+    };
     let home = environment.home.as_ref().map_or("none: set LOAM_HOME".into(), |home| home.display().to_string());
     for (name, value) in [
         ("loam", env!("CARGO_PKG_VERSION").to_owned()),

@@ -7,7 +7,7 @@ use super::Mat;
 use super::registers::{Ahead, Block, Corner};
 use super::units::{Plain, Source, pack, strip_len};
 use crate::simd::Simd;
-use crate::tiles::{Left, SIDE, Shape, Tiles};
+use crate::tiles::{Aligned, Left, SIDE, Shape, Tiles};
 use crate::unit::Unit;
 
 /// Rows of a strip of `a`.
@@ -60,25 +60,31 @@ impl<S: Simd, A: Source> Block<S, A> for OnTiles {
         ahead.turns(depth);
         next.turns(depth);
         let left = Left { at: left, stride: SIDE * UNIT, step: ROWS * SIDE * UNIT };
-        // SAFETY: the caller vouches for all places. Sums that `c` has no place for are kept beside it.
+        // SAFETY: the caller vouches for all places. Sums that `c` has no place for, or is to be added to, are kept beside it.
         unsafe {
-            if WHOLE {
+            let apart = corner.sums && corner.apart;
+            if WHOLE && !apart {
                 if let Some(bias) = bias {
                     (0..ROWS).for_each(|i| copy(s, corner.c.add(i * corner.stride), bias.as_ptr(), COLUMNS));
                 }
                 let c = (corner.c, corner.stride * UNIT, corner.sums || bias.is_some());
                 self.0.multiply_bf16(depth / STEPS, left, right, c);
             } else {
-                let mut sums = [[0.0_f32; COLUMNS]; ROWS];
-                for (i, sums) in sums[..corner.rows].iter_mut().enumerate() {
-                    let from = if corner.sums { Some(corner.c.add(i * corner.stride).cast_const()) } else { None };
+                let mut sums = Aligned([[0.0_f32; COLUMNS]; ROWS]);
+                for (i, sums) in sums.0[..corner.rows].iter_mut().enumerate() {
+                    let from =
+                        if corner.sums && !apart { Some(corner.c.add(i * corner.stride).cast_const()) } else { None };
                     if let Some(from) = from.or(bias.map(<[f32]>::as_ptr)) {
                         copy(s, sums.as_mut_ptr(), from, corner.columns);
                     }
                 }
-                self.0.multiply_bf16(depth / STEPS, left, right, (sums.as_mut_ptr().cast(), COLUMNS * UNIT, true));
-                for (i, sums) in sums[..corner.rows].iter().enumerate() {
-                    copy(s, corner.c.add(i * corner.stride), sums.as_ptr(), corner.columns);
+                self.0.multiply_bf16(depth / STEPS, left, right, (sums.0.as_mut_ptr().cast(), COLUMNS * UNIT, true));
+                for (i, sums) in sums.0[..corner.rows].iter().enumerate() {
+                    let to = corner.c.add(i * corner.stride);
+                    match apart {
+                        true => add(s, to, sums, corner.columns),
+                        false => copy(s, to, sums.as_ptr(), corner.columns),
+                    }
                 }
             }
         }
@@ -95,6 +101,20 @@ unsafe fn copy<S: Simd>(s: S, to: *mut f32, from: *const f32, count: usize) {
     let (to, from) = unsafe { (std::slice::from_raw_parts_mut(to, count), std::slice::from_raw_parts(from, count)) };
     for (to, from) in to.chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
         s.store_partial(to, s.load_partial(from));
+    }
+}
+
+/// Adds up to [`COLUMNS`] values.
+///
+/// # Safety
+/// They must be readable and writable.
+#[inline(always)]
+unsafe fn add<S: Simd>(s: S, to: *mut f32, values: &[f32; COLUMNS], count: usize) {
+    // SAFETY: passed on from the caller.
+    let to = unsafe { std::slice::from_raw_parts_mut(to, count) };
+    for (to, values) in to.chunks_mut(S::LANES).zip(values.chunks(S::LANES)) {
+        let sum = s.add(s.load_partial(to), s.load(values));
+        s.store_partial(to, sum);
     }
 }
 
@@ -121,13 +141,7 @@ fn by_lines<S: Simd, A: Source>(s: S, strip: &mut [f32], lines: &Mat<'_, A::Elem
 
 /// A strip of lines that lie side by side: packed as those of `b` are, then turned.
 #[inline(always)]
-fn turned<S: Simd, A: Source>(
-    s: S,
-    strip: &mut [f32],
-    spare: &mut [f32],
-    lines: Mat<'_, A::Element>,
-    depth: usize,
-) {
+fn turned<S: Simd, A: Source>(s: S, strip: &mut [f32], spare: &mut [f32], lines: Mat<'_, A::Element>, depth: usize) {
     pack::<S, A>(s, spare, lines, ROWS, depth);
     for (block, from) in strip.chunks_exact_mut(ROWS * SIDE).zip(spare[..ROWS * depth].chunks_exact(ROWS * SIDE)) {
         for i in (0..ROWS).step_by(8) {

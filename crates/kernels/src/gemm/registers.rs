@@ -21,7 +21,7 @@ pub(super) struct Corner {
     pub columns: usize,
     /// Whether the result goes on from what `c` holds, or is added to it.
     pub sums: bool,
-    /// Whether it is added.
+    /// Whether it is added to what another panel gave.
     pub apart: bool,
 }
 
@@ -50,6 +50,7 @@ impl Ahead {
     }
 
     /// What is due in `steps` of k.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(super) fn turns(&mut self, steps: usize) {
         for _ in 0..steps / UNROLL {

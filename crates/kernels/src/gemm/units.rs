@@ -36,6 +36,7 @@ pub(crate) trait Source: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// As [`Source::across`].
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only tiles want it"))]
     #[inline(always)]
     unsafe fn along<S: Simd>(s: S, lines: &Mat<'_, Self::Element>, i: usize, p: usize) -> S::V {
         let mut units = [0.0; crate::simd::MAX_LANES];
@@ -228,7 +229,13 @@ pub(crate) fn strip_len(width: usize, depth: usize) -> usize {
 /// Copies lines into strips of `width`, each [`strip_len`] of `room` steps: step p of a strip is unit p of its lines. What
 /// the last strip or the lines lack is zero.
 #[inline(always)]
-pub(crate) fn pack<S: Simd, X: Source>(s: S, strips: &mut [f32], lines: Mat<'_, X::Element>, width: usize, room: usize) {
+pub(crate) fn pack<S: Simd, X: Source>(
+    s: S,
+    strips: &mut [f32],
+    lines: Mat<'_, X::Element>,
+    width: usize,
+    room: usize,
+) {
     let (depth, size) = (X::Unit::count(lines.cols), strip_len(width, room));
     assert!(strips.len() >= lines.rows.div_ceil(width) * size && depth <= room, "too few strips");
     let packed = match () {

@@ -1,13 +1,13 @@
 //! Thin bf16 products on tiles: `c` transposed is `w a` transposed, so the rows of `w` are read where they are.
 
-use super::{PIECES, PIECE_BYTES, Pointer};
-use crate::gemm::units::{Source, pack, strip_len};
+use super::{PIECE_BYTES, PIECES, Pointer};
+use crate::gemm::units::Source;
 use crate::gemm::{Mat, MatMut, Start};
 use crate::isa::{has_tiles, isa};
 use crate::parallel::{for_ranges, lines};
 use crate::scratch::with_scratch;
 use crate::simd::{Kernel, Simd, dispatch_pairs};
-use crate::tiles::{Left, SIDE, Shape, Tiles};
+use crate::tiles::{Aligned, Left, SIDE, Shape, Tiles};
 use crate::unit::{Two, Unit};
 use half::bf16;
 use std::ops::Range;
@@ -32,7 +32,7 @@ pub(crate) fn gemv_tiles<A: Source<Unit = Two>>(
     start: Start<'_>,
 ) {
     let (depth, n) = (Two::count(w.rows), w.cols);
-    with_scratch(strip_len(SIDE, depth) + SIDE, |scratch: &mut [f32]| {
+    with_scratch(SIDE * depth + SIDE, |scratch: &mut [f32]| {
         // A tile is loaded fastest from whole cache lines.
         let aligned = scratch.as_ptr().align_offset(SIDE * size_of::<f32>()).min(SIDE);
         let factors = &mut scratch[aligned..];
@@ -59,7 +59,16 @@ impl<A: Source> Kernel for Pack<'_, A> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let depth = A::Unit::count(self.a.cols);
-        pack::<S, A>(s, self.factors, self.a, SIDE, depth);
+        let factors = &mut self.factors[..SIDE * depth];
+        factors.fill(0.0);
+        for i in 0..self.a.rows {
+            for (step, units) in factors.chunks_exact_mut(SIDE * SIDE).enumerate() {
+                let mut line = [0.0; SIDE];
+                // SAFETY: rows are whole steps long.
+                unsafe { s.store_ptr(line.as_mut_ptr(), A::along(s, &self.a, i, step * SIDE)) };
+                units.iter_mut().skip(i).step_by(SIDE).zip(line).for_each(|(unit, x)| *unit = x);
+            }
+        }
     }
 }
 
@@ -77,13 +86,15 @@ impl Job<'_> {
     /// # Safety
     /// `columns` must be inside the matrix, and no other thread may write them.
     unsafe fn run(&self, columns: Range<usize>) {
-        let (tiles, mut next, row_bytes) = (Tiles::new(&Shape::WHOLE), columns.start, self.w.col_stride * size_of::<bf16>());
+        let (tiles, mut next, row_bytes) =
+            (Tiles::new(&Shape::WHOLE), columns.start, self.w.col_stride * size_of::<bf16>());
         while next < columns.end {
             let lines = lines(columns.end - next, STRIP, row_bytes);
-            // Too few for a strip: the last of all rows of `w`, those that are not of this piece for nothing.
+            // Too few for a strip: the last of all rows of `w`, of which there are enough, and those that are not of this
+            // piece for nothing.
             let (first, skip) = match lines.count == STRIP {
                 true => (next, 0),
-                false => (columns.end.max(STRIP) - STRIP, STRIP - lines.count),
+                false => (columns.end - STRIP, STRIP - lines.count),
             };
             for strip in 0..lines.strips {
                 // SAFETY: passed on from the caller; there are as many rows in `w`.
@@ -100,7 +111,8 @@ impl Job<'_> {
     #[inline(always)]
     unsafe fn strip(&self, tiles: &Tiles, first: usize, apart: usize, skip: usize) {
         let column = |j: usize| first + j * apart;
-        let mut sums = [[0.0_f32; SIDE]; STRIP];
+        let mut memory = Aligned([[0.0_f32; SIDE]; STRIP]);
+        let sums = &mut memory.0;
         for (j, sums) in sums.iter_mut().enumerate().skip(skip) {
             for (i, sum) in sums[..self.rows].iter_mut().enumerate() {
                 *sum = match self.start {
@@ -115,7 +127,7 @@ impl Job<'_> {
         let stride = apart * self.w.col_stride * size_of::<bf16>();
         let left = Left { at, stride, step: SIDE * size_of::<f32>() };
         // SAFETY: the caller vouches for the rows, which are whole steps long, as the factors are.
-        unsafe { tiles.multiply_thin_bf16::<AHEAD>(Two::count(self.w.rows) / SIDE, left, self.factors.as_ptr(), &mut sums) };
+        unsafe { tiles.multiply_thin_bf16::<AHEAD>(Two::count(self.w.rows) / SIDE, left, self.factors.as_ptr(), sums) };
         for (j, sums) in sums.iter().enumerate().skip(skip) {
             for (i, &sum) in sums[..self.rows].iter().enumerate() {
                 // SAFETY: as above.

@@ -15,6 +15,9 @@ pub(super) const LARGE: usize = 256;
 /// Rows of a group that is multiplied on tiles: of each, as many bytes lie side by side as a tile takes at once.
 pub(super) const ON_TILES: usize = 16;
 
+/// f32 in a cache line, at one of which integers begin.
+const LINE: usize = 16;
+
 /// How a row of activations lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -34,11 +37,12 @@ impl Layout {
         if matches!(self, Layout::Bytes256(_)) { LARGE } else { SMALL }
     }
 
-    /// Units that lie side by side in a group of `count` rows.
+    /// Units that lie side by side in a group of `count` rows: those that a tile takes at once.
     fn neighbours(self, count: usize) -> usize {
         match self {
             _ if count < ON_TILES => 1,
-            Layout::Bytes256(_) => 16,
+            Layout::Bytes256(_) => LARGE / 4 / 4,
+            Layout::Words32 => unreachable!("tiles multiply bytes"),
             _ => SMALL / 4,
         }
     }
@@ -88,13 +92,14 @@ impl<'a> Activations<'a> {
     /// Floats that `rows` rows need in [`Activations::of`].
     pub(super) fn scratch_len(rows: usize, k: usize, layout: Layout) -> usize {
         let [units, sums] = layout.per_block();
-        rows * (k / layout.block()) * (units + 1 + sums)
+        rows * (k / layout.block()) * (units + 1 + sums) + LINE
     }
 
     /// Rounds the rows of `x` `[rows, k]` to the nearest of 255 levels per block, in groups of `most` rows or less.
     pub(super) fn of(isa: Isa, x: &[f32], k: usize, layout: Layout, most: usize, scratch: &'a mut [f32]) -> Self {
         let (rows, blocks, [units, sums]) = (x.len() / k, k / layout.block(), layout.per_block());
-        let (u, rest) = scratch.split_at_mut(rows * blocks * units);
+        let aligned = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let (u, rest) = scratch[aligned..].split_at_mut(rows * blocks * units);
         let (d, s) = rest.split_at_mut(rows * blocks);
         let s = &mut s[..rows * blocks * sums];
         let round = |i: usize, units: &mut [f32], scales: &mut [f32], sums: &mut [f32]| {
@@ -180,7 +185,8 @@ impl Row<'_> {
             let mut q = [0_i8; BLOCK];
             let d = round_block(s, x, &mut q);
             self.scales[b * count + i] = d;
-            let (units, side) = (&mut self.units[b * per_units * count..][..per_units * count], layout.neighbours(count));
+            let (units, side) =
+                (&mut self.units[b * per_units * count..][..per_units * count], layout.neighbours(count));
             let units = units.chunks_exact_mut(side).skip(i).step_by(count);
             if layout == Layout::Words32 {
                 for (unit, &[low, high]) in units.zip(q.as_chunks::<2>().0) {

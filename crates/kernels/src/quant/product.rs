@@ -25,9 +25,9 @@ use crate::gemm::blocked;
 use crate::gemm::units::{Halves, Plain, Widened};
 use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
 use crate::gemv;
+use crate::isa::{Isa, isa};
 #[cfg(target_arch = "x86_64")]
 use crate::isa::{has_byte_dot_on, has_tiles_on};
-use crate::isa::{Isa, isa};
 use crate::parallel::for_ranges;
 use crate::scratch::with_scratch;
 use half::{bf16, f16};

@@ -26,8 +26,7 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
 pub(super) use lanes::Lanes;
 use lanes::{Place, Rows};
-pub(super) use on_tiles::OnTiles;
-use on_tiles::OnRegisters;
+pub(super) use on_tiles::{OnTiles, run_on_tiles, scratch_len_on_tiles};
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::ops::Range;
 
@@ -68,11 +67,6 @@ pub(super) fn scratch_len(m: usize) -> usize {
     m * STRIP + (2 * TILE_BYTES + 2 * LINE) / 4
 }
 
-/// The same for [`run_on_tiles`]: numbers times their scales take nearly twice the room.
-pub(super) fn scratch_len_on_tiles(m: usize) -> usize {
-    scratch_len(m) + (2 * TILE_BYTES + LINE) / 4
-}
-
 /// Computes some columns of a product.
 ///
 /// # Safety
@@ -80,7 +74,7 @@ pub(super) fn scratch_len_on_tiles(m: usize) -> usize {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run_avx2<F: Strips<Avx2>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
     // SAFETY: passed on from the caller.
-    unsafe { run::<Avx2, F, _>(job, columns, memory, &OnVectors) }
+    unsafe { run::<Avx2, F>(job, columns, memory) }
 }
 
 /// Computes some columns of a product.
@@ -90,57 +84,13 @@ pub(super) unsafe fn run_avx2<F: Strips<Avx2>>(job: &Job<'_>, columns: Range<usi
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn run_avx512<F: Strips<Avx512>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
     // SAFETY: passed on from the caller.
-    unsafe { run::<Avx512, F, _>(job, columns, memory, &OnVectors) }
-}
-
-/// Computes some columns of a product, of sixteen rows at a time on tiles.
-///
-/// # Safety
-/// As [`run_avx512`], and the machine must have tiles.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn run_on_tiles<F: OnTiles>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
-    let (memory, ready) = memory.split_at_mut(scratch_len(job.x.rows));
-    let aligned = ready.as_ptr().align_offset(LINE).min(LINE / 4);
-    assert!(size_of::<F::Ready>() <= 2 * size_of::<F::Tile>() && ready.len() - aligned >= 2 * TILE_BYTES / 4);
-    let registers = OnRegisters::<F>::new(ready[aligned..].as_mut_ptr().cast());
-    // SAFETY: passed on from the caller.
-    unsafe { run::<Avx512, F, _>(job, columns, memory, &registers) }
-}
-
-/// How unpacked tiles meet all rows of activations.
-trait Groups<V: Lanes, F: Strips<V>> {
-    /// Continues the sums of all of them, or starts them.
-    ///
-    /// # Safety
-    /// As [`Strips::multiply`].
-    unsafe fn multiply(&self, tiles: &[F::Tile], place: Place<'_>, sums: &mut [[f32; STRIP]], starts: bool);
-}
-
-/// A few rows at a time on vectors.
-struct OnVectors;
-
-impl<V: Lanes, F: Strips<V>> Groups<V, F> for OnVectors {
-    #[inline(always)]
-    unsafe fn multiply(&self, tiles: &[F::Tile], place: Place<'_>, sums: &mut [[f32; STRIP]], starts: bool) {
-        // SAFETY: passed on from the caller.
-        unsafe { all_rows::<V, F>(tiles, place, sums, starts) }
-    }
+    unsafe { run::<Avx512, F>(job, columns, memory) }
 }
 
 #[inline(always)]
-unsafe fn run<V: Lanes, F: Strips<V>, G: Groups<V, F>>(
-    job: &Job<'_>,
-    columns: Range<usize>,
-    memory: &mut [i32],
-    groups: &G,
-) {
-    let (m, row_bytes, size) = (job.x.rows, job.w.row_bytes(), F::BYTES);
-    assert_eq!(size, job.w.ty.block_bytes(), "bytes of a block of {}", job.w.ty.name());
-    let blocks = row_bytes / size;
-    let room = if m <= FEW { FEW_BYTES } else { TILE_BYTES };
-    let most = room / (F::TILES * size_of::<F::Tile>());
-    let per_piece = blocks.div_ceil(blocks.div_ceil(most.max(1)));
-    assert!(per_piece * F::TILES * size_of::<F::Tile>() <= TILE_BYTES && per_piece * size * STRIP <= TILE_BYTES);
+unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
+    let (m, row_bytes) = (job.x.rows, job.w.row_bytes());
+    let pieces = pieces::<V, F>(job, if m <= FEW { FEW_BYTES } else { TILE_BYTES });
     let (sums, rest) = memory.split_at_mut(m * STRIP);
     let sums = bytemuck::cast_slice_mut::<i32, f32>(sums).as_chunks_mut::<STRIP>().0;
     let aligned = rest.as_ptr().align_offset(LINE).min(LINE / 4);
@@ -154,41 +104,53 @@ unsafe fn run<V: Lanes, F: Strips<V>, G: Groups<V, F>>(
         for strip in 0..lines.strips {
             let first = next + strip;
             let rows = Rows { first: job.w.bytes[first * row_bytes..].as_ptr(), stride: lines.apart * row_bytes };
-            // SAFETY: passed on from the caller.
-            unsafe {
-                one_strip::<V, F, G>(job, (rows, lines.count), (blocks, per_piece), tiles, spare, sums, groups);
-                put(job, first, lines.apart, lines.count, sums);
+            for piece in pieces.clone() {
+                let (starts, place) = (piece.start == 0, Place { x: &job.x, row: 0, tile: piece.start * F::TILES });
+                // SAFETY: passed on from the caller; the rows and the piece are inside of the matrix.
+                unsafe {
+                    let tiles = unpack_piece::<V, F>((rows, lines.count), piece, tiles, spare);
+                    all_rows::<V, F>(tiles, place, sums, starts);
+                }
             }
+            // SAFETY: passed on from the caller.
+            unsafe { put(job, first, lines.apart, lines.count, sums) };
         }
         next += lines.strips * lines.count;
     }
 }
 
-/// The products of some rows, sixteen or less, with all activations.
+/// The blocks of a row, in pieces whose tiles fit into `room` bytes.
 #[inline(always)]
-unsafe fn one_strip<V: Lanes, F: Strips<V>, G: Groups<V, F>>(
-    job: &Job<'_>,
+fn pieces<V: Lanes, F: Strips<V>>(job: &Job<'_>, room: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+    let (size, tiles) = (F::BYTES, F::TILES * size_of::<F::Tile>());
+    assert_eq!(size, job.w.ty.block_bytes(), "bytes of a block of {}", job.w.ty.name());
+    let blocks = job.w.row_bytes() / size;
+    let length = blocks.div_ceil(blocks.div_ceil((room / tiles).max(1)));
+    assert!(length * tiles <= TILE_BYTES && length * size * STRIP <= TILE_BYTES);
+    (0..blocks).step_by(length).map(move |first| first..blocks.min(first + length))
+}
+
+/// The tiles of a piece of some rows, sixteen or less.
+///
+/// # Safety
+/// The rows must have these blocks, `tiles` room for their tiles; the machine must have the lanes.
+#[inline(always)]
+unsafe fn unpack_piece<'a, V: Lanes, F: Strips<V>>(
     (rows, count): (Rows, usize),
-    (blocks, per_piece): (usize, usize),
+    blocks: Range<usize>,
     tiles: *mut F::Tile,
     spare: &mut [i32],
-    sums: &mut [[f32; STRIP]],
-    groups: &G,
-) {
-    for first in (0..blocks).step_by(per_piece) {
-        let length = per_piece.min(blocks - first);
-        let place = Place { x: &job.x, row: 0, tile: first * F::TILES };
-        // SAFETY: rows and blocks are inside the matrix; the tiles have room, and are all written before they are read.
-        unsafe {
-            let mut rows = rows.further(first * F::BYTES);
-            if count < STRIP {
-                rows = completed(rows, count, length * F::BYTES, spare);
-            }
-            for half in 0..STRIP / V::ROWS {
-                unpack::<V, F>(rows.from(half * V::ROWS), length, tiles, half);
-            }
-            groups.multiply(std::slice::from_raw_parts(tiles, length * F::TILES), place, sums, first == 0);
+) -> &'a [F::Tile] {
+    // SAFETY: passed on from the caller; tiles are all written before they are read.
+    unsafe {
+        let mut rows = rows.further(blocks.start * F::BYTES);
+        if count < STRIP {
+            rows = completed(rows, count, blocks.len() * F::BYTES, spare);
         }
+        for half in 0..STRIP / V::ROWS {
+            unpack::<V, F>(rows.from(half * V::ROWS), blocks.len(), tiles, half);
+        }
+        std::slice::from_raw_parts(tiles, blocks.len() * F::TILES)
     }
 }
 

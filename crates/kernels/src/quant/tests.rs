@@ -215,6 +215,28 @@ fn a_row_is_the_same_to_the_bit_in_every_batch_on_every_instruction_set_and_thre
 }
 
 #[test]
+fn many_strips_and_long_rows_give_the_same_bits_on_every_instruction_set() {
+    for ty in WRITTEN {
+        // Several pieces of k, the last one shorter; more strips than are multiplied together, the last one not whole.
+        let (n, k) = (16 * 21 + 5, if ty.block_len() > 32 { 1280 } else { 1184 });
+        let w = quantised(ty, &normal("w", n * k), k, None);
+        let x = normal("x", 61 * k);
+        for rows in [16, 31, 48, 61] {
+            let run = |isa| {
+                let mut out = vec![f32::NAN; rows * n];
+                let w = Quantised::new(ty, &w, n, k);
+                with_threads(1, || matmul_quantised_on(isa, &mut out, &x[..rows * k], w, None));
+                out
+            };
+            let plain = run(Isa::Scalar);
+            for isa in testable() {
+                assert!(run(isa) == plain, "{} {} {rows} rows", ty.name(), isa.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn bf16_products_round_activations_whatever_the_batch_and_wherever_the_weights_lie() {
     let (n, k) = (45, 352);
     let w: Vec<u8> = normal("w", n * k).iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();

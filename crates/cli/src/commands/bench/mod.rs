@@ -36,22 +36,25 @@ pub fn run(verb: BenchVerb, environment: &Environment) -> Result<Outcome, Failur
 /// What the machine can do at most.
 struct Roof {
     flop_per_s: f64,
+    bf16_flop_per_s: f64,
     bytes_per_s: f64,
 }
 
 impl Roof {
     /// In f32.
     fn measured() -> Self {
-        Self { flop_per_s: roofline::peak_flop_per_s(), bytes_per_s: roofline::read_bytes_per_s() }
+        let flop_per_s = roofline::peak_flop_per_s();
+        let bf16_flop_per_s = roofline::peak_bf16_flop_per_s(flop_per_s);
+        Self { flop_per_s, bf16_flop_per_s, bytes_per_s: roofline::read_bytes_per_s() }
     }
 
     /// The f32 roof as another precision has it.
     fn of(&self, precision: Precision) -> Self {
         let flop_per_s = match precision {
             Precision::F32 => self.flop_per_s,
-            Precision::Bf16 => roofline::peak_bf16_flop_per_s(self.flop_per_s),
+            Precision::Bf16 => self.bf16_flop_per_s,
         };
-        Self { flop_per_s, bytes_per_s: self.bytes_per_s }
+        Self { flop_per_s, ..*self }
     }
 
     /// The share of the roof that an operation reaches: the time it must take at least, by arithmetic or by traffic, of

@@ -74,6 +74,15 @@ pub(super) struct Block<const M: usize> {
 }
 
 impl<const M: usize> Block<M> {
+    /// The block that is `count` later in the same rows.
+    #[inline(always)]
+    pub(super) fn further(self, count: usize, units: usize, sums: usize) -> Self {
+        Self {
+            units: self.units.wrapping_add(M * count * units),
+            scales: self.scales.wrapping_add(M * count),
+            sums: self.sums.wrapping_add(M * count * sums),
+        }
+    }
     /// Where its integers begin.
     #[inline(always)]
     pub(super) fn units(self) -> *const i32 {

@@ -5,12 +5,14 @@
 //! once for all rows of activations, and split into two signed bytes; all 256 of a block then add up in two tiles.
 
 use super::avx512::{Avx512, Moved32, floats, quad};
-use super::lanes::{Place, Quad};
+use super::lanes::{Block, Place, Quad, Rows};
 use super::tile::{Bytes32, Bytes256};
-use super::{Groups, STRIP, Strips, all_rows};
+use super::{LINE, STRIP, Strips, TILE_BYTES, all_rows, pieces, put, run_avx512, unpack_piece};
 use crate::quant::activations::{LARGE, ON_TILES, SMALL};
-use crate::tiles::{Shape, Tiles};
+use crate::quant::product::Job;
+use crate::tiles::{Aligned, Shape, Tiles};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Sums of sixteen rows of activations with a strip.
 pub(super) type Sixteen = [[f32; STRIP]; ON_TILES];
@@ -26,63 +28,106 @@ pub(in crate::quant) trait OnTiles: Strips<Avx512> {
     /// # Safety
     /// The machine must have the lanes, and room for it must be writable.
     unsafe fn ready(tile: &Self::Tile, to: *mut Self::Ready);
-    /// Continues the sums of sixteen rows of activations by some tiles.
+    /// Continues the sums of some groups of activations by some tiles.
     ///
     /// # Safety
     /// The place must be inside of the activations; the machine must have the lanes; registers have [`OnTiles::SHAPE`].
-    unsafe fn multiply_sixteen(
-        registers: &Tiles,
+    unsafe fn multiply_groups(
+        registers: &mut TileRegisters,
         tiles: &[Self::Ready],
-        place: &Place<'_>,
-        sums: &mut Sixteen,
+        place: Place<'_>,
+        groups: &mut [Sixteen],
     );
 }
 
-/// The tiles of a thread, and room for what they multiply.
-pub(super) struct OnRegisters<F: OnTiles> {
-    registers: Tiles,
-    ready: *mut F::Ready,
+/// The tiles of a thread, and a memory for their sums.
+pub(in crate::quant) struct TileRegisters {
+    tiles: Tiles,
+    /// Of some that are being multiplied, and of those before them, which are added up meanwhile.
+    sums: Aligned<[[Integers; AT_A_TIME]; 2]>,
 }
 
-impl<F: OnTiles> OnRegisters<F> {
-    /// There must be room for as many as are unpacked at a time.
-    pub(super) fn new(ready: *mut F::Ready) -> Self {
-        Self { registers: Tiles::new(F::SHAPE), ready }
-    }
-}
-
-impl<F: OnTiles> Groups<Avx512, F> for OnRegisters<F> {
-    #[inline(always)]
-    unsafe fn multiply(&self, tiles: &[F::Tile], mut place: Place<'_>, sums: &mut [[f32; STRIP]], starts: bool) {
-        let (groups, rest) = sums.as_chunks_mut::<ON_TILES>();
-        if !groups.is_empty() {
-            // SAFETY: passed on from the caller; there is room for all of them.
-            let ready = unsafe {
-                tiles.iter().enumerate().for_each(|(i, tile)| F::ready(tile, self.ready.add(i)));
-                std::slice::from_raw_parts(self.ready, tiles.len())
-            };
-            for sums in groups {
-                if starts {
-                    *sums = [[0.0; STRIP]; ON_TILES];
-                }
-                // SAFETY: passed on from the caller.
-                unsafe { F::multiply_sixteen(&self.registers, ready, &place, sums) };
-                place.row += ON_TILES;
-            }
-        }
-        // SAFETY: passed on from the caller.
-        unsafe { all_rows::<Avx512, F>(tiles, place, rest, starts) }
-    }
-}
-
-/// Blocks whose sums are taken from the registers at a time.
-const AT_A_TIME: usize = 8;
 /// Sums of sixteen rows with a strip.
 type Integers = [[i32; STRIP]; ON_TILES];
 
-/// A memory of sums, aligned for tiles.
-#[repr(C, align(64))]
-struct Aligned<T>(T);
+/// Tiles whose sums are taken from the registers at a time.
+const AT_A_TIME: usize = 4;
+
+/// Strips that meet a group of activations while it is in the first-level cache.
+const STRIPS: usize = 4;
+/// Bytes of ready tiles of a strip: numbers times their scales take nearly twice the room of what is unpacked.
+const READY_BYTES: usize = 2 * TILE_BYTES;
+
+/// Words that [`run_on_tiles`] borrows for `m` rows of activations.
+pub(in crate::quant) fn scratch_len_on_tiles(m: usize) -> usize {
+    STRIPS * m * STRIP + (STRIPS * READY_BYTES + 2 * TILE_BYTES + 2 * LINE) / 4
+}
+
+/// Computes some columns of a product.
+///
+/// # Safety
+/// As [`run_avx512`], and the machine must have tiles.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(in crate::quant) unsafe fn run_on_tiles<F: OnTiles>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
+    let (m, row_bytes) = (job.x.rows, job.w.row_bytes());
+    if m < ON_TILES {
+        // SAFETY: passed on from the caller.
+        return unsafe { run_avx512::<F>(job, columns, memory) };
+    }
+    let pieces = pieces::<Avx512, F>(job, TILE_BYTES);
+    let aligned = memory.as_ptr().align_offset(LINE).min(LINE / 4);
+    let (sums, rest) = memory[aligned..].split_at_mut(STRIPS * m * STRIP);
+    let sums = bytemuck::cast_slice_mut::<i32, f32>(sums).as_chunks_mut::<STRIP>().0;
+    let (ready, rest) = rest.split_at_mut(STRIPS * READY_BYTES / 4);
+    let (tiles, spare) = rest.split_at_mut(TILE_BYTES / 4);
+    let (ready, tiles): (*mut F::Ready, *mut F::Tile) = (ready.as_mut_ptr().cast(), tiles.as_mut_ptr().cast());
+    let most = READY_BYTES / size_of::<F::Ready>();
+    let mut registers = TileRegisters::new(F::SHAPE);
+    for first in columns.clone().step_by(STRIPS * STRIP) {
+        let width = |strip: usize| STRIP.min(columns.end - first - strip * STRIP);
+        let strips = (columns.end - first).div_ceil(STRIP).min(STRIPS);
+        for piece in pieces.clone() {
+            let (tile, count) = (piece.start * F::TILES, piece.len() * F::TILES);
+            assert!(count <= most, "{count} tiles where there is room for {most}");
+            for (strip, sums) in sums.chunks_exact_mut(m).enumerate().take(strips) {
+                let at = job.w.bytes[(first + strip * STRIP) * row_bytes..].as_ptr();
+                let rows = (Rows { first: at, stride: row_bytes }, width(strip));
+                let (groups, rest) = sums.as_chunks_mut::<ON_TILES>();
+                if tile == 0 {
+                    groups.fill([[0.0; STRIP]; ON_TILES]);
+                }
+                let place = Place { x: &job.x, row: groups.len() * ON_TILES, tile };
+                // SAFETY: passed on from the caller; the rows and the piece are inside of the matrix, and there is room.
+                unsafe {
+                    let tiles = unpack_piece::<Avx512, F>(rows, piece.clone(), tiles, spare);
+                    tiles.iter().enumerate().for_each(|(i, tile)| F::ready(tile, ready.add(strip * most + i)));
+                    all_rows::<Avx512, F>(tiles, place, rest, tile == 0);
+                }
+            }
+            for group in (0..m / ON_TILES).step_by(2) {
+                for (strip, sums) in sums.chunks_exact_mut(m).enumerate().take(strips) {
+                    let groups = &mut sums.as_chunks_mut::<ON_TILES>().0[group..(group + 2).min(m / ON_TILES)];
+                    let place = Place { x: &job.x, row: group * ON_TILES, tile };
+                    // SAFETY: passed on from the caller; as many tiles were made ready.
+                    unsafe {
+                        let ready = std::slice::from_raw_parts(ready.add(strip * most), count);
+                        F::multiply_groups(&mut registers, ready, place, groups);
+                    }
+                }
+            }
+        }
+        for (strip, sums) in sums.chunks_exact(m).enumerate().take(strips) {
+            // SAFETY: passed on from the caller.
+            unsafe { put(job, first + strip * STRIP, 1, width(strip), sums) };
+        }
+    }
+}
+
+impl TileRegisters {
+    fn new(shape: &Shape) -> Self {
+        Self { tiles: Tiles::new(shape), sums: Aligned([[[[0; STRIP]; ON_TILES]; AT_A_TIME]; 2]) }
+    }
+}
 
 /// 32 numbers of each row, signed: `d * q`.
 #[derive(Clone, Copy)]
@@ -111,18 +156,13 @@ pub(super) unsafe fn signed(tile: &Moved32, to: *mut Signed32) {
 /// Products with [`Bytes32`].
 ///
 /// # Safety
-/// As [`OnTiles::multiply_sixteen`].
+/// As [`OnTiles::multiply_groups`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)]
-pub(super) unsafe fn bytes32(
-    registers: &Tiles,
-    tiles: &[Bytes32],
-    place: &Place<'_>,
-    to: &mut Sixteen,
-) {
+pub(super) unsafe fn bytes32(on: &mut TileRegisters, tiles: &[Bytes32], place: Place<'_>, groups: &mut [Sixteen]) {
     // SAFETY: a group of activations has as many blocks as was checked; instructions are promised.
     unsafe {
-        small(registers, tiles, place, to, |tile, x, i, all, sum| {
+        small(on, tiles, place, groups, |tile, x, i, all, sum| {
             let scale = _mm512_mul_ps(floats(&tile.d), _mm512_set1_ps(x.scale(i)));
             let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), scale, sum);
             _mm512_fnmadd_ps(floats(&tile.min), _mm512_castsi512_ps(_mm512_set1_epi32(x.sum(0, i))), sum)
@@ -133,18 +173,13 @@ pub(super) unsafe fn bytes32(
 /// Products with signed numbers.
 ///
 /// # Safety
-/// As [`OnTiles::multiply_sixteen`].
+/// As [`OnTiles::multiply_groups`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)]
-pub(super) unsafe fn signed32(
-    registers: &Tiles,
-    tiles: &[Signed32],
-    place: &Place<'_>,
-    to: &mut Sixteen,
-) {
+pub(super) unsafe fn signed32(on: &mut TileRegisters, tiles: &[Signed32], place: Place<'_>, groups: &mut [Sixteen]) {
     // SAFETY: as above.
     unsafe {
-        small(registers, tiles, place, to, |tile, x, i, all, sum| {
+        small(on, tiles, place, groups, |tile, x, i, all, sum| {
             let scale = _mm512_mul_ps(floats(&tile.d), _mm512_set1_ps(x.scale(i)));
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), scale, sum)
         });
@@ -154,34 +189,44 @@ pub(super) unsafe fn signed32(
 /// Products with tiles of 32 numbers, which begin with them: `add` continues a sum by the integers of a block.
 ///
 /// # Safety
-/// As [`OnTiles::multiply_sixteen`].
+/// As [`OnTiles::multiply_groups`].
 #[inline(always)]
 unsafe fn small<T>(
-    registers: &Tiles,
+    on: &mut TileRegisters,
     tiles: &[T],
-    place: &Place<'_>,
-    to: &mut Sixteen,
-    add: impl Fn(&T, super::lanes::Block<ON_TILES>, usize, __m512i, __m512) -> __m512,
+    mut place: Place<'_>,
+    groups: &mut [Sixteen],
+    add: impl Fn(&T, Block<ON_TILES>, usize, __m512i, __m512) -> __m512,
 ) {
-    let mut integers = Aligned([[[0; STRIP]; ON_TILES]; AT_A_TIME]);
-    // SAFETY: passed on from the caller.
-    unsafe {
-        place.check::<ON_TILES>(tiles.len(), SMALL / 4, 1);
-        let mut sums: [__m512; ON_TILES] = std::array::from_fn(|i| floats(&to[i]));
-        for (part, tiles) in tiles.chunks(AT_A_TIME).enumerate() {
-            let first = part * AT_A_TIME;
-            let left = place.block::<ON_TILES>(first, SMALL / 4, 1).units();
-            registers.multiply_blocks(tiles.len(), left, (tiles.as_ptr().cast(), size_of::<T>()), &mut integers.0);
-            for (b, (tile, integers)) in tiles.iter().zip(&integers.0).enumerate() {
-                let x = place.block::<ON_TILES>(first + b, SMALL / 4, 1);
-                for i in 0..ON_TILES {
-                    sums[i] = add(tile, x, i, _mm512_loadu_si512(integers[i].as_ptr().cast()), sums[i]);
+    let TileRegisters { tiles: on, sums: Aligned(integers) } = on;
+    for to in groups {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            place.check::<ON_TILES>(tiles.len(), SMALL / 4, 1);
+            let x = place.block::<ON_TILES>(0, SMALL / 4, 1);
+            let multiply = |part: usize, sums: &mut [Integers; AT_A_TIME]| {
+                let tiles = &tiles[part * AT_A_TIME..][..AT_A_TIME.min(tiles.len() - part * AT_A_TIME)];
+                let left = x.further(part * AT_A_TIME, SMALL / 4, 1).units();
+                on.multiply_blocks(tiles.len(), left, (tiles.as_ptr().cast(), size_of::<T>()), sums);
+            };
+            let mut sums: [__m512; ON_TILES] = std::array::from_fn(|i| floats(&to[i]));
+            multiply(0, &mut integers[0]);
+            for (part, four) in tiles.chunks(AT_A_TIME).enumerate() {
+                if (part + 1) * AT_A_TIME < tiles.len() {
+                    multiply(part + 1, &mut integers[(part + 1) % 2]);
+                }
+                for (b, (tile, integers)) in four.iter().zip(&integers[part % 2]).enumerate() {
+                    let x = x.further(part * AT_A_TIME + b, SMALL / 4, 1);
+                    for i in 0..ON_TILES {
+                        sums[i] = add(tile, x, i, _mm512_loadu_si512(integers[i].as_ptr().cast()), sums[i]);
+                    }
                 }
             }
+            for (to, sum) in to.iter_mut().zip(sums) {
+                _mm512_storeu_ps(to.as_mut_ptr(), sum);
+            }
         }
-        for (to, sum) in to.iter_mut().zip(sums) {
-            _mm512_storeu_ps(to.as_mut_ptr(), sum);
-        }
+        place.row += ON_TILES;
     }
 }
 
@@ -196,7 +241,7 @@ pub(in crate::quant) struct Scaled256 {
     dmin: [f32; STRIP],
 }
 
-/// Multiplies numbers, less `offset`, with their scales: at most 63 * 128, which are two signed bytes.
+/// Multiplies numbers, less `offset`, with their scales: at most 32 * 128, which are two signed bytes.
 ///
 /// # Safety
 /// As [`OnTiles::ready`].
@@ -209,17 +254,13 @@ pub(super) unsafe fn scaled<const SUB: usize>(tile: &Bytes256, to: *mut Scaled25
         let offset = _mm512_set1_epi16(offset);
         for (q, from) in tile.q.iter().enumerate() {
             let scale = quad(&tile.scales[q / (SUB / 4)]);
-            let scale = _mm512_or_si512(
-                _mm512_and_si512(scale, _mm512_set1_epi32(0xffff)),
-                _mm512_slli_epi32::<16>(scale),
-            );
+            let scale =
+                _mm512_or_si512(_mm512_and_si512(scale, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32::<16>(scale));
             let v = quad(from);
             let even = _mm512_mullo_epi16(_mm512_sub_epi16(_mm512_and_si512(v, bytes), offset), scale);
             let odd = _mm512_mullo_epi16(_mm512_sub_epi16(_mm512_srli_epi16::<8>(v), offset), scale);
-            let low = _mm512_or_si512(
-                _mm512_and_si512(even, seven),
-                _mm512_slli_epi16::<8>(_mm512_and_si512(odd, seven)),
-            );
+            let low =
+                _mm512_or_si512(_mm512_and_si512(even, seven), _mm512_slli_epi16::<8>(_mm512_and_si512(odd, seven)));
             let high = _mm512_or_si512(
                 _mm512_and_si512(_mm512_srai_epi16::<7>(even), bytes),
                 _mm512_slli_epi16::<8>(_mm512_srai_epi16::<7>(odd)),
@@ -236,39 +277,75 @@ pub(super) unsafe fn scaled<const SUB: usize>(tile: &Bytes256, to: *mut Scaled25
 /// Products with scaled numbers. `MIN`: minima have a scale of their own; else the offset has taken their part.
 ///
 /// # Safety
-/// As [`OnTiles::multiply_sixteen`].
+/// As [`OnTiles::multiply_groups`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)]
 pub(super) unsafe fn scaled256<const SUB: usize, const MIN: bool>(
-    registers: &Tiles,
+    on: &mut TileRegisters,
     tiles: &[Scaled256],
-    place: &Place<'_>,
+    place: Place<'_>,
+    groups: &mut [Sixteen],
+) {
+    let (pairs, TileRegisters { tiles: on, sums: Aligned(integers) }) = (LARGE / SUB / 2, on);
+    let count = groups.len();
+    // SAFETY: groups of activations have as many blocks as was checked; instructions are promised. A last group without a
+    // second one is multiplied twice, and counted once.
+    unsafe {
+        (0..count).for_each(|group| at(&place, group).check::<ON_TILES>(tiles.len(), LARGE / 4, pairs));
+        let block = |group: usize, b: usize| at(&place, group).block::<ON_TILES>(b, LARGE / 4, pairs);
+        let multiply = |next: usize, sums: &mut [Integers; AT_A_TIME]| {
+            let (group, b) = (next / tiles.len() * 2, next % tiles.len());
+            let left = [block(group, b).units(), block((group + 1).min(count - 1), b).units()];
+            on.multiply_halves(LARGE / 64, left, [&tiles[b].high, &tiles[b].low], sums);
+        };
+        let steps = count.div_ceil(2) * tiles.len();
+        multiply(0, &mut integers[0]);
+        for step in 0..steps {
+            if step + 1 < steps {
+                multiply(step + 1, &mut integers[(step + 1) % 2]);
+            }
+            let (group, b) = (step / tiles.len() * 2, step % tiles.len());
+            for (i, sums) in integers[step % 2].as_chunks::<2>().0.iter().enumerate().take(count - group) {
+                add_scaled::<MIN>(&tiles[b], pairs, block(group + i, b), sums, &mut groups[group + i]);
+            }
+        }
+    }
+}
+
+/// The place of a later group.
+#[inline(always)]
+fn at<'a>(place: &Place<'a>, group: usize) -> Place<'a> {
+    Place { row: place.row + group * ON_TILES, ..*place }
+}
+
+/// Continues the sums of a group by those of a block.
+///
+/// # Safety
+/// As [`scaled256`].
+#[inline(always)]
+unsafe fn add_scaled<const MIN: bool>(
+    tile: &Scaled256,
+    pairs: usize,
+    x: Block<ON_TILES>,
+    [high, low]: &[Integers; 2],
     to: &mut Sixteen,
 ) {
-    let pairs = LARGE / SUB / 2;
-    let mut integers = Aligned([[[0; STRIP]; ON_TILES]; 2]);
-    // SAFETY: a group of activations has as many blocks as was checked; instructions are promised.
+    // SAFETY: passed on from the caller.
     unsafe {
-        place.check::<ON_TILES>(tiles.len(), LARGE / 4, pairs);
-        for (b, tile) in tiles.iter().enumerate() {
-            let x = place.block::<ON_TILES>(b, LARGE / 4, pairs);
-            registers.multiply_halves(LARGE / 64, x.units(), [&tile.high, &tile.low], &mut integers.0);
-            let [high, low]: &[Integers; 2] = &integers.0;
-            let (d, dmin) = (floats(&tile.d), floats(&tile.dmin));
-            for i in 0..ON_TILES {
-                let high = _mm512_slli_epi32::<7>(_mm512_loadu_si512(high[i].as_ptr().cast()));
-                let all = _mm512_add_epi32(high, _mm512_loadu_si512(low[i].as_ptr().cast()));
-                let (xd, mut sum) = (_mm512_set1_ps(x.scale(i)), floats(&to[i]));
-                sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), _mm512_mul_ps(d, xd), sum);
-                if MIN {
-                    let mut below = _mm512_setzero_si512();
-                    for j in 0..pairs {
-                        below = _mm512_dpwssd_epi32(below, quad(&tile.mins[j]), _mm512_set1_epi32(x.sum(j, i)));
-                    }
-                    sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(below), _mm512_mul_ps(dmin, xd), sum);
+        let (d, dmin) = (floats(&tile.d), floats(&tile.dmin));
+        for i in 0..ON_TILES {
+            let high = _mm512_slli_epi32::<7>(_mm512_loadu_si512(high[i].as_ptr().cast()));
+            let all = _mm512_add_epi32(high, _mm512_loadu_si512(low[i].as_ptr().cast()));
+            let (xd, mut sum) = (_mm512_set1_ps(x.scale(i)), floats(&to[i]));
+            sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), _mm512_mul_ps(d, xd), sum);
+            if MIN {
+                let mut below = _mm512_setzero_si512();
+                for j in 0..pairs {
+                    below = _mm512_dpwssd_epi32(below, quad(&tile.mins[j]), _mm512_set1_epi32(x.sum(j, i)));
                 }
-                _mm512_storeu_ps(to[i].as_mut_ptr(), sum);
+                sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(below), _mm512_mul_ps(dmin, xd), sum);
             }
+            _mm512_storeu_ps(to[i].as_mut_ptr(), sum);
         }
     }
 }

@@ -3,14 +3,14 @@
 use super::Strips;
 use super::avx512::Moved32;
 use super::lanes::{Lanes, Place, Rows};
-use super::on_tiles::{OnTiles, Signed32, Sixteen, bytes32, signed, signed32};
+use super::on_tiles::{OnTiles, Signed32, Sixteen, TileRegisters, bytes32, signed, signed32};
 use super::tile::{Bytes32, SPREAD, high, low};
 use crate::quant::activations::SMALL;
 use crate::quant::product::STRIP;
 use crate::quant::unpack::{
     Block32, E2M1_VALUES, IQ4_VALUES, Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Tq1_0, Tq2_0, half_of_power,
 };
-use crate::tiles::{Shape, Tiles};
+use crate::tiles::Shape;
 
 /// [`Strips`] of unsigned bytes: the bytes and tiles of a block, how many sums fit into 16 bits, and how to unpack.
 macro_rules! bytes {
@@ -39,9 +39,9 @@ macro_rules! bytes {
                 unsafe { to.write(*tile) }
             }
             #[inline(always)]
-            unsafe fn multiply_sixteen(on: &Tiles, tiles: &[Bytes32], place: &Place<'_>, sums: &mut Sixteen) {
+            unsafe fn multiply_groups(on: &mut TileRegisters, tiles: &[Bytes32], place: Place<'_>, to: &mut [Sixteen]) {
                 // SAFETY: passed on from the caller.
-                unsafe { bytes32(on, tiles, place, sums) }
+                unsafe { bytes32(on, tiles, place, to) }
             }
         }
     };
@@ -74,9 +74,14 @@ macro_rules! words {
                 unsafe { signed(tile, to) }
             }
             #[inline(always)]
-            unsafe fn multiply_sixteen(on: &Tiles, tiles: &[Signed32], place: &Place<'_>, sums: &mut Sixteen) {
+            unsafe fn multiply_groups(
+                on: &mut TileRegisters,
+                tiles: &[Signed32],
+                place: Place<'_>,
+                to: &mut [Sixteen],
+            ) {
                 // SAFETY: passed on from the caller.
-                unsafe { signed32(on, tiles, place, sums) }
+                unsafe { signed32(on, tiles, place, to) }
             }
         }
     };
