@@ -4,8 +4,9 @@
 //! is there, or from a bias. A link of the chain is `fma(a[i][k], b[k][j], sum)` in f32 (two roundings instead of one on
 //! the scalar instruction set), and in bf16, where the CPU has a dot instruction, one such instruction on two neighbours
 //! in k, and where it multiplies tiles, what 32 neighbours in k give (`crate::tiles`). Nothing else in the call has a part
-//! in it: a row is the same to the bit alone or among a thousand, on one thread or many. Batched and single decoding agree because of this. Products with few rows are bound by memory and go to
-//! `gemv`, the others to `blocked`; both keep the chain.
+//! in it: a row is the same to the bit alone or among a thousand, on one thread or many. Batched and single decoding agree
+//! because of this. Products with few rows are bound by memory and go to `gemv`, the others to `blocked`; both keep the
+//! chain.
 
 pub(crate) mod blocked;
 #[cfg(target_arch = "x86_64")]
