@@ -65,7 +65,7 @@ impl<S: Simd, A: Source> Block<S, A> for OnTiles {
             let apart = corner.sums && corner.apart;
             if WHOLE && !apart {
                 if let Some(bias) = bias {
-                    (0..ROWS).for_each(|i| copy(s, corner.c.add(i * corner.stride), bias.as_ptr(), COLUMNS));
+                    (0..ROWS).for_each(|i| bias.as_ptr().copy_to(corner.c.add(i * corner.stride), COLUMNS));
                 }
                 let c = (corner.c, corner.stride * UNIT, corner.sums || bias.is_some());
                 self.0.multiply_bf16(depth / STEPS, left, right, c);
@@ -75,7 +75,7 @@ impl<S: Simd, A: Source> Block<S, A> for OnTiles {
                     let from =
                         if corner.sums && !apart { Some(corner.c.add(i * corner.stride).cast_const()) } else { None };
                     if let Some(from) = from.or(bias.map(<[f32]>::as_ptr)) {
-                        copy(s, sums.as_mut_ptr(), from, corner.columns);
+                        from.copy_to(sums.as_mut_ptr(), corner.columns);
                     }
                 }
                 self.0.multiply_bf16(depth / STEPS, left, right, (sums.0.as_mut_ptr().cast(), COLUMNS * UNIT, true));
@@ -83,24 +83,11 @@ impl<S: Simd, A: Source> Block<S, A> for OnTiles {
                     let to = corner.c.add(i * corner.stride);
                     match apart {
                         true => add(s, to, sums, corner.columns),
-                        false => copy(s, to, sums.as_ptr(), corner.columns),
+                        false => sums.as_ptr().copy_to(to, corner.columns),
                     }
                 }
             }
         }
-    }
-}
-
-/// Copies up to [`COLUMNS`] values.
-///
-/// # Safety
-/// They must be readable and writable.
-#[inline(always)]
-unsafe fn copy<S: Simd>(s: S, to: *mut f32, from: *const f32, count: usize) {
-    // SAFETY: passed on from the caller.
-    let (to, from) = unsafe { (std::slice::from_raw_parts_mut(to, count), std::slice::from_raw_parts(from, count)) };
-    for (to, from) in to.chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
-        s.store_partial(to, s.load_partial(from));
     }
 }
 

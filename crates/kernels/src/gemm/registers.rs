@@ -100,7 +100,7 @@ pub(super) trait Block<S: Simd, A: Source> {
     );
 }
 
-/// `MR` rows in vector registers.
+/// `MR` rows by [`STRIP`] vectors in vector registers: units are added one step of k at a time.
 pub(super) struct Registers<const MR: usize>;
 
 impl<S: Simd, A: Source, const MR: usize> Block<S, A> for Registers<MR> {
@@ -120,63 +120,45 @@ impl<S: Simd, A: Source, const MR: usize> Block<S, A> for Registers<MR> {
         right: *const f32,
         corner: Corner,
         bias: Option<&[f32]>,
-        ahead: (&mut Ahead, &mut Ahead),
+        (ahead, next): (&mut Ahead, &mut Ahead),
     ) {
-        // SAFETY: passed on from the caller.
-        unsafe { registers::<S, A::Unit, MR, WHOLE>(s, depth, left, right, corner, bias, ahead) }
-    }
-}
-
-/// `MR` rows by [`STRIP`] vectors: one chain per element over ascending k, of units.
-///
-/// # Safety
-/// As [`Block::multiply`].
-#[inline(always)]
-unsafe fn registers<S: Simd, U: Unit, const MR: usize, const WHOLE: bool>(
-    s: S,
-    depth: usize,
-    left: *const f32,
-    right: *const f32,
-    corner: Corner,
-    bias: Option<&[f32]>,
-    (ahead, next): (&mut Ahead, &mut Ahead),
-) {
-    let mut sums = [[s.zero(); STRIP]; MR];
-    // SAFETY: the caller vouches for all places.
-    unsafe {
-        if corner.sums && !corner.apart {
-            for (i, sums) in sums.iter_mut().enumerate() {
-                if WHOLE || i < corner.rows {
-                    *sums = load::<S, WHOLE>(s, corner.c.add(i * corner.stride), corner.columns);
+        let mut sums = [[s.zero(); STRIP]; MR];
+        // SAFETY: the caller vouches for all places.
+        unsafe {
+            if corner.sums && !corner.apart {
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    if WHOLE || i < corner.rows {
+                        *sums = load::<S, WHOLE>(s, corner.c.add(i * corner.stride), corner.columns);
+                    }
+                }
+            } else if let Some(bias) = bias {
+                sums = [load::<S, WHOLE>(s, bias.as_ptr(), corner.columns); MR];
+            }
+            let (mut left, mut right) = (left, right);
+            for _ in 0..depth / UNROLL {
+                ahead.turn();
+                next.turn();
+                for step in 0..UNROLL {
+                    add_step::<S, A::Unit, MR>(s, left.add(step * MR), right.add(step * STRIP * S::LANES), &mut sums);
+                }
+                left = left.add(UNROLL * MR);
+                right = right.add(UNROLL * STRIP * S::LANES);
+            }
+            for step in 0..depth % UNROLL {
+                add_step::<S, A::Unit, MR>(s, left.add(step * MR), right.add(step * STRIP * S::LANES), &mut sums);
+            }
+            if corner.sums && corner.apart {
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    if WHOLE || i < corner.rows {
+                        let before = load::<S, WHOLE>(s, corner.c.add(i * corner.stride), corner.columns);
+                        sums.iter_mut().zip(before).for_each(|(sum, before)| *sum = s.add(before, *sum));
+                    }
                 }
             }
-        } else if let Some(bias) = bias {
-            sums = [load::<S, WHOLE>(s, bias.as_ptr(), corner.columns); MR];
-        }
-        let (mut left, mut right) = (left, right);
-        for _ in 0..depth / UNROLL {
-            ahead.turn();
-            next.turn();
-            for step in 0..UNROLL {
-                add_step::<S, U, MR>(s, left.add(step * MR), right.add(step * STRIP * S::LANES), &mut sums);
-            }
-            left = left.add(UNROLL * MR);
-            right = right.add(UNROLL * STRIP * S::LANES);
-        }
-        for step in 0..depth % UNROLL {
-            add_step::<S, U, MR>(s, left.add(step * MR), right.add(step * STRIP * S::LANES), &mut sums);
-        }
-        if corner.sums && corner.apart {
-            for (i, sums) in sums.iter_mut().enumerate() {
+            for (i, sums) in sums.iter().enumerate() {
                 if WHOLE || i < corner.rows {
-                    let before = load::<S, WHOLE>(s, corner.c.add(i * corner.stride), corner.columns);
-                    sums.iter_mut().zip(before).for_each(|(sum, before)| *sum = s.add(before, *sum));
+                    store::<S, WHOLE>(s, corner.c.add(i * corner.stride), corner.columns, sums);
                 }
-            }
-        }
-        for (i, sums) in sums.iter().enumerate() {
-            if WHOLE || i < corner.rows {
-                store::<S, WHOLE>(s, corner.c.add(i * corner.stride), corner.columns, sums);
             }
         }
     }
@@ -185,7 +167,7 @@ unsafe fn registers<S: Simd, U: Unit, const MR: usize, const WHOLE: bool>(
 /// Adds the products of one step of k.
 ///
 /// # Safety
-/// As [`registers`].
+/// As [`Block::multiply`].
 #[inline(always)]
 unsafe fn add_step<S: Simd, U: Unit, const MR: usize>(
     s: S,

@@ -28,7 +28,7 @@ pub(in crate::quant) trait OnTiles: Strips<Avx512> {
     /// # Safety
     /// The machine must have the lanes, and room for it must be writable.
     unsafe fn ready(tile: &Self::Tile, to: *mut Self::Ready);
-    /// Continues the sums of some groups of activations by some tiles.
+    /// Continues the sums of one or two groups of activations by some tiles.
     ///
     /// # Safety
     /// The place must be inside of the activations; the machine must have the lanes; registers have [`OnTiles::SHAPE`].
@@ -287,35 +287,27 @@ pub(super) unsafe fn scaled256<const SUB: usize, const MIN: bool>(
     groups: &mut [Sixteen],
 ) {
     let (pairs, TileRegisters { tiles: on, sums: Aligned(integers) }) = (LARGE / SUB / 2, on);
-    let count = groups.len();
-    // SAFETY: groups of activations have as many blocks as was checked; instructions are promised. A last group without a
-    // second one is multiplied twice, and counted once.
+    assert!(groups.len() <= 2, "tiles take one or two groups");
+    let second = Place { row: place.row + (groups.len() - 1) * ON_TILES, ..place };
+    // SAFETY: groups of activations have as many blocks as is checked; instructions are promised. A group without a second
+    // one is multiplied twice, and counted once.
     unsafe {
-        (0..count).for_each(|group| at(&place, group).check::<ON_TILES>(tiles.len(), LARGE / 4, pairs));
-        let block = |group: usize, b: usize| at(&place, group).block::<ON_TILES>(b, LARGE / 4, pairs);
-        let multiply = |next: usize, sums: &mut [Integers; AT_A_TIME]| {
-            let (group, b) = (next / tiles.len() * 2, next % tiles.len());
-            let left = [block(group, b).units(), block((group + 1).min(count - 1), b).units()];
-            on.multiply_halves(LARGE / 64, left, [&tiles[b].high, &tiles[b].low], sums);
+        let both = [place, second];
+        both.iter().for_each(|place| place.check::<ON_TILES>(tiles.len(), LARGE / 4, pairs));
+        let blocks = |b| both.each_ref().map(|place| place.block::<ON_TILES>(b, LARGE / 4, pairs));
+        let multiply = |b: usize, sums: &mut [Integers; AT_A_TIME]| {
+            on.multiply_halves(LARGE / 64, blocks(b).map(Block::units), [&tiles[b].high, &tiles[b].low], sums);
         };
-        let steps = count.div_ceil(2) * tiles.len();
         multiply(0, &mut integers[0]);
-        for step in 0..steps {
-            if step + 1 < steps {
-                multiply(step + 1, &mut integers[(step + 1) % 2]);
+        for (b, tile) in tiles.iter().enumerate() {
+            if b + 1 < tiles.len() {
+                multiply(b + 1, &mut integers[(b + 1) % 2]);
             }
-            let (group, b) = (step / tiles.len() * 2, step % tiles.len());
-            for (i, sums) in integers[step % 2].as_chunks::<2>().0.iter().enumerate().take(count - group) {
-                add_scaled::<MIN>(&tiles[b], pairs, block(group + i, b), sums, &mut groups[group + i]);
+            for ((to, x), sums) in groups.iter_mut().zip(blocks(b)).zip(integers[b % 2].as_chunks::<2>().0) {
+                add_scaled::<MIN>(tile, pairs, x, sums, to);
             }
         }
     }
-}
-
-/// The place of a later group.
-#[inline(always)]
-fn at<'a>(place: &Place<'a>, group: usize) -> Place<'a> {
-    Place { row: place.row + group * ON_TILES, ..*place }
 }
 
 /// Continues the sums of a group by those of a block.
