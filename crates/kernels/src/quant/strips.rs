@@ -19,7 +19,7 @@ mod on_tiles;
 mod small;
 mod tile;
 
-use super::activations::group;
+use super::activations::{Activations, group};
 use super::product::{Job, STRIP};
 use crate::parallel::{lines, neighbours};
 pub(super) use avx2::Avx2;
@@ -59,6 +59,20 @@ pub(super) trait Strips<V: Lanes> {
     /// # Safety
     /// The place must be inside of the activations; the machine must have the lanes.
     unsafe fn multiply<const M: usize>(tiles: &[Self::Tile], place: &Place<'_>, sums: &mut [[f32; STRIP]; M]);
+    /// Continues the sums of `M` rows of activations by blocks as they come from memory, where tiles need not wait in the
+    /// cache for more rows; else leaves them and says false.
+    ///
+    /// # Safety
+    /// As [`Strips::multiply`], and blocks must be readable at sixteen rows.
+    #[inline(always)]
+    unsafe fn stream<const M: usize>(
+        _rows: Rows,
+        _blocks: usize,
+        _place: &Place<'_>,
+        _sums: &mut [[f32; STRIP]; M],
+    ) -> bool {
+        false
+    }
 }
 
 /// Words that [`run`] borrows for `m` rows of activations.
@@ -104,7 +118,9 @@ unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memo
         for strip in 0..lines.strips {
             let first = next + strip;
             let rows = Rows { first: job.w.bytes[first * row_bytes..].as_ptr(), stride: lines.apart * row_bytes };
-            for piece in pieces.clone() {
+            // SAFETY: passed on from the caller; the rows are inside of the matrix.
+            let is_done = lines.count == STRIP && unsafe { stream::<V, F>(rows, &job.x, row_bytes / F::BYTES, sums) };
+            for piece in pieces.clone().filter(|_| !is_done) {
                 let (starts, place) = (piece.start == 0, Place { x: &job.x, row: 0, tile: piece.start * F::TILES });
                 // SAFETY: passed on from the caller; the rows and the piece are inside of the matrix.
                 unsafe {
@@ -183,17 +199,57 @@ unsafe fn completed(rows: Rows, count: usize, len: usize, spare: &mut [i32]) -> 
 /// Unpacks `count` blocks of some rows, and fetches what comes later in them.
 #[inline(always)]
 unsafe fn unpack<V: Lanes, F: Strips<V>>(rows: Rows, count: usize, tiles: *mut F::Tile, half: usize) {
-    let mut fetched = 0;
+    let mut ahead = Ahead::new(rows);
     for block in 0..count {
-        // SAFETY: passed on from the caller; prefetches may point anywhere.
-        unsafe {
-            F::unpack(rows.further(block * F::BYTES), tiles.add(block * F::TILES), half);
-            while fetched < (block + 1) * F::BYTES {
-                for row in 0..V::ROWS {
-                    _mm_prefetch::<_MM_HINT_T0>(rows.at(row).wrapping_add(AHEAD + fetched).cast());
-                }
-                fetched += LINE;
+        // SAFETY: passed on from the caller.
+        unsafe { F::unpack(rows.further(block * F::BYTES), tiles.add(block * F::TILES), half) };
+        ahead.fetch(V::ROWS, (block + 1) * F::BYTES);
+    }
+}
+
+/// Fetches rows of weights before they are read.
+struct Ahead {
+    rows: Rows,
+    fetched: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn new(rows: Rows) -> Self {
+        Self { rows, fetched: 0 }
+    }
+
+    /// Fetches what lies ahead of the first `read` bytes of each of `rows` rows.
+    #[inline(always)]
+    fn fetch(&mut self, rows: usize, read: usize) {
+        while self.fetched < read {
+            for row in 0..rows {
+                // SAFETY: prefetches may point anywhere.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(self.rows.at(row).wrapping_add(AHEAD + self.fetched).cast()) };
             }
+            self.fetched += LINE;
+        }
+    }
+}
+
+/// Computes the sums of few rows of activations with a strip as it comes from memory; false where that is not done.
+#[inline(always)]
+unsafe fn stream<V: Lanes, F: Strips<V>>(
+    rows: Rows,
+    x: &Activations<'_>,
+    blocks: usize,
+    sums: &mut [[f32; STRIP]],
+) -> bool {
+    sums.fill([0.0; STRIP]);
+    let place = Place { x, row: 0, tile: 0 };
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match sums.len() {
+            1 => F::stream::<1>(rows, blocks, &place, as_array(sums)),
+            2 => F::stream::<2>(rows, blocks, &place, as_array(sums)),
+            3 => F::stream::<3>(rows, blocks, &place, as_array(sums)),
+            4 => F::stream::<4>(rows, blocks, &place, as_array(sums)),
+            _ => false,
         }
     }
 }

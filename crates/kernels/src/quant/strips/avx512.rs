@@ -3,12 +3,14 @@
 //! That instruction multiplies unsigned bytes with signed ones. Numbers that need all eight bits and the sign are moved up
 //! by 128, and the sums start below zero by as much as that adds.
 
-use super::lanes::{Lanes, Place, Quad, Rows};
+use super::lanes::{Block, Lanes, Place, Quad, Rows};
 use super::tile::{Bytes32, Bytes256, TOP};
+use super::{Ahead, Strips};
 use crate::quant::activations::{LARGE, SMALL};
 use crate::quant::product::STRIP;
 use crate::simd_avx512::{four_rows, turned};
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 /// AVX-512 F, BW, DQ, VL and VNNI, with F16C.
 #[derive(Clone, Copy)]
@@ -66,6 +68,72 @@ unsafe fn store<const M: usize>(sums: &mut [[f32; STRIP]; M], from: &[__m512; M]
         // SAFETY: as many are written as there are.
         unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), from) };
     }
+}
+
+/// Continues sums by a tile of unsigned bytes.
+#[inline(always)]
+unsafe fn add_bytes<const M: usize>(tile: &Bytes32, x: Block<M>, sums: &mut [__m512; M]) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let mut all = [_mm512_setzero_si512(); M];
+        for (q, w) in tile.q.iter().enumerate() {
+            let w = quad(w);
+            for i in 0..M {
+                all[i] = _mm512_dpbusd_epi32(all[i], w, _mm512_set1_epi32(x.unit(q, i)));
+            }
+        }
+        let (d, min) = (floats(&tile.d), floats(&tile.min));
+        for i in 0..M {
+            let scale = _mm512_mul_ps(d, _mm512_set1_ps(x.scale(i)));
+            sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[i]), scale, sums[i]);
+            sums[i] = _mm512_fnmadd_ps(min, _mm512_castsi512_ps(_mm512_set1_epi32(x.sum(0, i))), sums[i]);
+        }
+    }
+}
+
+/// Continues sums by a tile of signed bytes that were moved up.
+#[inline(always)]
+unsafe fn add_moved<const M: usize>(tile: &Moved32, x: Block<M>, sums: &mut [__m512; M]) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let mut all: [_; M] = std::array::from_fn(|i| _mm512_set1_epi32(x.sum(0, i)));
+        for (q, w) in tile.q.iter().enumerate() {
+            let w = quad(w);
+            for i in 0..M {
+                all[i] = _mm512_dpbusd_epi32(all[i], w, _mm512_set1_epi32(x.unit(q, i)));
+            }
+        }
+        let d = floats(&tile.d);
+        for i in 0..M {
+            let scale = _mm512_mul_ps(d, _mm512_set1_ps(x.scale(i)));
+            sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[i]), scale, sums[i]);
+        }
+    }
+}
+
+/// Continues sums by blocks as they come from memory: their tiles never leave the registers.
+#[inline(always)]
+unsafe fn stream<F: Strips<Avx512>, const M: usize>(
+    rows: Rows,
+    blocks: usize,
+    place: &Place<'_>,
+    to: &mut [[f32; STRIP]; M],
+    add: impl Fn(&F::Tile, Block<M>, &mut [__m512; M]),
+) -> bool {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        place.check::<M>(blocks, SMALL / 4, 1);
+        let mut sums = load(to);
+        let mut tile = MaybeUninit::<F::Tile>::uninit();
+        let (x, mut ahead) = (place.block::<M>(0, SMALL / 4, 1), Ahead::new(rows));
+        for b in 0..blocks {
+            F::unpack(rows.further(b * F::BYTES), tile.as_mut_ptr(), 0);
+            add(tile.assume_init_ref(), x.further(b, SMALL / 4, 1), &mut sums);
+            ahead.fetch(STRIP, (b + 1) * F::BYTES);
+        }
+        store(to, &sums);
+    }
+    true
 }
 
 impl Lanes for Avx512 {
@@ -254,22 +322,9 @@ impl Lanes for Avx512 {
         // SAFETY: a group of activations has as many blocks as was checked; instructions are promised.
         unsafe {
             place.check::<M>(tiles.len(), SMALL / 4, 1);
-            let mut sums = load(to);
+            let (x, mut sums) = (place.block::<M>(0, SMALL / 4, 1), load(to));
             for (b, tile) in tiles.iter().enumerate() {
-                let x = place.block::<M>(b, SMALL / 4, 1);
-                let mut all = [_mm512_setzero_si512(); M];
-                for (q, w) in tile.q.iter().enumerate() {
-                    let w = quad(w);
-                    for i in 0..M {
-                        all[i] = _mm512_dpbusd_epi32(all[i], w, _mm512_set1_epi32(x.unit(q, i)));
-                    }
-                }
-                let (d, min) = (floats(&tile.d), floats(&tile.min));
-                for i in 0..M {
-                    let scale = _mm512_mul_ps(d, _mm512_set1_ps(x.scale(i)));
-                    sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[i]), scale, sums[i]);
-                    sums[i] = _mm512_fnmadd_ps(min, _mm512_castsi512_ps(_mm512_set1_epi32(x.sum(0, i))), sums[i]);
-                }
+                add_bytes(tile, x.further(b, SMALL / 4, 1), &mut sums);
             }
             store(to, &sums);
         }
@@ -281,24 +336,36 @@ impl Lanes for Avx512 {
         // SAFETY: a group of activations has as many blocks as was checked; instructions are promised.
         unsafe {
             place.check::<M>(tiles.len(), SMALL / 4, 1);
-            let mut sums = load(to);
+            let (x, mut sums) = (place.block::<M>(0, SMALL / 4, 1), load(to));
             for (b, tile) in tiles.iter().enumerate() {
-                let x = place.block::<M>(b, SMALL / 4, 1);
-                let mut all: [_; M] = std::array::from_fn(|i| _mm512_set1_epi32(x.sum(0, i)));
-                for (q, w) in tile.q.iter().enumerate() {
-                    let w = quad(w);
-                    for i in 0..M {
-                        all[i] = _mm512_dpbusd_epi32(all[i], w, _mm512_set1_epi32(x.unit(q, i)));
-                    }
-                }
-                let d = floats(&tile.d);
-                for i in 0..M {
-                    let scale = _mm512_mul_ps(d, _mm512_set1_ps(x.scale(i)));
-                    sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[i]), scale, sums[i]);
-                }
+                add_moved(tile, x.further(b, SMALL / 4, 1), &mut sums);
             }
             store(to, &sums);
         }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    #[inline(never)]
+    unsafe fn stream_bytes32<F: Strips<Self, Tile = Bytes32>, const M: usize>(
+        rows: Rows,
+        blocks: usize,
+        place: &Place<'_>,
+        to: &mut [[f32; STRIP]; M],
+    ) -> bool {
+        // SAFETY: passed on from the caller.
+        unsafe { stream::<F, M>(rows, blocks, place, to, |tile, x, sums| add_bytes(tile, x, sums)) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    #[inline(never)]
+    unsafe fn stream_signed32<F: Strips<Self, Tile = Moved32>, const M: usize>(
+        rows: Rows,
+        blocks: usize,
+        place: &Place<'_>,
+        to: &mut [[f32; STRIP]; M],
+    ) -> bool {
+        // SAFETY: passed on from the caller.
+        unsafe { stream::<F, M>(rows, blocks, place, to, |tile, x, sums| add_moved(tile, x, sums)) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]

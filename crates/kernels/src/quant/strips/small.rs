@@ -29,6 +29,16 @@ macro_rules! bytes {
                 // SAFETY: passed on from the caller.
                 unsafe { V::bytes32::<M, $fours>(tiles, place, sums) }
             }
+            #[inline(always)]
+            unsafe fn stream<const M: usize>(
+                rows: Rows,
+                blocks: usize,
+                place: &Place<'_>,
+                sums: &mut [[f32; STRIP]; M],
+            ) -> bool {
+                // SAFETY: passed on from the caller.
+                $tiles == 1 && unsafe { V::stream_bytes32::<Self, M>(rows, blocks, place, sums) }
+            }
         }
         impl OnTiles for $ty {
             type Ready = Bytes32;
@@ -63,6 +73,16 @@ macro_rules! words {
             unsafe fn multiply<const M: usize>(tiles: &[V::Signed], place: &Place<'_>, sums: &mut [[f32; STRIP]; M]) {
                 // SAFETY: passed on from the caller.
                 unsafe { V::signed32::<M>(tiles, place, sums) }
+            }
+            #[inline(always)]
+            unsafe fn stream<const M: usize>(
+                rows: Rows,
+                blocks: usize,
+                place: &Place<'_>,
+                sums: &mut [[f32; STRIP]; M],
+            ) -> bool {
+                // SAFETY: passed on from the caller.
+                $tiles == 1 && unsafe { V::stream_signed32::<Self, M>(rows, blocks, place, sums) }
             }
         }
         impl OnTiles for $ty {
