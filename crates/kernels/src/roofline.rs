@@ -77,7 +77,9 @@ fn peak_of_tiles() -> f64 {
             let left = Left { at: left.0.as_ptr(), stride: 4 * SIDE, step: 0 };
             for _ in 0..SIZES[1] {
                 // SAFETY: one step of left is read again and again, and both others are as large as they must be.
-                unsafe { tiles.multiply_bf16(SIZES[0], left, right.0.as_ptr(), (c.0.as_mut_ptr(), 8 * SIDE, false)) };
+                unsafe {
+                    tiles.multiply_bf16(SIZES[0], left, [right.0.as_ptr(); 2], (c.0.as_mut_ptr(), 8 * SIDE, false))
+                };
             }
             result[0] = c.0[0];
         });

@@ -139,14 +139,15 @@ mod x86 {
         /// `c = a b`, or `c += a b`: 32 rows and columns, `steps` times sixteen units of k.
         ///
         /// # Safety
-        /// Registers have the shape [`Shape::WHOLE`]. Left must hold `steps` steps of 32 lines, `right` as many of sixteen
-        /// units of 32 columns side by side; `c` must hold 32 rows, `stride` bytes apart, that are this thread's own.
+        /// Registers have the shape [`Shape::WHOLE`]. Left must hold `steps` steps of 32 lines, each of `right` as many of
+        /// sixteen units of sixteen columns side by side; `c` must hold 32 rows, `stride` bytes apart, that are this
+        /// thread's own.
         #[inline(always)]
         pub(crate) unsafe fn multiply_bf16(
             &self,
             steps: usize,
             left: Left,
-            right: *const f32,
+            [right, other]: [*const f32; 2],
             (c, stride, continues): (*mut f32, usize, bool),
         ) {
             assert!(steps > 0);
@@ -167,16 +168,17 @@ mod x86 {
                     "tileloadd tmm3, [{lower_c} + {stride}*1 + 64]",
                     "3:",
                     "tileloadd tmm4, [{upper} + {apart}*1]",
-                    "tileloadd tmm6, [{right} + {width}*1]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{right} + {width}*1 + 64]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm6, [{right} + {line}*1]",
+                    "tileloadd tmm7, [{other} + {line}*1]",
                     "tileloadd tmm5, [{lower} + {apart}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
                     "tdpbf16ps tmm2, tmm5, tmm6",
                     "tdpbf16ps tmm3, tmm5, tmm7",
                     "add {upper}, {step}",
                     "add {lower}, {step}",
-                    "add {right}, 2048",
+                    "add {right}, 1024",
+                    "add {other}, 1024",
                     "dec {steps}",
                     "jnz 3b",
                     "tilestored [{c} + {stride}*1], tmm0",
@@ -192,7 +194,8 @@ mod x86 {
                     apart = in(reg) left.stride,
                     step = in(reg) left.step,
                     right = inout(reg) right => _,
-                    width = in(reg) 128_usize,
+                    other = inout(reg) other => _,
+                    line = in(reg) 64_usize,
                     steps = inout(reg) steps => _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,

@@ -22,15 +22,6 @@ use crate::unit::Unit;
 
 /// Longest panel of k, in units.
 pub(crate) const DEPTH: usize = 384;
-/// Units of `b` that a task packs at a time: a part of the second-level cache. 288 KiB fit into that of every current
-/// core; cores with AVX-512 have 1 MiB or more.
-const fn panel_len(lanes: usize) -> usize {
-    if lanes == 16 { 192 * 1024 } else { 72 * 1024 }
-}
-/// Most units of `a` that are packed once and stay: the second-level cache without room for two strips of `b`.
-const fn few_len(lanes: usize) -> usize {
-    if lanes == 16 { 200 * 1024 } else { 48 * 1024 }
-}
 /// Fewest rows of `c` in a task where `b` would be packed once more for them.
 const ROWS: usize = 384;
 /// Rows of `a` that are packed together, so that whole cache lines are used where `a` is transposed.
@@ -70,15 +61,15 @@ fn tasks<A: Source, B: Source<Unit = A::Unit>>(
     apart: bool,
 ) {
     assert!(c.col_stride == 1 || c.cols == 1, "the columns or the rows of a result lie side by side");
-    let (width, units) = (STRIP * isa.lanes(), A::Unit::count(a.cols));
-    let [most_rows, fewest_rows, steps] = strip::<A>(isa);
-    let depth = units.div_ceil(units.div_ceil(DEPTH)).next_multiple_of(steps);
-    let Grid { rows, columns, packed_rows, packed_columns } = grid((c.rows, most_rows), c.cols, depth, isa.lanes());
+    let units = A::Unit::count(a.cols);
+    let shape = Shape::of::<A>(isa, apart);
+    let depth = units.div_ceil(units.div_ceil(shape.depth)).next_multiple_of(shape.steps);
+    let Grid { rows, columns, packed_rows, packed_columns } = grid(&shape, c.rows, c.cols, depth);
     let (down, across) = (c.rows.div_ceil(rows), c.cols.div_ceil(columns));
     let place = Place { data: c.data.as_mut_ptr(), stride: c.row_stride };
-    let panel = packed_columns / width * strip_len(width, depth);
+    let panel = packed_columns / shape.columns * strip_len(shape.columns, depth);
     // One more than is packed: on tiles lines take a detour through it.
-    let strips = (packed_rows / fewest_rows + 1) * strip_len(fewest_rows, depth);
+    let strips = (packed_rows / shape.fewest_rows + 1) * strip_len(shape.fewest_rows, depth);
     for_ranges(across * down, 1, |tasks| {
         for task in tasks {
             let (row, column) = (task % down * rows, task / down * columns);
@@ -96,14 +87,61 @@ fn tasks<A: Source, B: Source<Unit = A::Unit>>(
     });
 }
 
-/// Most and fewest rows of a strip of `a`, and how many units of k are multiplied together.
-fn strip<A: Source>(isa: Isa) -> [usize; 3] {
-    #[cfg(target_arch = "x86_64")]
-    if is_on_tiles::<A>(isa) {
-        return [on_tiles::ROWS, on_tiles::ROWS, on_tiles::STEPS];
+/// How operands are packed, and how much of them.
+struct Shape {
+    /// Most and fewest rows of a strip of `a`: one of both, as the kernel has registers.
+    most_rows: usize,
+    fewest_rows: usize,
+    /// Columns of a strip of `b`.
+    columns: usize,
+    /// Columns that are multiplied with a strip of `a`.
+    width: usize,
+    /// Units of k that are multiplied together.
+    steps: usize,
+    /// Most units of k in a panel.
+    depth: usize,
+    /// Units of `b` that a task packs at a time.
+    panel: usize,
+    /// Most units of `a` that are packed once and stay: the second-level cache without room for two packs of `b`.
+    few: usize,
+    /// Columns of `b` that are packed at a time where `a` stays.
+    beside_few: usize,
+}
+
+impl Shape {
+    fn of<A: Source>(isa: Isa, apart: bool) -> Self {
+        let width = STRIP * isa.lanes();
+        // 288 KiB fit into the second-level cache of every current core; cores with AVX-512 have 1 MiB or more.
+        let (panel, few) = if isa.lanes() == 16 { (192 * 1024, 200 * 1024) } else { (72 * 1024, 48 * 1024) };
+        #[cfg(target_arch = "x86_64")]
+        if is_on_tiles::<A>(isa) {
+            let (rows, columns, steps) = (on_tiles::ROWS, on_tiles::STRIP, on_tiles::STEPS);
+            // Cores with tiles have 2 MiB. What reading and writing `c` takes counts for more beside faster products, so
+            // panels are longer, but for those whose length shows in the result.
+            return Self {
+                most_rows: rows,
+                fewest_rows: rows,
+                columns,
+                width,
+                steps,
+                depth: if apart { DEPTH } else { 512 },
+                panel,
+                few: 256 * 1024,
+                beside_few: 8 * width,
+            };
+        }
+        Self {
+            most_rows: MAX_ROWS,
+            fewest_rows: FEWEST_ROWS,
+            columns: width,
+            width,
+            steps: 1,
+            depth: DEPTH,
+            panel,
+            few,
+            beside_few: width,
+        }
     }
-    let _ = isa;
-    [MAX_ROWS, FEWEST_ROWS, 1]
 }
 
 /// Whether a product is one of pairs, and the machine multiplies tiles of them.
@@ -125,14 +163,14 @@ struct Grid {
 }
 
 /// Cuts `c` into equal tasks, as many as keep all threads busy to the end.
-fn grid((rows, strip): (usize, usize), cols: usize, depth: usize, lanes: usize) -> Grid {
-    let (threads, width) = (rayon::current_num_threads(), STRIP * lanes);
+fn grid(shape: &Shape, rows: usize, cols: usize, depth: usize) -> Grid {
+    let (threads, width, strip) = (rayon::current_num_threads(), shape.width, shape.most_rows);
     let strips = cols.div_ceil(width);
-    if rows.next_multiple_of(strip) * depth <= few_len(lanes) {
-        let rows = rows.next_multiple_of(strip);
-        return Grid { rows, columns: strips.div_ceil(threads) * width, packed_rows: rows, packed_columns: width };
+    if rows.next_multiple_of(strip) * depth <= shape.few {
+        let (rows, columns) = (rows.next_multiple_of(strip), strips.div_ceil(threads) * width);
+        return Grid { rows, columns, packed_rows: rows, packed_columns: shape.beside_few.min(columns) };
     }
-    let most = (panel_len(lanes) / depth / width).clamp(1, strips);
+    let most = (shape.panel / depth / width).clamp(1, strips);
     // A task per thread at least. Each packs its part of `b` anew, so it should have rows enough to make up for it, and no
     // more tasks than that.
     let down = threads.div_ceil(strips.div_ceil(most)).min(rows.div_ceil(ROWS));
@@ -214,7 +252,7 @@ impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
                 let columns = self.packed_columns.min(self.tile.columns - column);
                 let b = self.b.part(first, length, self.tile.column + column, columns);
                 let depth = A::Unit::count(length).next_multiple_of(K::STEPS);
-                pack::<S, B>(s, self.panel, b.t(), STRIP * S::LANES, depth);
+                pack::<S, B>(s, self.panel, b.t(), K::COLUMNS, depth);
                 self.rows(s, block, first, length, column, columns);
             }
         }
@@ -252,7 +290,7 @@ impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
     #[inline(always)]
     fn ahead<S: Simd>(&self, strip: usize, first: usize, length: usize, column: usize) -> Ahead {
         let (first, column) = if column < self.tile.columns { (first, column) } else { (first + length, 0) };
-        if self.packed_columns > STRIP * S::LANES || first >= self.a.cols {
+        if self.packed_rows < self.tile.rows || first >= self.a.cols {
             return Ahead::NOTHING;
         }
         let (columns, k) = (self.packed_columns.min(self.tile.columns - column), length.min(self.a.cols - first));
@@ -298,7 +336,8 @@ impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
             let next = self.place.data.wrapping_add((tile.row + below) * self.place.stride + tile.column + beside);
             let rows = K::ROWS.min(tile.rows.saturating_sub(below));
             let mut next = Ahead::new(next, rows, self.place.stride, width, depth);
-            let right = self.panel[strip * strip_len(width, depth)..][..width * depth].as_ptr();
+            let strips = width / K::COLUMNS * strip_len(K::COLUMNS, depth);
+            let right = self.panel[strip * strips..][..strips].as_ptr();
             // SAFETY: `left` and `right` hold `depth` steps of a strip of rows and of columns; the corner is this task's.
             unsafe {
                 if part.rows == K::ROWS && columns == width {

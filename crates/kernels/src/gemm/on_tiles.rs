@@ -1,7 +1,7 @@
 //! The innermost loop of the blocked product on tiles: 32 rows and columns of `c` in four of them.
 //!
-//! A strip of `b` lies as it does for vector registers: sixteen units of its columns are a tile of the right operand. A
-//! strip of `a` lies line by line, sixteen units of each of its rows at a time.
+//! A strip of `b` lies as it does for vector registers, but is one tile wide: sixteen units of its columns are a tile of the
+//! right operand. A strip of `a` lies line by line, sixteen units of each of its rows at a time.
 
 use super::Mat;
 use super::registers::{Ahead, Block, Corner};
@@ -12,8 +12,10 @@ use crate::unit::Unit;
 
 /// Rows of a strip of `a`.
 pub(super) const ROWS: usize = 2 * SIDE;
-/// Columns of a strip of `b`.
+/// Columns that a strip of `a` is multiplied with.
 const COLUMNS: usize = 2 * SIDE;
+/// Columns of a strip of `b`.
+pub(super) const STRIP: usize = SIDE;
 /// Units of k that are multiplied together.
 pub(super) const STEPS: usize = SIDE;
 /// Bytes of a unit.
@@ -30,6 +32,7 @@ impl OnTiles {
 
 impl<S: Simd, A: Source> Block<S, A> for OnTiles {
     const ROWS: usize = ROWS;
+    const COLUMNS: usize = STRIP;
     const STEPS: usize = STEPS;
 
     #[inline(always)]
@@ -55,10 +58,10 @@ impl<S: Simd, A: Source> Block<S, A> for OnTiles {
         right: *const f32,
         corner: Corner,
         bias: Option<&[f32]>,
-        (ahead, next): (&mut Ahead, &mut Ahead),
+        // Tiles are read faster than they are multiplied only where no other reads are under way.
+        _ahead: (&mut Ahead, &mut Ahead),
     ) {
-        ahead.turns(depth);
-        next.turns(depth);
+        let right = [right, right.wrapping_add(strip_len(STRIP, depth))];
         let left = Left { at: left, stride: SIDE * UNIT, step: ROWS * SIDE * UNIT };
         // SAFETY: the caller vouches for all places. Sums that `c` has no place for, or is to be added to, are kept beside it.
         unsafe {

@@ -49,15 +49,6 @@ impl Ahead {
         Self { at: at.cast(), offset: 0, rows, stride, row_bytes, rate }
     }
 
-    /// What is due in `steps` of k.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    pub(super) fn turns(&mut self, steps: usize) {
-        for _ in 0..steps / UNROLL {
-            self.turn();
-        }
-    }
-
     #[inline(always)]
     fn turn(&mut self) {
         for _ in 0..self.rate {
@@ -78,6 +69,8 @@ impl Ahead {
 pub(super) trait Block<S: Simd, A: Source> {
     /// Rows of a strip.
     const ROWS: usize;
+    /// Columns of a strip of `b`, of which one or more are multiplied with one of `a`.
+    const COLUMNS: usize;
     /// Units of k that are multiplied together.
     const STEPS: usize;
     /// Copies lines of `a` into strips, each [`super::units::strip_len`] of `depth` steps; there is room for one more.
@@ -86,7 +79,7 @@ pub(super) trait Block<S: Simd, A: Source> {
     ///
     /// # Safety
     /// The kernel was started by [`Unit::dispatch`]. `left` must hold `depth` steps of a strip as it was packed, `right`
-    /// `depth` steps of a strip, and the corner's elements must be writable by this thread alone.
+    /// strips of `depth` steps for [`STRIP`] vectors, and the corner's elements must be writable by this thread alone.
     #[allow(clippy::too_many_arguments, reason = "two operands, a result, and what is fetched meanwhile")]
     unsafe fn multiply<const WHOLE: bool>(
         &self,
@@ -105,6 +98,7 @@ pub(super) struct Registers<const MR: usize>;
 
 impl<S: Simd, A: Source, const MR: usize> Block<S, A> for Registers<MR> {
     const ROWS: usize = MR;
+    const COLUMNS: usize = STRIP * S::LANES;
     const STEPS: usize = 1;
 
     #[inline(always)]
