@@ -271,7 +271,7 @@ impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
     ) {
         let (tile, start) = (self.tile, if first == 0 { self.start } else { Start::Sum });
         let depth = A::Unit::count(length).next_multiple_of(K::STEPS);
-        let mut ahead = self.ahead::<S>(K::ROWS, first, length, column + columns);
+        let mut ahead = self.ahead(K::ROWS, first, length, column + columns);
         for row in (0..tile.rows).step_by(self.packed_rows) {
             let rows = self.packed_rows.min(tile.rows - row);
             if column == 0 {
@@ -288,7 +288,7 @@ impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
 
     /// What is packed after the columns before `column`, unless so much is packed at once that it would push out itself.
     #[inline(always)]
-    fn ahead<S: Simd>(&self, strip: usize, first: usize, length: usize, column: usize) -> Ahead {
+    fn ahead(&self, strip: usize, first: usize, length: usize, column: usize) -> Ahead {
         let (first, column) = if column < self.tile.columns { (first, column) } else { (first + length, 0) };
         if self.packed_rows < self.tile.rows || first >= self.a.cols {
             return Ahead::NOTHING;
