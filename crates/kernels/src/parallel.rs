@@ -116,7 +116,7 @@ pub fn map_mut<T: Send, R: Send>(items: &mut [T], work: impl Fn(usize, &mut T) -
 }
 
 /// Which rows of a matrix are read together: see [`lines`].
-#[cfg(any(test, target_arch = "x86_64"))]
+#[cfg(any(test, target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) struct Lines {
     /// How many times.
     pub(crate) strips: usize,
@@ -129,7 +129,7 @@ pub(crate) struct Lines {
 /// Cuts the next of `rows` rows into strips of `width` rows that are far apart: strip s has the rows s, s + apart,
 /// s + 2 apart, ... So each of them goes on where it ended in the strip before, and memory is read in `width` long lines,
 /// which the machine fetches ahead by itself; of neighbours it sees many short ones. Fewer rows than `width` are one strip.
-#[cfg(any(test, target_arch = "x86_64"))]
+#[cfg(any(test, target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) fn lines(rows: usize, width: usize, row_bytes: usize) -> Lines {
     /// Lines as far apart as this or a multiple of it share places in the first-level cache.
     const CROWDED: usize = 1024;
@@ -142,7 +142,7 @@ pub(crate) fn lines(rows: usize, width: usize, row_bytes: usize) -> Lines {
 }
 
 /// The next strip of neighbours.
-#[cfg(any(test, target_arch = "x86_64"))]
+#[cfg(any(test, target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) fn neighbours(rows: usize, width: usize) -> Lines {
     Lines { strips: 1, count: rows.min(width), apart: 1 }
 }

@@ -17,7 +17,7 @@ mod nf4;
 mod plain;
 mod product;
 mod search;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod strips;
 #[cfg(test)]
 mod tests;

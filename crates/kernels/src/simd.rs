@@ -24,6 +24,23 @@ pub(crate) fn fetch(at: *const u8) {
     let _ = at;
 }
 
+/// The same for the first-level cache.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(crate) fn fetch_near(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a hint touches nothing, and every 64-bit ARM has it.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(readonly, nostack, preserves_flags));
+    }
+}
+
 /// A token that proves an instruction set is available, and its operations on vectors of f32.
 ///
 /// Loads and stores of whole vectors panic where the slice is too short; the partial forms use as many lanes as the

@@ -130,6 +130,7 @@ impl Shape {
                 beside_few: 8 * width,
             };
         }
+        let _ = apart;
         Self {
             most_rows: MAX_ROWS,
             fewest_rows: FEWEST_ROWS,

@@ -12,13 +12,11 @@
 //! So a row's result depends neither on its neighbours nor on the number of threads. Types without such a product, and
 //! plain numbers, are widened to f32 a few rows at a time and go through the f32 product, which promises the same.
 
-#[cfg(target_arch = "x86_64")]
-use super::activations::ON_TILES;
 use super::activations::{Activations, Layout};
 use super::decode::dequantise_rows;
 use super::plain::{self, plain32, plain256};
-#[cfg(target_arch = "x86_64")]
-use super::strips::{self, Avx2, Avx512, Lanes, OnTiles, Strips};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::strips::{OnVectors, on_vectors, signed_layout};
 use super::types::GgmlType;
 use super::unpack::*;
 use crate::gemm::blocked;
@@ -26,8 +24,6 @@ use crate::gemm::units::{Halves, Plain, Widened};
 use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
 use crate::gemv;
 use crate::isa::{Isa, isa};
-#[cfg(target_arch = "x86_64")]
-use crate::isa::{has_byte_dot_on, has_tiles_on};
 use crate::parallel::for_ranges;
 use crate::scratch::with_scratch;
 use half::{bf16, f16};
@@ -156,66 +152,47 @@ impl Job<'_> {
 }
 
 /// Computes some columns of a job, in borrowed memory.
-type Run = fn(&Job<'_>, Range<usize>, &mut [i32]);
+pub(super) type Run = fn(&Job<'_>, Range<usize>, &mut [i32]);
 
 /// How products with a type are computed.
-struct Path {
+pub(super) struct Path {
     /// How activations lie.
-    layout: Layout,
+    pub(super) layout: Layout,
     /// Most rows of activations in a group.
-    group: usize,
+    pub(super) group: usize,
     /// The loop over columns.
-    run: Run,
+    pub(super) run: Run,
     /// Words that it borrows, for so many rows of activations of such a length.
-    scratch: fn(usize, usize) -> usize,
+    pub(super) scratch: fn(usize, usize) -> usize,
 }
 
-/// The loop over columns for a type of scales in f32, the fastest that the instruction set has.
-#[cfg(target_arch = "x86_64")]
-fn small<F: Strips<Avx2> + OnTiles + Block32>(isa: Isa) -> Path {
-    let layout = match F::OFFSET {
-        Some(_) => Layout::Bytes32,
-        None if has_byte_dot_on(isa) => Layout::Moved32,
-        None => Layout::Words32,
-    };
-    vectors::<F>(isa, layout, plain32::<F>)
+/// How products with a type of scales in f32 are computed, the fastest way that the instruction set has.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn small<F: OnVectors + Block32>(isa: Isa) -> Path {
+    let layout = if F::OFFSET.is_some() { Layout::Bytes32 } else { signed_layout(isa) };
+    fastest::<F>(isa, layout, plain32::<F>)
 }
 
 /// The same for a type of integer scales.
-#[cfg(target_arch = "x86_64")]
-fn large<F: Strips<Avx2> + OnTiles + Block256>(isa: Isa) -> Path {
-    vectors::<F>(isa, Layout::Bytes256(F::SUB), plain256::<F>)
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn large<F: OnVectors + Block256>(isa: Isa) -> Path {
+    fastest::<F>(isa, Layout::Bytes256(F::SUB), plain256::<F>)
 }
 
-#[cfg(target_arch = "x86_64")]
-fn vectors<F: Strips<Avx2> + OnTiles>(isa: Isa, layout: Layout, plain: Run) -> Path {
-    let scratch = |rows, _| strips::scratch_len(rows);
-    if has_tiles_on(isa) {
-        // SAFETY: the machine has tiles, and AVX-512 with VNNI; pieces of work share no columns.
-        let run: Run = |job, columns, memory| unsafe { strips::run_on_tiles::<F>(job, columns, memory) };
-        Path { layout, group: ON_TILES, run, scratch: |rows, _| strips::scratch_len_on_tiles(rows) }
-    } else if has_byte_dot_on(isa) {
-        // SAFETY: the machine has AVX-512 with VNNI; pieces of work share no columns.
-        let run: Run = |job, columns, memory| unsafe { strips::run_avx512::<F>(job, columns, memory) };
-        Path { layout, group: Avx512::GROUP, run, scratch }
-    } else if isa >= Isa::Avx2 {
-        // SAFETY: the machine has AVX2, FMA and F16C; pieces of work share no columns.
-        let run: Run = |job, columns, memory| unsafe { strips::run_avx2::<F>(job, columns, memory) };
-        Path { layout, group: Avx2::GROUP, run, scratch }
-    } else {
-        Path { layout, group: 1, run: plain, scratch: |_, k| plain::scratch_len(k) }
-    }
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn fastest<F: OnVectors>(isa: Isa, layout: Layout, plain: Run) -> Path {
+    on_vectors::<F>(isa, layout).unwrap_or(Path { layout, group: 1, run: plain, scratch: plain::scratch_len })
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn small<F: Block32>(_: Isa) -> Path {
     let layout = if F::OFFSET.is_some() { Layout::Bytes32 } else { Layout::Words32 };
-    Path { layout, group: 1, run: plain32::<F>, scratch: |_, k| plain::scratch_len(k) }
+    Path { layout, group: 1, run: plain32::<F>, scratch: plain::scratch_len }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn large<F: Block256>(_: Isa) -> Path {
-    Path { layout: Layout::Bytes256(F::SUB), group: 1, run: plain256::<F>, scratch: |_, k| plain::scratch_len(k) }
+    Path { layout: Layout::Bytes256(F::SUB), group: 1, run: plain256::<F>, scratch: plain::scratch_len }
 }
 
 /// How products with a type are computed on an instruction set.

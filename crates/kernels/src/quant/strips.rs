@@ -11,24 +11,33 @@
 
 #![allow(clippy::needless_range_loop, reason = "vectors stay in registers where they are indexed by constants")]
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod lanes;
 mod large;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "x86_64")]
 mod on_tiles;
 mod small;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use super::activations::{Activations, group};
 use super::product::{Job, STRIP};
 use crate::parallel::{lines, neighbours};
-pub(super) use avx2::Avx2;
-pub(super) use avx512::Avx512;
-pub(super) use lanes::Lanes;
-use lanes::{Place, Rows};
-pub(super) use on_tiles::{OnTiles, run_on_tiles, scratch_len_on_tiles};
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use crate::simd::fetch_near;
+#[cfg(target_arch = "aarch64")]
+pub(super) use arm::{OnVectors, on_vectors, signed_layout};
+use lanes::{Lanes, Place, Rows};
 use std::ops::Range;
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{OnVectors, on_vectors, signed_layout};
 
 /// Bytes of tiles that are unpacked at a time: half of the first-level cache.
 const TILE_BYTES: usize = 18 * 1024;
@@ -76,7 +85,7 @@ pub(super) trait Strips<V: Lanes> {
 }
 
 /// Words that [`run`] borrows for `m` rows of activations.
-pub(super) fn scratch_len(m: usize) -> usize {
+fn scratch_len(m: usize, _k: usize) -> usize {
     // Room for tiles, for the rows that a last strip is completed with, and to begin both at a cache line.
     m * STRIP + (2 * TILE_BYTES + 2 * LINE) / 4
 }
@@ -84,23 +93,7 @@ pub(super) fn scratch_len(m: usize) -> usize {
 /// Computes some columns of a product.
 ///
 /// # Safety
-/// The machine must have AVX2, FMA and F16C; no other thread may write these columns.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn run_avx2<F: Strips<Avx2>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
-    // SAFETY: passed on from the caller.
-    unsafe { run::<Avx2, F>(job, columns, memory) }
-}
-
-/// Computes some columns of a product.
-///
-/// # Safety
-/// The machine must have AVX-512 F, BW, DQ, VL and VNNI; no other thread may write these columns.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn run_avx512<F: Strips<Avx512>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
-    // SAFETY: passed on from the caller.
-    unsafe { run::<Avx512, F>(job, columns, memory) }
-}
-
+/// The machine must have the lanes; no other thread may write these columns.
 #[inline(always)]
 unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
     let (m, row_bytes) = (job.x.rows, job.w.row_bytes());
@@ -224,8 +217,7 @@ impl Ahead {
     fn fetch(&mut self, rows: usize, read: usize) {
         while self.fetched < read {
             for row in 0..rows {
-                // SAFETY: prefetches may point anywhere.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(self.rows.at(row).wrapping_add(AHEAD + self.fetched).cast()) };
+                fetch_near(self.rows.at(row).wrapping_add(AHEAD + self.fetched));
             }
             self.fetched += LINE;
         }

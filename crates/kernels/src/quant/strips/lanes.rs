@@ -84,11 +84,14 @@ impl<const M: usize> Block<M> {
             sums: self.sums.wrapping_add(M * count * sums),
         }
     }
+
     /// Where its integers begin.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(super) fn units(self) -> *const i32 {
         self.units
     }
+
     /// Some neighbours in k, four bytes.
     ///
     /// # Safety

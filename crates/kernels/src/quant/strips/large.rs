@@ -2,11 +2,9 @@
 
 use super::Strips;
 use super::lanes::{Lanes, Place, Rows};
-use super::on_tiles::{OnTiles, Scaled256, Sixteen, TileRegisters, scaled, scaled256};
 use super::tile::{Bytes256, PAIR, bits, high, low};
 use crate::quant::product::STRIP;
 use crate::quant::unpack::{Block256, Q2K, Q3K, Q4K, Q5K, Q6K};
-use crate::tiles::Shape;
 
 /// [`Strips`]: the bytes of a block, how many sums fit into 16 bits, and how to unpack.
 macro_rules! strips {
@@ -26,28 +24,6 @@ macro_rules! strips {
                 const MIN: bool = <$ty as Block256>::OFFSET == 0;
                 // SAFETY: passed on from the caller.
                 unsafe { V::bytes256::<M, SUB, $fours, MIN>(tiles, place, sums) }
-            }
-        }
-        impl OnTiles for $ty {
-            type Ready = Scaled256;
-            const SHAPE: &'static Shape = &Shape::WHOLE;
-            #[inline(always)]
-            unsafe fn ready(tile: &Bytes256, to: *mut Scaled256) {
-                const SUB: usize = <$ty as Block256>::SUB;
-                // SAFETY: passed on from the caller.
-                unsafe { scaled::<SUB>(tile, to, <$ty as Block256>::OFFSET) }
-            }
-            #[inline(always)]
-            unsafe fn multiply_groups(
-                on: &mut TileRegisters,
-                tiles: &[Scaled256],
-                place: Place<'_>,
-                to: &mut [Sixteen],
-            ) {
-                const SUB: usize = <$ty as Block256>::SUB;
-                const MIN: bool = <$ty as Block256>::OFFSET == 0;
-                // SAFETY: passed on from the caller.
-                unsafe { scaled256::<SUB, MIN>(on, tiles, place, to) }
             }
         }
     };

@@ -6,10 +6,14 @@
 
 use super::avx512::{Avx512, Moved32, floats, quad};
 use super::lanes::{Block, Place, Quad, Rows};
-use super::tile::{Bytes32, Bytes256};
-use super::{LINE, STRIP, Strips, TILE_BYTES, all_rows, pieces, put, run_avx512, unpack_piece};
+use super::tile::{Bytes32, Bytes256, Signed32};
+use super::x86::run_avx512;
+use super::{LINE, STRIP, Strips, TILE_BYTES, all_rows, pieces, put, unpack_piece};
 use crate::quant::activations::{LARGE, ON_TILES, SMALL};
 use crate::quant::product::Job;
+use crate::quant::unpack::{
+    Block256, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tq1_0, Tq2_0,
+};
 use crate::tiles::{Aligned, Shape, Tiles};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -40,6 +44,30 @@ pub(in crate::quant) trait OnTiles: Strips<Avx512> {
     );
 }
 
+/// [`OnTiles`] for some types: what a tile becomes, the registers, and both functions.
+macro_rules! on_tiles {
+    ($($ty:ident)*, $ready:ty, $shape:expr, $make:expr, $multiply:expr) => {$(
+        impl OnTiles for $ty {
+            type Ready = $ready;
+            const SHAPE: &'static Shape = $shape;
+            #[inline(always)]
+            unsafe fn ready(tile: &Self::Tile, to: *mut $ready) {
+                // SAFETY: passed on from the caller.
+                unsafe { $make(tile, to) }
+            }
+            #[inline(always)]
+            unsafe fn multiply_groups(on: &mut TileRegisters, tiles: &[$ready], place: Place<'_>, to: &mut [Sixteen]) {
+                // SAFETY: passed on from the caller.
+                unsafe { $multiply(on, tiles, place, to) }
+            }
+        }
+    )*};
+}
+
+on_tiles!(Q4_0 Q4_1 Q5_0 Q5_1 Mxfp4 Tq1_0 Tq2_0, Bytes32, &Shape::BLOCKS, unchanged, bytes32);
+on_tiles!(Q8_0 Iq4Nl Iq4Xs, Signed32, &Shape::BLOCKS, signed, signed32);
+on_tiles!(Q2K Q3K Q4K Q5K Q6K, Scaled256, &Shape::WHOLE, scaled_of::<Self>, scaled256_of::<Self>);
+
 /// The tiles of a thread, and a memory for their sums.
 pub(in crate::quant) struct TileRegisters {
     tiles: Tiles,
@@ -59,7 +87,7 @@ const STRIPS: usize = 4;
 const READY_BYTES: usize = 2 * TILE_BYTES;
 
 /// Words that [`run_on_tiles`] borrows for `m` rows of activations.
-pub(in crate::quant) fn scratch_len_on_tiles(m: usize) -> usize {
+pub(super) fn scratch_len_on_tiles(m: usize, _k: usize) -> usize {
     STRIPS * m * STRIP + (STRIPS * READY_BYTES + 2 * TILE_BYTES + 2 * LINE) / 4
 }
 
@@ -68,7 +96,7 @@ pub(in crate::quant) fn scratch_len_on_tiles(m: usize) -> usize {
 /// # Safety
 /// As [`run_avx512`], and the machine must have tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(in crate::quant) unsafe fn run_on_tiles<F: OnTiles>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
+pub(super) unsafe fn run_on_tiles<F: OnTiles>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
     let (m, row_bytes) = (job.x.rows, job.w.row_bytes());
     if m < ON_TILES {
         // SAFETY: passed on from the caller.
@@ -129,12 +157,14 @@ impl TileRegisters {
     }
 }
 
-/// 32 numbers of each row, signed: `d * q`.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(in crate::quant) struct Signed32 {
-    q: [Quad; SMALL / 4],
-    d: [f32; STRIP],
+/// A tile that is multiplied as it is.
+///
+/// # Safety
+/// As [`OnTiles::ready`].
+#[inline(always)]
+unsafe fn unchanged(tile: &Bytes32, to: *mut Bytes32) {
+    // SAFETY: passed on from the caller.
+    unsafe { to.write(*tile) }
 }
 
 /// Takes away again what made the numbers positive.
@@ -142,7 +172,7 @@ pub(in crate::quant) struct Signed32 {
 /// # Safety
 /// As [`OnTiles::ready`].
 #[inline(always)]
-pub(super) unsafe fn signed(tile: &Moved32, to: *mut Signed32) {
+unsafe fn signed(tile: &Moved32, to: *mut Signed32) {
     // SAFETY: passed on from the caller.
     unsafe {
         for (from, to) in tile.q.iter().zip(&mut (*to).q) {
@@ -159,7 +189,7 @@ pub(super) unsafe fn signed(tile: &Moved32, to: *mut Signed32) {
 /// As [`OnTiles::multiply_groups`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)]
-pub(super) unsafe fn bytes32(on: &mut TileRegisters, tiles: &[Bytes32], place: Place<'_>, groups: &mut [Sixteen]) {
+unsafe fn bytes32(on: &mut TileRegisters, tiles: &[Bytes32], place: Place<'_>, groups: &mut [Sixteen]) {
     // SAFETY: a group of activations has as many blocks as was checked; instructions are promised.
     unsafe {
         small(on, tiles, place, groups, |tile, x, i, all, sum| {
@@ -176,7 +206,7 @@ pub(super) unsafe fn bytes32(on: &mut TileRegisters, tiles: &[Bytes32], place: P
 /// As [`OnTiles::multiply_groups`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)]
-pub(super) unsafe fn signed32(on: &mut TileRegisters, tiles: &[Signed32], place: Place<'_>, groups: &mut [Sixteen]) {
+unsafe fn signed32(on: &mut TileRegisters, tiles: &[Signed32], place: Place<'_>, groups: &mut [Sixteen]) {
     // SAFETY: as above.
     unsafe {
         small(on, tiles, place, groups, |tile, x, i, all, sum| {
@@ -247,7 +277,7 @@ pub(in crate::quant) struct Scaled256 {
 /// As [`OnTiles::ready`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)]
-pub(super) unsafe fn scaled<const SUB: usize>(tile: &Bytes256, to: *mut Scaled256, offset: i16) {
+unsafe fn scaled<const SUB: usize>(tile: &Bytes256, to: *mut Scaled256, offset: i16) {
     // SAFETY: instructions are promised; as many bytes are read and written as there are.
     unsafe {
         let (bytes, seven) = (_mm512_set1_epi16(0xff), _mm512_set1_epi16(0x7f));
@@ -274,13 +304,45 @@ pub(super) unsafe fn scaled<const SUB: usize>(tile: &Bytes256, to: *mut Scaled25
     }
 }
 
+/// [`scaled`] as a type says.
+///
+/// # Safety
+/// As [`OnTiles::ready`].
+#[inline(always)]
+unsafe fn scaled_of<F: Block256>(tile: &Bytes256, to: *mut Scaled256) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match F::SUB {
+            16 => scaled::<16>(tile, to, F::OFFSET),
+            _ => scaled::<32>(tile, to, F::OFFSET),
+        }
+    }
+}
+
+/// [`scaled256`] as a type says.
+///
+/// # Safety
+/// As [`OnTiles::multiply_groups`].
+#[inline(always)]
+unsafe fn scaled256_of<F: Block256>(on: &mut TileRegisters, tiles: &[Scaled256], place: Place<'_>, to: &mut [Sixteen]) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match (F::SUB, F::OFFSET) {
+            (16, 0) => scaled256::<16, true>(on, tiles, place, to),
+            (16, _) => scaled256::<16, false>(on, tiles, place, to),
+            (_, 0) => scaled256::<32, true>(on, tiles, place, to),
+            _ => scaled256::<32, false>(on, tiles, place, to),
+        }
+    }
+}
+
 /// Products with scaled numbers. `MIN`: minima have a scale of their own; else the offset has taken their part.
 ///
 /// # Safety
 /// As [`OnTiles::multiply_groups`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)]
-pub(super) unsafe fn scaled256<const SUB: usize, const MIN: bool>(
+unsafe fn scaled256<const SUB: usize, const MIN: bool>(
     on: &mut TileRegisters,
     tiles: &[Scaled256],
     place: Place<'_>,

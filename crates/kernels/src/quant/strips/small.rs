@@ -1,16 +1,13 @@
 //! Types whose scales are f32: how some rows of a block become tiles.
 
 use super::Strips;
-use super::avx512::Moved32;
 use super::lanes::{Lanes, Place, Rows};
-use super::on_tiles::{OnTiles, Signed32, Sixteen, TileRegisters, bytes32, signed, signed32};
 use super::tile::{Bytes32, SPREAD, high, low};
 use crate::quant::activations::SMALL;
 use crate::quant::product::STRIP;
 use crate::quant::unpack::{
     Block32, E2M1_VALUES, IQ4_VALUES, Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Tq1_0, Tq2_0, half_of_power,
 };
-use crate::tiles::Shape;
 
 /// [`Strips`] of unsigned bytes: the bytes and tiles of a block, how many sums fit into 16 bits, and how to unpack.
 macro_rules! bytes {
@@ -38,20 +35,6 @@ macro_rules! bytes {
             ) -> bool {
                 // SAFETY: passed on from the caller.
                 $tiles == 1 && unsafe { V::stream_bytes32::<Self, M>(rows, blocks, place, sums) }
-            }
-        }
-        impl OnTiles for $ty {
-            type Ready = Bytes32;
-            const SHAPE: &'static Shape = &Shape::BLOCKS;
-            #[inline(always)]
-            unsafe fn ready(tile: &Bytes32, to: *mut Bytes32) {
-                // SAFETY: passed on from the caller.
-                unsafe { to.write(*tile) }
-            }
-            #[inline(always)]
-            unsafe fn multiply_groups(on: &mut TileRegisters, tiles: &[Bytes32], place: Place<'_>, to: &mut [Sixteen]) {
-                // SAFETY: passed on from the caller.
-                unsafe { bytes32(on, tiles, place, to) }
             }
         }
     };
@@ -83,25 +66,6 @@ macro_rules! words {
             ) -> bool {
                 // SAFETY: passed on from the caller.
                 $tiles == 1 && unsafe { V::stream_signed32::<Self, M>(rows, blocks, place, sums) }
-            }
-        }
-        impl OnTiles for $ty {
-            type Ready = Signed32;
-            const SHAPE: &'static Shape = &Shape::BLOCKS;
-            #[inline(always)]
-            unsafe fn ready(tile: &Moved32, to: *mut Signed32) {
-                // SAFETY: passed on from the caller.
-                unsafe { signed(tile, to) }
-            }
-            #[inline(always)]
-            unsafe fn multiply_groups(
-                on: &mut TileRegisters,
-                tiles: &[Signed32],
-                place: Place<'_>,
-                to: &mut [Sixteen],
-            ) {
-                // SAFETY: passed on from the caller.
-                unsafe { signed32(on, tiles, place, to) }
             }
         }
     };

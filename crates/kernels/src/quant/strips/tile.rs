@@ -13,6 +13,14 @@ pub(in crate::quant) struct Bytes32 {
     pub(super) min: [f32; STRIP],
 }
 
+/// 32 numbers of each row, signed: `d * q`.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(in crate::quant) struct Signed32 {
+    pub(super) q: [Quad; SMALL / 4],
+    pub(super) d: [f32; STRIP],
+}
+
 /// 256 numbers of each row, q below 64, with a scale per 16 or 32, and minima, two neighbours of 16 bits to a lane.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -60,6 +68,7 @@ pub(super) unsafe fn bits<V: Lanes>(v: V::I, by: isize, mask: u8) -> V::I {
 pub(super) static SPREAD: [[u8; 16]; 4] =
     [in_lanes([0, 0, 0, 0]), in_lanes([1, 1, 1, 1]), in_lanes([2, 2, 2, 2]), in_lanes([3, 3, 3, 3])];
 /// Shuffles that put byte i of each lane into the upper halves of its two 16-bit numbers; the rest is zero.
+#[cfg(target_arch = "x86_64")]
 pub(super) static SAME: [[u8; 16]; 4] =
     [in_lanes([Z, 0, Z, 0]), in_lanes([Z, 1, Z, 1]), in_lanes([Z, 2, Z, 2]), in_lanes([Z, 3, Z, 3])];
 /// The same for bytes 2 i and 2 i + 1.
