@@ -23,9 +23,8 @@ const LINE: usize = 16;
 pub(super) enum Layout {
     /// Bytes, a scale and a sum in f32 per 32.
     Bytes32,
-    /// Bytes, a scale per 32, and minus 128 times their integer sum.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "its products are those of VNNI"))]
-    Moved32,
+    /// Bytes, a scale per 32, and their integer sum times minus what was added to the weights they meet.
+    Moved32(u8),
     /// The same integers in 16 bits, a scale per 32.
     Words32,
     /// Bytes, a scale per 256, and an integer sum of as many numbers as it says.
@@ -50,7 +49,7 @@ impl Layout {
     /// Units and sums, of 32 bits each, per block.
     fn per_block(self) -> [usize; 2] {
         match self {
-            Layout::Bytes32 | Layout::Moved32 => [SMALL / 4, 1],
+            Layout::Bytes32 | Layout::Moved32(_) => [SMALL / 4, 1],
             Layout::Words32 => [SMALL / 2, 0],
             Layout::Bytes256(sub) => [LARGE / 4, LARGE / sub / 2],
         }
@@ -203,7 +202,7 @@ impl Row<'_> {
             let sum = |part: &[i8]| part.iter().map(|&q| i16::from(q)).sum::<i16>();
             match layout {
                 Layout::Bytes32 => sums[i] = (d * f32::from(sum(&q))).to_bits() as i32,
-                Layout::Moved32 => sums[i] = -128 * i32::from(sum(&q)),
+                Layout::Moved32(by) => sums[i] = -i32::from(by) * i32::from(sum(&q)),
                 Layout::Words32 => {}
                 Layout::Bytes256(sub) => {
                     for (j, pair) in q.chunks_exact(2 * sub).enumerate() {

@@ -20,21 +20,14 @@ pub(super) fn plain32<B: Block32>(job: &Job<'_>, columns: Range<usize>, memory: 
         let blocks = job.w.part(column..column + 1).chunks_exact(B::TYPE.block_bytes());
         let scales = d.chunks_mut(len / SMALL).zip(min.chunks_mut(len / SMALL));
         for (block, (q, (d, min))) in blocks.zip(q.chunks_exact_mut(len).zip(scales)) {
-            min.fill(0.0);
             B::unpack(block, q, d, min);
-            if let Some(offset @ 1..) = B::OFFSET {
-                q.iter_mut().for_each(|q| *q += offset);
-                min.iter_mut().zip(d).for_each(|(min, d)| *min += f32::from(offset) * *d);
-            }
         }
         for row in 0..job.x.rows {
             let x = job.x.group(row, 1);
+            let mins = if B::HAS_MIN { Some((&*min, bytemuck::cast_slice(x.sums))) } else { None };
             let sum = match B::OFFSET {
-                Some(_) => {
-                    let sums = Some((&*min, bytemuck::cast_slice(x.sums)));
-                    chain32::<i8>(q, d, bytemuck::cast_slice(x.units), x.scales, sums)
-                }
-                None => chain32::<i16>(q, d, bytemuck::cast_slice(x.units), x.scales, None),
+                Some(_) => chain32::<i8>(q, d, bytemuck::cast_slice(x.units), x.scales, mins),
+                None => chain32::<i16>(q, d, bytemuck::cast_slice(x.units), x.scales, mins),
             };
             // SAFETY: columns are this piece's own.
             unsafe { job.put(row, column, sum) };

@@ -169,8 +169,16 @@ pub(super) struct Path {
 /// How products with a type of scales in f32 are computed, the fastest way that the instruction set has.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn small<F: OnVectors + Block32>(isa: Isa) -> Path {
-    let layout = if F::OFFSET.is_some() { Layout::Bytes32 } else { signed_layout(isa) };
-    fastest::<F>(isa, layout, plain32::<F>)
+    fastest::<F>(isa, layout::<F>(signed_layout(isa)), plain32::<F>)
+}
+
+/// How activations lie that meet a type of scales in f32; `signed` where its numbers need all eight bits and the sign.
+fn layout<F: Block32>(signed: Layout) -> Layout {
+    match F::OFFSET {
+        Some(_) if F::HAS_MIN => Layout::Bytes32,
+        Some(offset) => Layout::Moved32(offset as u8),
+        None => signed,
+    }
 }
 
 /// The same for a type of integer scales.
@@ -186,8 +194,7 @@ fn fastest<F: OnVectors>(isa: Isa, layout: Layout, plain: Run) -> Path {
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn small<F: Block32>(_: Isa) -> Path {
-    let layout = if F::OFFSET.is_some() { Layout::Bytes32 } else { Layout::Words32 };
-    Path { layout, group: 1, run: plain32::<F>, scratch: plain::scratch_len }
+    Path { layout: layout::<F>(Layout::Words32), group: 1, run: plain32::<F>, scratch: plain::scratch_len }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

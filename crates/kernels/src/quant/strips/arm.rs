@@ -15,7 +15,7 @@ impl<F: Strips<Neon<InSteps>> + Strips<Neon<AtOnce>>> OnVectors for F {}
 
 /// How activations lie that meet signed bytes.
 pub(in crate::quant) fn signed_layout(isa: Isa) -> Layout {
-    if isa == Isa::Neon { Layout::Bytes32 } else { Layout::Words32 }
+    if isa == Isa::Neon { Layout::Moved32(0) } else { Layout::Words32 }
 }
 
 /// How a product is computed on an instruction set with vectors.

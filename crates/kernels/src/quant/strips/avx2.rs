@@ -84,12 +84,69 @@ unsafe fn store<const M: usize>(sums: &mut [[f32; STRIP]; M], from: &Sums<M>) {
     }
 }
 
+/// Products with unsigned bytes. `MIN`: blocks have minima; else the sums begin with what makes up for what was added.
+///
+/// # Safety
+/// As [`Lanes::bytes32`].
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn unsigned32<const M: usize, const FOURS: usize, const MIN: bool>(
+    tiles: &[Bytes32],
+    place: &Place<'_>,
+    to: &mut [[f32; STRIP]; M],
+) {
+    // SAFETY: a group of activations has as many blocks as was checked; instructions are promised.
+    unsafe {
+        place.check::<M>(tiles.len(), SMALL / 4, 1);
+        let mut sums = load(to);
+        let parts = opaque::<M>(SMALL / 4 / FOURS);
+        let fours = if FOURS > 4 { opaque::<M>(FOURS) } else { FOURS };
+        for (b, tile) in tiles.iter().enumerate() {
+            let x = place.block::<M>(b, SMALL / 4, 1);
+            let start = |i: usize| if MIN { _mm256_setzero_si256() } else { _mm256_set1_epi32(x.sum(0, i)) };
+            let mut all: [_; M] = std::array::from_fn(|i| [start(i); VECTORS]);
+            for part in 0..parts {
+                let mut part_sums = [[_mm256_setzero_si256(); VECTORS]; M];
+                for q in part * FOURS..part * FOURS + fours {
+                    let w = both(tile.q.get_unchecked(q));
+                    for i in 0..M {
+                        let x = _mm256_set1_epi32(x.unit(q, i));
+                        for v in 0..VECTORS {
+                            part_sums[i][v] = add_fours(part_sums[i][v], w[v], x);
+                        }
+                    }
+                }
+                for i in 0..M {
+                    for v in 0..VECTORS {
+                        let wide = _mm256_madd_epi16(part_sums[i][v], _mm256_set1_epi16(1));
+                        all[i][v] = _mm256_add_epi32(all[i][v], wide);
+                    }
+                }
+            }
+            let (d, min) = (both_f(&tile.d), both_f(&tile.min));
+            for i in 0..M {
+                let (xd, sum) = (_mm256_set1_ps(x.scale(i)), _mm256_set1_ps(f32::from_bits(x.sum(0, i) as u32)));
+                for v in 0..VECTORS {
+                    let all = _mm256_cvtepi32_ps(all[i][v]);
+                    sums[i][v] = _mm256_fmadd_ps(all, _mm256_mul_ps(d[v], xd), sums[i][v]);
+                    if MIN {
+                        sums[i][v] = _mm256_fnmadd_ps(min[v], sum, sums[i][v]);
+                    }
+                }
+            }
+        }
+        store(to, &sums);
+    }
+}
+
 impl Lanes for Avx2 {
     const ROWS: usize = 8;
     const GROUP: usize = 4;
     type I = __m256i;
     type F = __m256;
     type Signed = Words32;
+    /// Without a minimum, which nobody reads.
+    type Moved = Bytes32;
 
     #[inline(always)]
     unsafe fn sixteen(rows: Rows, at: usize) -> [__m256i; 4] {
@@ -167,11 +224,6 @@ impl Lanes for Avx2 {
     unsafe fn words(word: u32) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_set1_epi32(word as i32) }
-    }
-    #[inline(always)]
-    unsafe fn floats(x: f32) -> __m256 {
-        // SAFETY: as above.
-        unsafe { _mm256_set1_ps(x) }
     }
     #[inline(always)]
     unsafe fn and(a: __m256i, b: __m256i) -> __m256i {
@@ -257,52 +309,35 @@ impl Lanes for Avx2 {
         unsafe { Self::put_f(d, &raw mut (*tile).d, half) }
     }
 
-    #[target_feature(enable = "avx2,fma,f16c")]
-    #[inline(never)]
+    #[inline(always)]
+    unsafe fn put_moved(tile: *mut Bytes32, half: usize, q: usize, v: __m256i, _by: u8) {
+        // SAFETY: as above.
+        unsafe { Self::put(v, &raw mut (*tile).q[q], half) }
+    }
+    #[inline(always)]
+    unsafe fn put_moved_scale(tile: *mut Bytes32, half: usize, d: __m256) {
+        // SAFETY: as above.
+        unsafe { Self::put_f(d, &raw mut (*tile).d, half) }
+    }
+
+    #[inline(always)]
     unsafe fn bytes32<const M: usize, const FOURS: usize>(
         tiles: &[Bytes32],
         place: &Place<'_>,
         to: &mut [[f32; STRIP]; M],
     ) {
-        // SAFETY: a group of activations has as many blocks as was checked; instructions are promised.
-        unsafe {
-            place.check::<M>(tiles.len(), SMALL / 4, 1);
-            let mut sums = load(to);
-            let parts = opaque::<M>(SMALL / 4 / FOURS);
-            let fours = if FOURS > 4 { opaque::<M>(FOURS) } else { FOURS };
-            for (b, tile) in tiles.iter().enumerate() {
-                let x = place.block::<M>(b, SMALL / 4, 1);
-                let mut all = [[_mm256_setzero_si256(); VECTORS]; M];
-                for part in 0..parts {
-                    let mut part_sums = [[_mm256_setzero_si256(); VECTORS]; M];
-                    for q in part * FOURS..part * FOURS + fours {
-                        let w = both(tile.q.get_unchecked(q));
-                        for i in 0..M {
-                            let x = _mm256_set1_epi32(x.unit(q, i));
-                            for v in 0..VECTORS {
-                                part_sums[i][v] = add_fours(part_sums[i][v], w[v], x);
-                            }
-                        }
-                    }
-                    for i in 0..M {
-                        for v in 0..VECTORS {
-                            let wide = _mm256_madd_epi16(part_sums[i][v], _mm256_set1_epi16(1));
-                            all[i][v] = _mm256_add_epi32(all[i][v], wide);
-                        }
-                    }
-                }
-                let (d, min) = (both_f(&tile.d), both_f(&tile.min));
-                for i in 0..M {
-                    let (xd, sum) = (_mm256_set1_ps(x.scale(i)), _mm256_set1_ps(f32::from_bits(x.sum(0, i) as u32)));
-                    for v in 0..VECTORS {
-                        let all = _mm256_cvtepi32_ps(all[i][v]);
-                        sums[i][v] = _mm256_fmadd_ps(all, _mm256_mul_ps(d[v], xd), sums[i][v]);
-                        sums[i][v] = _mm256_fnmadd_ps(min[v], sum, sums[i][v]);
-                    }
-                }
-            }
-            store(to, &sums);
-        }
+        // SAFETY: passed on from the caller.
+        unsafe { unsigned32::<M, FOURS, true>(tiles, place, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn moved32<const M: usize, const FOURS: usize>(
+        tiles: &[Bytes32],
+        place: &Place<'_>,
+        to: &mut [[f32; STRIP]; M],
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { unsigned32::<M, FOURS, false>(tiles, place, to) }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]

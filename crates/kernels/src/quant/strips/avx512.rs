@@ -1,7 +1,7 @@
 //! [`Lanes`] of 512 bits with the dot instruction on bytes (VNNI): a whole strip to a vector.
 //!
-//! That instruction multiplies unsigned bytes with signed ones. Numbers that need all eight bits and the sign are moved up
-//! by 128, and the sums start below zero by as much as that adds.
+//! That instruction multiplies unsigned bytes with signed ones. Numbers with a sign are moved up, those that need all eight
+//! bits by 128, and the sums start below zero by as much as that adds.
 
 use super::lanes::{Block, Lanes, Place, Quad, Rows};
 use super::tile::{Bytes32, Bytes256, TOP};
@@ -16,7 +16,7 @@ use std::mem::MaybeUninit;
 #[derive(Clone, Copy)]
 pub(in crate::quant) struct Avx512;
 
-/// 32 numbers of each row: `d * (q - 128)`.
+/// 32 numbers of each row, to each of which something was added; sums of products begin with what makes up for it.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(in crate::quant) struct Moved32 {
@@ -91,7 +91,7 @@ unsafe fn add_bytes<const M: usize>(tile: &Bytes32, x: Block<M>, sums: &mut [__m
     }
 }
 
-/// Continues sums by a tile of signed bytes that were moved up.
+/// Continues sums by a tile of numbers that were moved up.
 #[inline(always)]
 unsafe fn add_moved<const M: usize>(tile: &Moved32, x: Block<M>, sums: &mut [__m512; M]) {
     // SAFETY: passed on from the caller.
@@ -142,6 +142,7 @@ impl Lanes for Avx512 {
     type I = __m512i;
     type F = __m512;
     type Signed = Moved32;
+    type Moved = Moved32;
 
     #[inline(always)]
     unsafe fn sixteen(rows: Rows, at: usize) -> [__m512i; 4] {
@@ -226,11 +227,6 @@ impl Lanes for Avx512 {
         unsafe { _mm512_set1_epi32(word as i32) }
     }
     #[inline(always)]
-    unsafe fn floats(x: f32) -> __m512 {
-        // SAFETY: as above.
-        unsafe { _mm512_set1_ps(x) }
-    }
-    #[inline(always)]
     unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_and_si512(a, b) }
@@ -312,6 +308,17 @@ impl Lanes for Avx512 {
         unsafe { Self::put_f(d, &raw mut (*tile).d, half) }
     }
 
+    #[inline(always)]
+    unsafe fn put_moved(tile: *mut Moved32, half: usize, q: usize, v: __m512i, _by: u8) {
+        // SAFETY: as above.
+        unsafe { Self::put(v, &raw mut (*tile).q[q], half) }
+    }
+    #[inline(always)]
+    unsafe fn put_moved_scale(tile: *mut Moved32, half: usize, d: __m512) {
+        // SAFETY: as above.
+        unsafe { Self::put_f(d, &raw mut (*tile).d, half) }
+    }
+
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
     #[inline(never)]
     unsafe fn bytes32<const M: usize, const FOURS: usize>(
@@ -354,6 +361,28 @@ impl Lanes for Avx512 {
     ) -> bool {
         // SAFETY: passed on from the caller.
         unsafe { stream::<F, M>(rows, blocks, place, to, |tile, x, sums| add_bytes(tile, x, sums)) }
+    }
+
+    #[inline(always)]
+    unsafe fn moved32<const M: usize, const FOURS: usize>(
+        tiles: &[Moved32],
+        place: &Place<'_>,
+        to: &mut [[f32; STRIP]; M],
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { Self::signed32(tiles, place, to) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    #[inline(never)]
+    unsafe fn stream_moved32<F: Strips<Self, Tile = Moved32>, const M: usize>(
+        rows: Rows,
+        blocks: usize,
+        place: &Place<'_>,
+        to: &mut [[f32; STRIP]; M],
+    ) -> bool {
+        // SAFETY: passed on from the caller.
+        unsafe { stream::<F, M>(rows, blocks, place, to, |tile, x, sums| add_moved(tile, x, sums)) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]

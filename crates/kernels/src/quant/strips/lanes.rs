@@ -133,6 +133,8 @@ pub(in crate::quant) trait Lanes: Copy + 'static {
     type F: Copy;
     /// 32 signed numbers of each row.
     type Signed: Copy;
+    /// 32 numbers of each row that are positive and below 32 once something is added to them.
+    type Moved: Copy;
 
     /// Sixteen bytes of each row: vector q holds bytes `4 q..4 q + 4`.
     unsafe fn sixteen(rows: Rows, at: usize) -> [Self::I; 4];
@@ -155,8 +157,6 @@ pub(in crate::quant) trait Lanes: Copy + 'static {
     unsafe fn bytes(byte: u8) -> Self::I;
     /// The same lane everywhere.
     unsafe fn words(word: u32) -> Self::I;
-    /// The same number everywhere.
-    unsafe fn floats(x: f32) -> Self::F;
     /// Bits of both.
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
     /// Bits of either.
@@ -202,10 +202,20 @@ pub(in crate::quant) trait Lanes: Copy + 'static {
     unsafe fn put_signed(tile: *mut Self::Signed, half: usize, q: usize, v: Self::I);
     /// Writes the scales of signed numbers.
     unsafe fn put_signed_scale(tile: *mut Self::Signed, half: usize, d: Self::F);
+    /// Writes four numbers of each row, to each of which `by` was added.
+    unsafe fn put_moved(tile: *mut Self::Moved, half: usize, q: usize, v: Self::I, by: u8);
+    /// Writes the scales of such numbers.
+    unsafe fn put_moved_scale(tile: *mut Self::Moved, half: usize, d: Self::F);
 
     /// Products with [`Bytes32`]; `FOURS` sums of four products fit into 16 bits.
     unsafe fn bytes32<const M: usize, const FOURS: usize>(
         tiles: &[Bytes32],
+        place: &Place<'_>,
+        sums: &mut [[f32; STRIP]; M],
+    );
+    /// Products with numbers that something was added to; `FOURS` as above.
+    unsafe fn moved32<const M: usize, const FOURS: usize>(
+        tiles: &[Self::Moved],
         place: &Place<'_>,
         sums: &mut [[f32; STRIP]; M],
     );
@@ -214,6 +224,15 @@ pub(in crate::quant) trait Lanes: Copy + 'static {
     /// Products of few rows with blocks of one such tile each, as they come from memory; false where it is better to unpack
     /// more of them first.
     unsafe fn stream_bytes32<F: Strips<Self, Tile = Bytes32>, const M: usize>(
+        _rows: Rows,
+        _blocks: usize,
+        _place: &Place<'_>,
+        _sums: &mut [[f32; STRIP]; M],
+    ) -> bool {
+        false
+    }
+    /// The same with numbers that something was added to.
+    unsafe fn stream_moved32<F: Strips<Self, Tile = Self::Moved>, const M: usize>(
         _rows: Rows,
         _blocks: usize,
         _place: &Place<'_>,

@@ -127,6 +127,7 @@ impl<P: Products> Lanes for Neon<P> {
     type I = uint8x16_t;
     type F = float32x4_t;
     type Signed = Signed32;
+    type Moved = Signed32;
 
     #[inline(always)]
     unsafe fn sixteen(rows: Rows, at: usize) -> [uint8x16_t; 4] {
@@ -199,11 +200,6 @@ impl<P: Products> Lanes for Neon<P> {
     unsafe fn words(word: u32) -> uint8x16_t {
         // SAFETY: as above.
         unsafe { vreinterpretq_u8_u32(vdupq_n_u32(word)) }
-    }
-    #[inline(always)]
-    unsafe fn floats(x: f32) -> float32x4_t {
-        // SAFETY: as above.
-        unsafe { vdupq_n_f32(x) }
     }
     #[inline(always)]
     unsafe fn and(a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
@@ -289,6 +285,16 @@ impl<P: Products> Lanes for Neon<P> {
         // SAFETY: passed on from the caller.
         unsafe { Self::put_f(d, &raw mut (*tile).d, half) }
     }
+    #[inline(always)]
+    unsafe fn put_moved(tile: *mut Signed32, half: usize, q: usize, v: uint8x16_t, by: u8) {
+        // SAFETY: passed on from the caller.
+        unsafe { Self::put_signed(tile, half, q, Self::less(v, Self::bytes(by))) }
+    }
+    #[inline(always)]
+    unsafe fn put_moved_scale(tile: *mut Signed32, half: usize, d: float32x4_t) {
+        // SAFETY: passed on from the caller.
+        unsafe { Self::put_f(d, &raw mut (*tile).d, half) }
+    }
 
     #[inline(always)]
     unsafe fn bytes32<const M: usize, const FOURS: usize>(
@@ -313,6 +319,16 @@ impl<P: Products> Lanes for Neon<P> {
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn moved32<const M: usize, const FOURS: usize>(
+        tiles: &[Signed32],
+        place: &Place<'_>,
+        to: &mut [[f32; STRIP]; M],
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { Self::signed32(tiles, place, to) }
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use super::{LINE, STRIP, Strips, TILE_BYTES, all_rows, pieces, put, unpack_piece
 use crate::quant::activations::{LARGE, ON_TILES, SMALL};
 use crate::quant::product::Job;
 use crate::quant::unpack::{
-    Block256, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tq1_0, Tq2_0,
+    Block32, Block256, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tq1_0, Tq2_0,
 };
 use crate::tiles::{Aligned, Shape, Tiles};
 use std::arch::x86_64::*;
@@ -64,8 +64,8 @@ macro_rules! on_tiles {
     )*};
 }
 
-on_tiles!(Q4_0 Q4_1 Q5_0 Q5_1 Mxfp4 Tq1_0 Tq2_0, Bytes32, &Shape::BLOCKS, unchanged, bytes32);
-on_tiles!(Q8_0 Iq4Nl Iq4Xs, Signed32, &Shape::BLOCKS, signed, signed32);
+on_tiles!(Q4_1 Q5_1, Bytes32, &Shape::BLOCKS, unchanged, bytes32);
+on_tiles!(Q4_0 Q5_0 Mxfp4 Tq1_0 Tq2_0 Q8_0 Iq4Nl Iq4Xs, Signed32, &Shape::BLOCKS, signed::<Self>, signed32);
 on_tiles!(Q2K Q3K Q4K Q5K Q6K, Scaled256, &Shape::WHOLE, scaled_of::<Self>, scaled256_of::<Self>);
 
 /// The tiles of a thread, and a memory for their sums.
@@ -167,16 +167,17 @@ unsafe fn unchanged(tile: &Bytes32, to: *mut Bytes32) {
     unsafe { to.write(*tile) }
 }
 
-/// Takes away again what made the numbers positive.
+/// Takes away again what made the numbers positive: 128, unless the type says less.
 ///
 /// # Safety
 /// As [`OnTiles::ready`].
 #[inline(always)]
-unsafe fn signed(tile: &Moved32, to: *mut Signed32) {
+unsafe fn signed<F: Block32>(tile: &Moved32, to: *mut Signed32) {
     // SAFETY: passed on from the caller.
     unsafe {
+        let by = _mm512_set1_epi8(F::OFFSET.unwrap_or(-128));
         for (from, to) in tile.q.iter().zip(&mut (*to).q) {
-            let signed = _mm512_xor_si512(quad(from), _mm512_set1_epi8(-128));
+            let signed = _mm512_sub_epi8(quad(from), by);
             _mm512_storeu_si512(to.as_mut_ptr().cast(), signed);
         }
         (*to).d = tile.d;

@@ -9,22 +9,23 @@ use crate::quant::unpack::{
     Block32, E2M1_VALUES, IQ4_VALUES, Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Tq1_0, Tq2_0, half_of_power,
 };
 
-/// [`Strips`] of unsigned bytes: the bytes and tiles of a block, how many sums fit into 16 bits, and how to unpack.
-macro_rules! bytes {
-    ($ty:ident, $bytes:expr, $tiles:expr, $fours:expr, |$rows:ident, $tile:ident, $half:ident| $body:block) => {
+/// [`Strips`] of tiles of 32 numbers of one kind: the type, the bytes and tiles of a block, the kind of tile, both products
+/// with it, and how to unpack.
+macro_rules! strips {
+    ($ty:ident, $bytes:expr, $tiles:expr, $tile:ty, $multiply:expr, $stream:expr, |$rows:ident, $to:ident, $side:ident| $body:block) => {
         impl<V: Lanes> Strips<V> for $ty {
             const BYTES: usize = $bytes;
-            type Tile = Bytes32;
+            type Tile = $tile;
             const TILES: usize = $tiles;
             #[inline(always)]
-            unsafe fn unpack($rows: Rows, $tile: *mut Bytes32, $half: usize) {
+            unsafe fn unpack($rows: Rows, $to: *mut $tile, $side: usize) {
                 // SAFETY: passed on from the caller.
                 unsafe { $body }
             }
             #[inline(always)]
-            unsafe fn multiply<const M: usize>(tiles: &[Bytes32], place: &Place<'_>, sums: &mut [[f32; STRIP]; M]) {
+            unsafe fn multiply<const M: usize>(tiles: &[$tile], place: &Place<'_>, sums: &mut [[f32; STRIP]; M]) {
                 // SAFETY: passed on from the caller.
-                unsafe { V::bytes32::<M, $fours>(tiles, place, sums) }
+                unsafe { $multiply(tiles, place, sums) }
             }
             #[inline(always)]
             unsafe fn stream<const M: usize>(
@@ -34,51 +35,10 @@ macro_rules! bytes {
                 sums: &mut [[f32; STRIP]; M],
             ) -> bool {
                 // SAFETY: passed on from the caller.
-                $tiles == 1 && unsafe { V::stream_bytes32::<Self, M>(rows, blocks, place, sums) }
+                $tiles == 1 && unsafe { $stream(rows, blocks, place, sums) }
             }
         }
     };
-}
-
-/// The same for signed numbers of eight bits.
-macro_rules! words {
-    ($ty:ident, $bytes:expr, $tiles:expr, |$rows:ident, $tile:ident, $half:ident| $body:block) => {
-        impl<V: Lanes> Strips<V> for $ty {
-            const BYTES: usize = $bytes;
-            type Tile = V::Signed;
-            const TILES: usize = $tiles;
-            #[inline(always)]
-            unsafe fn unpack($rows: Rows, $tile: *mut V::Signed, $half: usize) {
-                // SAFETY: passed on from the caller.
-                unsafe { $body }
-            }
-            #[inline(always)]
-            unsafe fn multiply<const M: usize>(tiles: &[V::Signed], place: &Place<'_>, sums: &mut [[f32; STRIP]; M]) {
-                // SAFETY: passed on from the caller.
-                unsafe { V::signed32::<M>(tiles, place, sums) }
-            }
-            #[inline(always)]
-            unsafe fn stream<const M: usize>(
-                rows: Rows,
-                blocks: usize,
-                place: &Place<'_>,
-                sums: &mut [[f32; STRIP]; M],
-            ) -> bool {
-                // SAFETY: passed on from the caller.
-                $tiles == 1 && unsafe { V::stream_signed32::<Self, M>(rows, blocks, place, sums) }
-            }
-        }
-    };
-}
-
-/// Scales, and minima that make up for what was added to the numbers.
-#[inline(always)]
-unsafe fn put_offset<V: Lanes>(tile: *mut Bytes32, half: usize, d: V::F, offset: f32) {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        V::put_f(d, &raw mut (*tile).d, half);
-        V::put_f(V::times(d, V::floats(offset)), &raw mut (*tile).min, half);
-    }
 }
 
 /// A scale and what is added, both in half precision.
@@ -92,31 +52,42 @@ unsafe fn put_minimum<V: Lanes>(tile: *mut Bytes32, half: usize, pairs: V::I) {
     }
 }
 
-/// Sixteen bytes of nibbles: the lower ones are the first sixteen numbers.
+/// Sixteen bytes of nibbles, the lower ones of which are the first sixteen numbers: four of each row at a time to `put`.
 #[inline(always)]
-unsafe fn put_nibbles<V: Lanes>(rows: Rows, at: usize, tile: *mut Bytes32, half: usize) {
+unsafe fn nibbles<V: Lanes>(rows: Rows, at: usize, put: impl Fn(usize, V::I)) {
     // SAFETY: passed on from the caller.
     unsafe {
         let v = V::sixteen(rows, at);
         for q in 0..4 {
-            V::put(low::<V>(v[q]), &raw mut (*tile).q[q], half);
-            V::put(high::<V>(v[q]), &raw mut (*tile).q[q + 4], half);
+            put(q, low::<V>(v[q]));
+            put(q + 4, high::<V>(v[q]));
         }
     }
 }
 
-/// Nibbles with a fifth bit each, in a word of their own.
+/// The same with a fifth bit each, in a word of their own.
 #[inline(always)]
-unsafe fn put_fives<V: Lanes>(rows: Rows, word: usize, at: usize, tile: *mut Bytes32, half: usize) {
+unsafe fn fives<V: Lanes>(rows: Rows, word: usize, at: usize, put: impl Fn(usize, V::I)) {
     // SAFETY: passed on from the caller.
     unsafe {
-        let (bits, v) = (V::four(rows, word), V::sixteen(rows, at));
+        let bits = V::four(rows, word);
         let bits = [bits, V::right_32(bits, 4)];
-        for q in 0..4 {
-            V::put(V::or(low::<V>(v[q]), fifth::<V>(&bits, q)), &raw mut (*tile).q[q], half);
-            V::put(V::or(high::<V>(v[q]), fifth::<V>(&bits, q + 4)), &raw mut (*tile).q[q + 4], half);
-        }
+        nibbles::<V>(rows, at, |q, v| put(q, V::or(v, fifth::<V>(&bits, q))));
     }
+}
+
+/// How four numbers of each row are written that something was added to.
+#[inline(always)]
+fn to_moved<V: Lanes>(tile: *mut V::Moved, side: usize, by: u8) -> impl Fn(usize, V::I) {
+    // SAFETY: passed on from the caller.
+    move |q, v| unsafe { V::put_moved(tile, side, q, v, by) }
+}
+
+/// The same for bytes as they are.
+#[inline(always)]
+fn to_bytes<V: Lanes>(tile: *mut Bytes32, side: usize) -> impl Fn(usize, V::I) {
+    // SAFETY: passed on from the caller.
+    move |q, v| unsafe { V::put(v, &raw mut (*tile).q[q], side) }
 }
 
 /// 16 where the bit of a number is set, for four numbers a lane. `bits` are all 32, and the same four places down.
@@ -142,66 +113,70 @@ const fn moved(values: [i8; 16], offset: i8) -> [u8; 16] {
     table
 }
 
-bytes!(Q4_0, 18, 1, 8, |rows, tile, side| {
-    put_offset::<V>(tile, side, V::head_half(rows), 8.0);
-    put_nibbles::<V>(rows, 2, tile, side);
-});
-
-bytes!(Q4_1, 20, 1, 8, |rows, tile, side| {
+strips!(Q4_1, 20, 1, Bytes32, V::bytes32::<M, 8>, V::stream_bytes32::<Self, M>, |rows, tile, side| {
     put_minimum::<V>(tile, side, V::head(rows));
-    put_nibbles::<V>(rows, 4, tile, side);
+    nibbles::<V>(rows, 4, to_bytes::<V>(tile, side));
 });
 
-bytes!(Q5_0, 22, 1, 4, |rows, tile, side| {
-    put_offset::<V>(tile, side, V::head_half(rows), 16.0);
-    put_fives::<V>(rows, 2, 6, tile, side);
-});
-
-bytes!(Q5_1, 24, 1, 4, |rows, tile, side| {
+strips!(Q5_1, 24, 1, Bytes32, V::bytes32::<M, 4>, V::stream_bytes32::<Self, M>, |rows, tile, side| {
     put_minimum::<V>(tile, side, V::head(rows));
-    put_fives::<V>(rows, 4, 8, tile, side);
+    fives::<V>(rows, 4, 8, to_bytes::<V>(tile, side));
 });
 
-bytes!(Mxfp4, 17, 1, 4, |rows, tile, side| {
+strips!(Q4_0, 18, 1, V::Moved, V::moved32::<M, 8>, V::stream_moved32::<Self, M>, |rows, tile, side| {
+    V::put_moved_scale(tile, side, V::head_half(rows));
+    nibbles::<V>(rows, 2, to_moved::<V>(tile, side, 8));
+});
+
+strips!(Q5_0, 22, 1, V::Moved, V::moved32::<M, 4>, V::stream_moved32::<Self, M>, |rows, tile, side| {
+    V::put_moved_scale(tile, side, V::head_half(rows));
+    fives::<V>(rows, 2, 6, to_moved::<V>(tile, side, 16));
+});
+
+strips!(Mxfp4, 17, 1, V::Moved, V::moved32::<M, 4>, V::stream_moved32::<Self, M>, |rows, tile, side| {
+    static VALUES: [u8; 16] = moved(E2M1_VALUES, 12);
     let mut scales = [0.0_f32; STRIP];
     for row in 0..V::ROWS {
         scales[row] = half_of_power(*rows.at(row));
     }
-    put_offset::<V>(tile, side, V::load_f(scales.as_ptr()), 12.0);
-    static VALUES: [u8; 16] = moved(E2M1_VALUES, 12);
-    let v = V::sixteen(rows, 1);
-    for q in 0..4 {
-        V::put(V::look_up(&VALUES, low::<V>(v[q])), &raw mut (*tile).q[q], side);
-        V::put(V::look_up(&VALUES, high::<V>(v[q])), &raw mut (*tile).q[q + 4], side);
-    }
+    V::put_moved_scale(tile, side, V::load_f(scales.as_ptr()));
+    let put = to_moved::<V>(tile, side, 12);
+    nibbles::<V>(rows, 1, |q, v| put(q, V::look_up(&VALUES, v)));
 });
 
 /// Types that are read one row at a time: they are rare.
-unsafe fn put_plain<V: Lanes, B: Block32>(rows: Rows, tiles: *mut Bytes32, side: usize) {
-    let offset = B::OFFSET.expect("unsigned bytes");
-    for r in 0..V::ROWS {
-        let (mut q, mut d, mut min) = ([0_i8; 256], [0.0_f32; 8], [0.0_f32; 8]);
-        // SAFETY: a block is readable at each row, and tiles are writable.
+unsafe fn put_plain<V: Lanes, B: Block32>(rows: Rows, tiles: *mut V::Moved, side: usize) {
+    let (by, mut quads, mut scales) =
+        (B::OFFSET.expect("numbers below 32"), [[[0_u8; 4 * STRIP]; SMALL / 4]; 8], [[0.0_f32; STRIP]; 8]);
+    for row in 0..V::ROWS {
+        let (mut q, mut d) = ([0_i8; 256], [0.0_f32; 8]);
+        // SAFETY: a block is readable at each row.
+        let block = unsafe { std::slice::from_raw_parts(rows.at(row), B::TYPE.block_bytes()) };
+        B::unpack(block, &mut q[..B::TYPE.block_len()], &mut d, &mut []);
+        for (t, q) in q.chunks_exact(SMALL).enumerate() {
+            scales[t][row] = d[t];
+            q.iter().enumerate().for_each(|(i, &q)| quads[t][i / 4][4 * row + i % 4] = (q + by) as u8);
+        }
+    }
+    for t in 0..B::TYPE.block_len() / SMALL {
+        // SAFETY: tiles are writable; a vector is no longer than what it is read from.
         unsafe {
-            let block = std::slice::from_raw_parts(rows.at(r), B::TYPE.block_bytes());
-            B::unpack(block, &mut q[..B::TYPE.block_len()], &mut d, &mut min);
-            let row = side * V::ROWS + r;
-            for t in 0..B::TYPE.block_len() / SMALL {
-                let tile = tiles.add(t);
-                (&raw mut (*tile).d[row]).write(d[t]);
-                (&raw mut (*tile).min[row]).write(min[t] + f32::from(offset) * d[t]);
-                for (i, &q) in q[SMALL * t..][..SMALL].iter().enumerate() {
-                    (&raw mut (*tile).q[i / 4][4 * row + i % 4]).write((q + offset) as u8);
-                }
+            V::put_moved_scale(tiles.add(t), side, V::load_f(scales[t].as_ptr()));
+            for (q, quad) in quads[t].iter().enumerate() {
+                V::put_moved(tiles.add(t), side, q, quad.as_ptr().cast::<V::I>().read_unaligned(), by as u8);
             }
         }
     }
 }
 
-bytes!(Tq1_0, 54, 8, 8, |rows, tiles, side| { put_plain::<V, Tq1_0>(rows, tiles, side) });
-bytes!(Tq2_0, 66, 8, 8, |rows, tiles, side| { put_plain::<V, Tq2_0>(rows, tiles, side) });
+strips!(Tq1_0, 54, 8, V::Moved, V::moved32::<M, 8>, V::stream_moved32::<Self, M>, |rows, tiles, side| {
+    put_plain::<V, Tq1_0>(rows, tiles, side)
+});
+strips!(Tq2_0, 66, 8, V::Moved, V::moved32::<M, 8>, V::stream_moved32::<Self, M>, |rows, tiles, side| {
+    put_plain::<V, Tq2_0>(rows, tiles, side)
+});
 
-words!(Q8_0, 34, 1, |rows, tile, side| {
+strips!(Q8_0, 34, 1, V::Signed, V::signed32::<M>, V::stream_signed32::<Self, M>, |rows, tile, side| {
     V::put_signed_scale(tile, side, V::head_half(rows));
     let v = V::thirty_two(rows, 2);
     for q in 0..8 {
@@ -215,20 +190,16 @@ unsafe fn put_codes<V: Lanes>(rows: Rows, at: usize, tile: *mut V::Signed, half:
     // SAFETY: passed on from the caller.
     unsafe {
         static VALUES: [u8; 16] = moved(IQ4_VALUES, 0);
-        let v = V::sixteen(rows, at);
-        for q in 0..4 {
-            V::put_signed(tile, half, q, V::look_up(&VALUES, low::<V>(v[q])));
-            V::put_signed(tile, half, q + 4, V::look_up(&VALUES, high::<V>(v[q])));
-        }
+        nibbles::<V>(rows, at, |q, v| V::put_signed(tile, half, q, V::look_up(&VALUES, v)));
     }
 }
 
-words!(Iq4Nl, 18, 1, |rows, tile, side| {
+strips!(Iq4Nl, 18, 1, V::Signed, V::signed32::<M>, V::stream_signed32::<Self, M>, |rows, tile, side| {
     V::put_signed_scale(tile, side, V::head_half(rows));
     put_codes::<V>(rows, 2, tile, side);
 });
 
-words!(Iq4Xs, 136, 8, |rows, tiles, side| {
+strips!(Iq4Xs, 136, 8, V::Signed, V::signed32::<M>, V::stream_signed32::<Self, M>, |rows, tiles, side| {
     let (head, low_bits) = (V::head(rows), V::four(rows, 4));
     let [d, _] = V::two_halves(head);
     let high_bits = V::right_32(head, 16);

@@ -16,7 +16,7 @@ impl<F: Strips<Avx2> + OnTiles> OnVectors for F {}
 
 /// How activations lie that meet signed bytes.
 pub(in crate::quant) fn signed_layout(isa: Isa) -> Layout {
-    if has_byte_dot_on(isa) { Layout::Moved32 } else { Layout::Words32 }
+    if has_byte_dot_on(isa) { Layout::Moved32(128) } else { Layout::Words32 }
 }
 
 /// How a product is computed on an instruction set with vectors.
