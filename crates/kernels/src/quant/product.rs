@@ -135,6 +135,13 @@ impl Job<'_> {
         unsafe { *self.out.0.add(row * self.w.rows + column) = sum };
     }
 
+    /// Asks for where outputs of a row will be written.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    #[inline(always)]
+    pub(super) fn expect(&self, row: usize, column: usize) {
+        crate::simd::fetch_near(self.out.0.wrapping_add(row * self.w.rows + column).cast());
+    }
+
     /// Writes a strip of outputs.
     ///
     /// # Safety

@@ -113,16 +113,20 @@ unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memo
             let rows = Rows { first: job.w.bytes[first * row_bytes..].as_ptr(), stride: lines.apart * row_bytes };
             // SAFETY: passed on from the caller; the rows are inside of the matrix.
             let is_done = lines.count == STRIP && unsafe { stream::<V, F>(rows, &job.x, row_bytes / F::BYTES, sums) };
+            let columns = Columns { first, apart: lines.apart, count: lines.count };
+            if is_done {
+                // SAFETY: passed on from the caller.
+                unsafe { put(job, 0, columns, sums) };
+            }
             for piece in pieces.clone().filter(|_| !is_done) {
-                let (starts, place) = (piece.start == 0, Place { x: &job.x, row: 0, tile: piece.start * F::TILES });
+                let (starts, ends) = (piece.start == 0, piece.end * F::BYTES == row_bytes);
+                let place = Place { x: &job.x, row: 0, tile: piece.start * F::TILES };
                 // SAFETY: passed on from the caller; the rows and the piece are inside of the matrix.
                 unsafe {
                     let tiles = unpack_piece::<V, F>((rows, lines.count), piece, tiles, spare);
-                    all_rows::<V, F>(tiles, place, sums, starts);
+                    all_rows::<V, F>(tiles, place, sums, starts, ends.then_some((job, columns)));
                 }
             }
-            // SAFETY: passed on from the caller.
-            unsafe { put(job, first, lines.apart, lines.count, sums) };
         }
         next += lines.strips * lines.count;
     }
@@ -163,10 +167,18 @@ unsafe fn unpack_piece<'a, V: Lanes, F: Strips<V>>(
     }
 }
 
-/// Writes the sums of a strip, whose columns are `apart`.
+/// Which columns a strip is: the first one, from one to the next, and how many.
+#[derive(Clone, Copy)]
+struct Columns {
+    first: usize,
+    apart: usize,
+    count: usize,
+}
+
+/// Writes the sums of some rows, from `row` on, with a strip.
 #[inline(always)]
-unsafe fn put(job: &Job<'_>, first: usize, apart: usize, count: usize, sums: &[[f32; STRIP]]) {
-    for (row, sums) in sums.iter().enumerate() {
+unsafe fn put(job: &Job<'_>, row: usize, Columns { first, apart, count }: Columns, sums: &[[f32; STRIP]]) {
+    for (row, sums) in (row..).zip(sums) {
         // SAFETY: the columns are this piece's own.
         unsafe {
             if apart == 1 && count == STRIP {
@@ -246,13 +258,15 @@ unsafe fn stream<V: Lanes, F: Strips<V>>(
     }
 }
 
-/// Continues the sums of all rows of activations, or starts them.
+/// Continues the sums of all rows of activations, or starts them. Where they end, they are written group by group: memory
+/// takes those of one while the next is multiplied.
 #[inline(always)]
 unsafe fn all_rows<V: Lanes, F: Strips<V>>(
     tiles: &[F::Tile],
     mut place: Place<'_>,
     sums: &mut [[f32; STRIP]],
     starts: bool,
+    ends: Option<(&Job<'_>, Columns)>,
 ) {
     if starts {
         sums.fill([0.0; STRIP]);
@@ -261,6 +275,9 @@ unsafe fn all_rows<V: Lanes, F: Strips<V>>(
     while !rest.is_empty() {
         let count = group(rest.len(), V::GROUP);
         let (rows, more) = rest.split_at_mut(count);
+        if let Some((job, columns)) = ends {
+            (place.row..place.row + count).for_each(|row| job.expect(row, columns.first));
+        }
         // SAFETY: passed on from the caller.
         unsafe {
             match count {
@@ -271,6 +288,9 @@ unsafe fn all_rows<V: Lanes, F: Strips<V>>(
                 8 if V::GROUP >= 8 => F::multiply::<8>(tiles, &place, as_array(rows)),
                 12 if V::GROUP >= 12 => F::multiply::<12>(tiles, &place, as_array(rows)),
                 count => unreachable!("a group of {count} rows"),
+            }
+            if let Some((job, columns)) = ends {
+                put(job, place.row, columns, rows);
             }
         }
         place.row += count;

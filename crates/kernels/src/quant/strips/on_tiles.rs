@@ -8,7 +8,7 @@ use super::avx512::{Avx512, Moved32, floats, quad};
 use super::lanes::{Block, Place, Quad, Rows};
 use super::tile::{Bytes32, Bytes256, Signed32};
 use super::x86::run_avx512;
-use super::{LINE, STRIP, Strips, TILE_BYTES, all_rows, pieces, put, unpack_piece};
+use super::{Columns, LINE, STRIP, Strips, TILE_BYTES, all_rows, pieces, put, unpack_piece};
 use crate::quant::activations::{LARGE, ON_TILES, SMALL};
 use crate::quant::product::Job;
 use crate::quant::unpack::{
@@ -114,8 +114,10 @@ pub(super) unsafe fn run_on_tiles<F: OnTiles>(job: &Job<'_>, columns: Range<usiz
     for first in columns.clone().step_by(STRIPS * STRIP) {
         let width = |strip: usize| STRIP.min(columns.end - first - strip * STRIP);
         let strips = (columns.end - first).div_ceil(STRIP).min(STRIPS);
+        let of = |strip: usize| Columns { first: first + strip * STRIP, apart: 1, count: width(strip) };
         for piece in pieces.clone() {
-            let (tile, count) = (piece.start * F::TILES, piece.len() * F::TILES);
+            let (tile, count, ends) =
+                (piece.start * F::TILES, piece.len() * F::TILES, piece.end * F::BYTES == row_bytes);
             assert!(count <= most, "{count} tiles where there is room for {most}");
             for (strip, sums) in sums.chunks_exact_mut(m).enumerate().take(strips) {
                 let at = job.w.bytes[(first + strip * STRIP) * row_bytes..].as_ptr();
@@ -129,24 +131,32 @@ pub(super) unsafe fn run_on_tiles<F: OnTiles>(job: &Job<'_>, columns: Range<usiz
                 unsafe {
                     let tiles = unpack_piece::<Avx512, F>(rows, piece.clone(), tiles, spare);
                     tiles.iter().enumerate().for_each(|(i, tile)| F::ready(tile, ready.add(strip * most + i)));
-                    all_rows::<Avx512, F>(tiles, place, rest, tile == 0);
+                    all_rows::<Avx512, F>(tiles, place, rest, tile == 0, ends.then_some((job, of(strip))));
                 }
             }
             for group in (0..m / ON_TILES).step_by(2) {
+                let groups = group..(group + 2).min(m / ON_TILES);
+                let rows = groups.start * ON_TILES..groups.end * ON_TILES;
                 for (strip, sums) in sums.chunks_exact_mut(m).enumerate().take(strips) {
-                    let groups = &mut sums.as_chunks_mut::<ON_TILES>().0[group..(group + 2).min(m / ON_TILES)];
-                    let place = Place { x: &job.x, row: group * ON_TILES, tile };
+                    if ends {
+                        rows.clone().for_each(|row| job.expect(row, of(strip).first));
+                    }
+                    let sums = &mut sums.as_chunks_mut::<ON_TILES>().0[groups.clone()];
+                    let place = Place { x: &job.x, row: rows.start, tile };
                     // SAFETY: passed on from the caller; as many tiles were made ready.
                     unsafe {
                         let ready = std::slice::from_raw_parts(ready.add(strip * most), count);
-                        F::multiply_groups(&mut registers, ready, place, groups);
+                        F::multiply_groups(&mut registers, ready, place, sums);
+                    }
+                }
+                // Row by row: what lies side by side is written together.
+                for row in rows.filter(|_| ends) {
+                    for strip in 0..strips {
+                        // SAFETY: passed on from the caller.
+                        unsafe { put(job, row, of(strip), &sums[strip * m + row..][..1]) };
                     }
                 }
             }
-        }
-        for (strip, sums) in sums.chunks_exact(m).enumerate().take(strips) {
-            // SAFETY: passed on from the caller.
-            unsafe { put(job, first + strip * STRIP, 1, width(strip), sums) };
         }
     }
 }
