@@ -40,7 +40,11 @@ case "$verb" in
 check) cargo check --workspace --all-targets "${options[@]}" ;;
 test)
     [ "$#" -gt 0 ] || set -- -p loam-kernels --lib
-    cargo test "${options[@]}" "$@"
+    # With the dot instruction on bytes, and on a core that lacks it.
+    for cpu in max cortex-a72; do
+        echo "on $cpu:" >&2
+        QEMU_CPU="$cpu" cargo test "${options[@]}" "$@"
+    done
     ;;
 *)
     echo "error: \`check\` or \`test\`, not \`$verb\`" >&2

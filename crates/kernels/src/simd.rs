@@ -11,7 +11,7 @@ use half::bf16;
 /// The widest vector of any instruction set, in f32 lanes.
 pub const MAX_LANES: usize = 16;
 
-/// Asks for the cache line of `at` to be brought into the second-level cache; `at` may point anywhere.
+/// Asks for the cache line of `at` to be brought into the second-level cache, on x86-64; `at` may point anywhere.
 #[inline(always)]
 pub(crate) fn fetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -24,7 +24,7 @@ pub(crate) fn fetch(at: *const u8) {
     let _ = at;
 }
 
-/// The same for the first-level cache.
+/// Asks for it to be brought into the first-level cache.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
 pub(crate) fn fetch_near(at: *const u8) {

@@ -1,10 +1,10 @@
 //! The blocked product: `c` in tiles, one task per tile; in a task, k in panels; in a panel, tiles of registers.
 //!
-//! A task copies its part of `b` into strips [`STRIP`] vectors wide that stay in the second-level cache, then a few rows
+//! A task copies its part of `b` into strips that stay in the second-level cache, then a few rows
 //! of `a` at a time, which stay in the first-level cache, and runs over all strips (Goto and van de Geijn 2008, "Anatomy
 //! of high-performance matrix multiplication", with `a` and `b` exchanged). Where `a` has so few rows that all of them
 //! fit into the second-level cache (a prompt), they are what stays there, and `b` (the weights) is copied strip by strip,
-//! the next one fetched from memory while this one is multiplied. The sums of an element rest in `c` between
+//! the next one fetched from memory while this one is multiplied (on tiles eight strips at a time, and nothing is fetched). The sums of an element rest in `c` between
 //! two panels and are continued from there, so cutting k changes no bit. Where `a` is transposed, each panel is summed by
 //! itself instead: such a product is a sum over tokens, whose rows are no tokens, and many short sums lose fewer digits
 //! than a long one.
@@ -20,7 +20,7 @@ use crate::scratch::with_scratch;
 use crate::simd::{Kernel, Simd};
 use crate::unit::Unit;
 
-/// Longest panel of k, in units.
+/// Longest panel of k, in units; on tiles of those alone that are summed by themselves.
 pub(crate) const DEPTH: usize = 384;
 /// Fewest rows of `c` in a task where `b` would be packed once more for them.
 const ROWS: usize = 384;
@@ -287,7 +287,8 @@ impl<A: Source, B: Source<Unit = A::Unit>> Task<'_, A, B> {
         }
     }
 
-    /// What is packed after the columns before `column`, unless so much is packed at once that it would push out itself.
+    /// What is packed after the columns before `column`, where all of `a` stays packed: elsewhere so much of `b` is packed at
+    /// once that it would push out itself.
     #[inline(always)]
     fn ahead(&self, strip: usize, first: usize, length: usize, column: usize) -> Ahead {
         let (first, column) = if column < self.tile.columns { (first, column) } else { (first + length, 0) };

@@ -65,7 +65,7 @@ impl Ahead {
     }
 }
 
-/// How a strip of `a` is multiplied with one of `b`, [`STRIP`] vectors wide.
+/// How a strip of `a` is multiplied with as much of `b` as is [`STRIP`] vectors wide.
 pub(super) trait Block<S: Simd, A: Source> {
     /// Rows of a strip.
     const ROWS: usize;

@@ -1,10 +1,10 @@
 //! The products on vectors.
 //!
 //! Sixteen rows of weights are a strip. A piece of a strip at a time is unpacked to tiles that stay in the first-level
-//! cache: unsigned bytes (16-bit integers where a type needs all eight bits and there is no dot instruction), four (two)
-//! neighbours of k to a lane of 32 bits. A tile meets the rows of activations a few at a time, each number of which is
-//! spread over a vector, so that a lane is an output and no sum is ever taken across lanes. A single row goes the same
-//! way: turning the weights round costs as much as adding up across lanes would.
+//! cache: bytes (16-bit integers on AVX2 where a type needs all eight bits), four (two) neighbours of k to a lane of 32
+//! bits. A tile meets the rows of activations a few at a time, each number of which is spread over a vector, so that a lane
+//! is an output and no sum is ever taken across lanes. A single row goes the same way: turning the weights round costs as
+//! much as adding up across lanes would; where registers hold a tile, it meets few rows there ([`Strips::stream`]).
 //!
 //! What differs between instruction sets is in [`Lanes`]; how the bits of a type come apart is written once for all
 //! (`small`, `large`). Integers have no rounding, so all of them give the same bits.
@@ -112,7 +112,8 @@ unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memo
             let first = next + strip;
             let rows = Rows { first: job.w.bytes[first * row_bytes..].as_ptr(), stride: lines.apart * row_bytes };
             // SAFETY: passed on from the caller; the rows are inside of the matrix.
-            let is_done = lines.count == STRIP && unsafe { stream::<V, F>(rows, &job.x, row_bytes / F::BYTES, sums) };
+            let is_done =
+                m <= FEW && lines.count == STRIP && unsafe { stream::<V, F>(rows, &job.x, row_bytes / F::BYTES, sums) };
             let columns = Columns { first, apart: lines.apart, count: lines.count };
             if is_done {
                 // SAFETY: passed on from the caller.

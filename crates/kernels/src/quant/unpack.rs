@@ -14,7 +14,7 @@ pub(super) trait Block32 {
     const TYPE: GgmlType;
     /// Whether any minimum is not zero.
     const HAS_MIN: bool = false;
-    /// What makes all numbers positive and below 32, where there is such a number: products then multiply unsigned
+    /// What makes all numbers positive and below 32, where there is such a number: products may then multiply unsigned
     /// bytes.
     const OFFSET: Option<i8>;
     /// Writes the numbers of one block, and a scale and a minimum per 32 of them.

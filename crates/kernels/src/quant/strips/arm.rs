@@ -13,7 +13,7 @@ use std::ops::Range;
 pub(in crate::quant) trait OnVectors: Strips<Neon<InSteps>> + Strips<Neon<AtOnce>> {}
 impl<F: Strips<Neon<InSteps>> + Strips<Neon<AtOnce>>> OnVectors for F {}
 
-/// How activations lie that meet signed bytes.
+/// How activations lie that meet signed bytes: there is nothing to make up for.
 pub(in crate::quant) fn signed_layout(isa: Isa) -> Layout {
     if isa == Isa::Neon { Layout::Moved32(0) } else { Layout::Words32 }
 }

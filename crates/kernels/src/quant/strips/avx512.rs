@@ -373,8 +373,7 @@ impl Lanes for Avx512 {
         unsafe { Self::signed32(tiles, place, to) }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    #[inline(never)]
+    #[inline(always)]
     unsafe fn stream_moved32<F: Strips<Self, Tile = Moved32>, const M: usize>(
         rows: Rows,
         blocks: usize,
@@ -382,7 +381,7 @@ impl Lanes for Avx512 {
         to: &mut [[f32; STRIP]; M],
     ) -> bool {
         // SAFETY: passed on from the caller.
-        unsafe { stream::<F, M>(rows, blocks, place, to, |tile, x, sums| add_moved(tile, x, sums)) }
+        unsafe { Self::stream_signed32::<F, M>(rows, blocks, place, to) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]

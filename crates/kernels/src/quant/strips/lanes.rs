@@ -123,7 +123,7 @@ pub(super) type Quad = [u8; 4 * STRIP];
 /// # Safety
 /// All functions need the machine to have the instruction set, and what they read or write must be readable or writable.
 pub(in crate::quant) trait Lanes: Copy + 'static {
-    /// Lanes of a vector: 8, or 16, which is a whole strip.
+    /// Lanes of a vector: 4, 8, or 16, which is a whole strip. `half` is below which of its parts a vector is.
     const ROWS: usize;
     /// Most rows of activations in a group, whose sums fit into registers.
     const GROUP: usize;

@@ -1,4 +1,4 @@
-//! Types whose scales are integers: how eight rows of a block become a tile.
+//! Types whose scales are integers: how some rows of a block become a tile.
 
 use super::Strips;
 use super::lanes::{Lanes, Place, Rows};

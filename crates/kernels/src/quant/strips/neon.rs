@@ -20,7 +20,8 @@ pub(in crate::quant) trait Products: Copy + 'static {
     /// Adds to each lane the products of its four bytes.
     ///
     /// # Safety
-    /// The machine must have the instructions. A byte of `x` is at least -127.
+    /// The machine must have the instructions. A byte of `x` is at least -127, or its scale is not finite and the sum of no
+    /// matter.
     unsafe fn add(sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t;
 }
 
@@ -67,7 +68,7 @@ fn widened(halves: uint16x4_t) -> float32x4_t {
         asm!(
             "fcvtl {wide:v}.4s, {halves:v}.4h",
             wide = out(vreg) wide, halves = in(vreg) halves,
-            options(pure, nomem, nostack, preserves_flags)
+            options(pure, nomem, nostack)
         );
     }
     wide

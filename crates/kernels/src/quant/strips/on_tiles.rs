@@ -1,7 +1,7 @@
 //! Products of sixteen rows of activations at a time on the machine's own tiles (AMX), whose sums are integers, too: to
 //! the bit those of the vectors.
 //!
-//! A tile of weights is the right operand as it was unpacked. Where scales are integers, numbers are multiplied with them
+//! A tile of weights is the right operand, in signed bytes. Where scales are integers, numbers are multiplied with them
 //! once for all rows of activations, and split into two signed bytes; all 256 of a block then add up in two tiles.
 
 use super::avx512::{Avx512, Moved32, floats, quad};

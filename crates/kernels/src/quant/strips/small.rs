@@ -78,14 +78,14 @@ unsafe fn fives<V: Lanes>(rows: Rows, word: usize, at: usize, put: impl Fn(usize
 
 /// How four numbers of each row are written that something was added to.
 #[inline(always)]
-fn to_moved<V: Lanes>(tile: *mut V::Moved, side: usize, by: u8) -> impl Fn(usize, V::I) {
+unsafe fn to_moved<V: Lanes>(tile: *mut V::Moved, side: usize, by: u8) -> impl Fn(usize, V::I) {
     // SAFETY: passed on from the caller.
     move |q, v| unsafe { V::put_moved(tile, side, q, v, by) }
 }
 
 /// The same for bytes as they are.
 #[inline(always)]
-fn to_bytes<V: Lanes>(tile: *mut Bytes32, side: usize) -> impl Fn(usize, V::I) {
+unsafe fn to_bytes<V: Lanes>(tile: *mut Bytes32, side: usize) -> impl Fn(usize, V::I) {
     // SAFETY: passed on from the caller.
     move |q, v| unsafe { V::put(v, &raw mut (*tile).q[q], side) }
 }
