@@ -3,28 +3,19 @@
 
 mod common;
 
-use common::{Running, connect, send};
+use common::{Running, connect, send, wait_for};
 use loam_chat::{SamplerPreset, Sampling};
 use loam_serve::{Keys, ServedModel, Server, Settings};
 use loam_testkit::Random;
 use serde_json::{Value, json};
 use std::io::Read;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
 const RUNNING: &str = "vllm:num_requests_running{model_name=\"org/tiny\"}";
 const ABORTED: &str = "vllm:request_success_total{model_name=\"org/tiny\",finished_reason=\"abort\"}";
 
 fn long(stream: bool) -> Value {
     json!({"prompt": "the fox", "max_tokens": 900, "ignore_eos": true, "stream": stream})
-}
-
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !is_so() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "{what} never happened");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const TEXT: &str = "the fox and the goose ate a pear. 狐狸和鹅吃了一个梨。é {\"name\": 1.5, \"on\": true} tool_call";
 
@@ -79,6 +79,15 @@ impl Running {
         let page = self.get("/metrics").text;
         let found = page.lines().find_map(|l| l.strip_prefix(line)).map(|rest| rest.trim().parse().unwrap());
         found.unwrap_or(0.0)
+    }
+}
+
+/// Waits for something that a server does behind an answer.
+pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "{what} never happened");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
