@@ -1,13 +1,13 @@
 //! The blocked product: `c` in tiles, one task per tile; in a task, k in panels; in a panel, tiles of registers.
 //!
-//! A task copies its part of `b` into strips that stay in the second-level cache, then a few rows
-//! of `a` at a time, which stay in the first-level cache, and runs over all strips (Goto and van de Geijn 2008, "Anatomy
-//! of high-performance matrix multiplication", with `a` and `b` exchanged). Where `a` has so few rows that all of them
-//! fit into the second-level cache (a prompt), they are what stays there, and `b` (the weights) is copied strip by strip,
-//! the next one fetched from memory while this one is multiplied (on tiles eight strips at a time, and nothing is fetched). The sums of an element rest in `c` between
-//! two panels and are continued from there, so cutting k changes no bit. Where `a` is transposed, each panel is summed by
-//! itself instead: such a product is a sum over tokens, whose rows are no tokens, and many short sums lose fewer digits
-//! than a long one.
+//! A task copies its part of `b` into strips that stay in the second-level cache, then a few rows of `a` at a time, which
+//! stay in the first-level cache, and runs over all strips (Goto and van de Geijn 2008, "Anatomy of high-performance matrix
+//! multiplication", with `a` and `b` exchanged). Where `a` has so few rows that all of them fit into the second-level cache
+//! (a prompt), they are what stays there, and `b` (the weights) is copied strip by strip, the next one fetched from memory
+//! while this one is multiplied (on tiles sixteen strips at a time, and nothing is fetched). The sums of an element rest in
+//! `c` between two panels and are continued from there, so cutting k changes no bit. Where `a` is transposed, each panel is
+//! summed by itself instead: such a product is a sum over tokens, whose rows are no tokens, and many short sums lose fewer
+//! digits than a long one.
 
 #[cfg(target_arch = "x86_64")]
 use super::on_tiles::{self, OnTiles};
@@ -20,7 +20,7 @@ use crate::scratch::with_scratch;
 use crate::simd::{Kernel, Simd};
 use crate::unit::Unit;
 
-/// Longest panel of k, in units; on tiles of those alone that are summed by themselves.
+/// Longest panel of k, in units, in vector registers and wherever panels are summed by themselves.
 pub(crate) const DEPTH: usize = 384;
 /// Fewest rows of `c` in a task where `b` would be packed once more for them.
 const ROWS: usize = 384;
@@ -62,8 +62,10 @@ fn tasks<A: Source, B: Source<Unit = A::Unit>>(
 ) {
     assert!(c.col_stride == 1 || c.cols == 1, "the columns or the rows of a result lie side by side");
     let units = A::Unit::count(a.cols);
-    let shape = Shape::of::<A>(isa, apart);
-    let depth = units.div_ceil(units.div_ceil(shape.depth)).next_multiple_of(shape.steps);
+    let shape = Shape::of::<A>(isa);
+    // The length of panels that are summed by themselves shows in the result.
+    let longest = if apart { DEPTH } else { shape.depth };
+    let depth = units.div_ceil(units.div_ceil(longest)).next_multiple_of(shape.steps);
     let Grid { rows, columns, packed_rows, packed_columns } = grid(&shape, c.rows, c.cols, depth);
     let (down, across) = (c.rows.div_ceil(rows), c.cols.div_ceil(columns));
     let place = Place { data: c.data.as_mut_ptr(), stride: c.row_stride };
@@ -109,29 +111,11 @@ struct Shape {
 }
 
 impl Shape {
-    fn of<A: Source>(isa: Isa, apart: bool) -> Self {
+    fn of<A: Source>(isa: Isa) -> Self {
         let width = STRIP * isa.lanes();
         // 288 KiB fit into the second-level cache of every current core; cores with AVX-512 have 1 MiB or more.
         let (panel, few) = if isa.lanes() == 16 { (192 * 1024, 200 * 1024) } else { (72 * 1024, 48 * 1024) };
-        #[cfg(target_arch = "x86_64")]
-        if is_on_tiles::<A>(isa) {
-            let (rows, columns, steps) = (on_tiles::ROWS, on_tiles::STRIP, on_tiles::STEPS);
-            // Cores with tiles have 2 MiB. What reading and writing `c` takes counts for more beside faster products, so
-            // panels are longer, but for those whose length shows in the result.
-            return Self {
-                most_rows: rows,
-                fewest_rows: rows,
-                columns,
-                width,
-                steps,
-                depth: if apart { DEPTH } else { 512 },
-                panel,
-                few: 256 * 1024,
-                beside_few: 8 * width,
-            };
-        }
-        let _ = apart;
-        Self {
+        let registers = Self {
             most_rows: MAX_ROWS,
             fewest_rows: FEWEST_ROWS,
             columns: width,
@@ -141,7 +125,23 @@ impl Shape {
             panel,
             few,
             beside_few: width,
+        };
+        #[cfg(target_arch = "x86_64")]
+        if is_on_tiles::<A>(isa) {
+            // Cores with tiles have 2 MiB. What reading and writing `c` takes counts for more beside faster products, so
+            // panels are longer.
+            return Self {
+                most_rows: on_tiles::ROWS,
+                fewest_rows: on_tiles::ROWS,
+                columns: on_tiles::STRIP,
+                steps: on_tiles::STEPS,
+                depth: 512,
+                few: 256 * 1024,
+                beside_few: 8 * width,
+                ..registers
+            };
         }
+        registers
     }
 }
 
