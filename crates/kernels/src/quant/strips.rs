@@ -4,7 +4,7 @@
 //! cache: bytes (16-bit integers on AVX2 where a type needs all eight bits), four (two) neighbours of k to a lane of 32
 //! bits. A tile meets the rows of activations a few at a time, each number of which is spread over a vector, so that a lane
 //! is an output and no sum is ever taken across lanes. A single row goes the same way: turning the weights round costs as
-//! much as adding up across lanes would; where registers hold a tile, it meets few rows there ([`Strips::stream`]).
+//! much as adding up across lanes would; where registers hold a tile, it meets few rows there ([`Few`]).
 //!
 //! What differs between instruction sets is in [`Lanes`]; how the bits of a type come apart is written once for all
 //! (`small`, `large`). Integers have no rounding, so all of them give the same bits.
@@ -68,21 +68,10 @@ pub(super) trait Strips<V: Lanes> {
     /// # Safety
     /// The place must be inside of the activations; the machine must have the lanes.
     unsafe fn multiply<const M: usize>(tiles: &[Self::Tile], place: &Place<'_>, sums: &mut [[f32; STRIP]; M]);
-    /// Continues the sums of `M` rows of activations by blocks as they come from memory, where tiles need not wait in the
-    /// cache for more rows; else leaves them and says false.
-    ///
-    /// # Safety
-    /// As [`Strips::multiply`], and blocks must be readable at sixteen rows.
-    #[inline(always)]
-    unsafe fn stream<const M: usize>(
-        _rows: Rows,
-        _blocks: usize,
-        _place: &Place<'_>,
-        _sums: &mut [[f32; STRIP]; M],
-    ) -> bool {
-        false
-    }
 }
+
+/// Computes the sums of few rows of activations with so many blocks of sixteen rows as they come from memory.
+type Few = unsafe fn(Rows, &Activations<'_>, usize, &mut [[f32; STRIP]]);
 
 /// Words that [`run`] borrows for `m` rows of activations.
 fn scratch_len(m: usize, _k: usize) -> usize {
@@ -90,12 +79,12 @@ fn scratch_len(m: usize, _k: usize) -> usize {
     m * STRIP + (2 * TILE_BYTES + 2 * LINE) / 4
 }
 
-/// Computes some columns of a product.
+/// Computes some columns of a product; those of few rows another way, where there is one.
 ///
 /// # Safety
 /// The machine must have the lanes; no other thread may write these columns.
 #[inline(always)]
-unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
+unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32], few: Option<Few>) {
     let (m, row_bytes) = (job.x.rows, job.w.row_bytes());
     let pieces = pieces::<V, F>(job, if m <= FEW { FEW_BYTES } else { TILE_BYTES });
     let (sums, rest) = memory.split_at_mut(m * STRIP);
@@ -111,15 +100,16 @@ unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memo
         for strip in 0..lines.strips {
             let first = next + strip;
             let rows = Rows { first: job.w.bytes[first * row_bytes..].as_ptr(), stride: lines.apart * row_bytes };
-            // SAFETY: passed on from the caller; the rows are inside of the matrix.
-            let is_done =
-                m <= FEW && lines.count == STRIP && unsafe { stream::<V, F>(rows, &job.x, row_bytes / F::BYTES, sums) };
             let columns = Columns { first, apart: lines.apart, count: lines.count };
-            if is_done {
-                // SAFETY: passed on from the caller.
-                unsafe { put(job, 0, columns, sums) };
+            if let Some(few) = few.filter(|_| m <= FEW && lines.count == STRIP) {
+                // SAFETY: passed on from the caller; the rows are inside of the matrix.
+                unsafe {
+                    few(rows, &job.x, row_bytes / F::BYTES, sums);
+                    put(job, 0, columns, sums);
+                }
+                continue;
             }
-            for piece in pieces.clone().filter(|_| !is_done) {
+            for piece in pieces.clone() {
                 let (starts, ends) = (piece.start == 0, piece.end * F::BYTES == row_bytes);
                 let place = Place { x: &job.x, row: 0, tile: piece.start * F::TILES };
                 // SAFETY: passed on from the caller; the rows and the piece are inside of the matrix.
@@ -233,28 +223,6 @@ impl Ahead {
                 fetch_near(self.rows.at(row).wrapping_add(AHEAD + self.fetched));
             }
             self.fetched += LINE;
-        }
-    }
-}
-
-/// Computes the sums of few rows of activations with a strip as it comes from memory; false where that is not done.
-#[inline(always)]
-unsafe fn stream<V: Lanes, F: Strips<V>>(
-    rows: Rows,
-    x: &Activations<'_>,
-    blocks: usize,
-    sums: &mut [[f32; STRIP]],
-) -> bool {
-    sums.fill([0.0; STRIP]);
-    let place = Place { x, row: 0, tile: 0 };
-    // SAFETY: passed on from the caller.
-    unsafe {
-        match sums.len() {
-            1 => F::stream::<1>(rows, blocks, &place, as_array(sums)),
-            2 => F::stream::<2>(rows, blocks, &place, as_array(sums)),
-            3 => F::stream::<3>(rows, blocks, &place, as_array(sums)),
-            4 => F::stream::<4>(rows, blocks, &place, as_array(sums)),
-            _ => false,
         }
     }
 }

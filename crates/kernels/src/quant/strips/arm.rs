@@ -23,10 +23,10 @@ pub(in crate::quant) fn on_vectors<F: OnVectors>(isa: Isa, layout: Layout) -> Op
     let run: Run = match isa {
         // SAFETY: the machine has the dot instruction; pieces of work share no columns.
         Isa::Neon if is_aarch64_feature_detected!("dotprod") => {
-            |job, columns, memory| unsafe { run_at_once::<F>(job, columns, memory) }
+            |job, columns, memory| unsafe { run_at_once::<F>(job, columns, memory, None) }
         }
         // SAFETY: NEON is a part of this architecture; pieces of work share no columns.
-        Isa::Neon => |job, columns, memory| unsafe { run::<Neon<InSteps>, F>(job, columns, memory) },
+        Isa::Neon => |job, columns, memory| unsafe { run::<Neon<InSteps>, F>(job, columns, memory, None) },
         _ => return None,
     };
     Some(Path { layout, group: Neon::<AtOnce>::GROUP, run, scratch: scratch_len })
@@ -39,5 +39,5 @@ pub(in crate::quant) fn on_vectors<F: OnVectors>(isa: Isa, layout: Layout) -> Op
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn run_at_once<F: Strips<Neon<AtOnce>>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
     // SAFETY: passed on from the caller.
-    unsafe { run::<Neon<AtOnce>, F>(job, columns, memory) }
+    unsafe { run::<Neon<AtOnce>, F>(job, columns, memory, None) }
 }

@@ -5,8 +5,8 @@
 
 use super::lanes::{Block, Lanes, Place, Quad, Rows};
 use super::tile::{Bytes32, Bytes256, TOP};
-use super::{Ahead, Strips};
-use crate::quant::activations::{LARGE, SMALL};
+use super::{Ahead, Few, Strips, as_array};
+use crate::quant::activations::{Activations, LARGE, SMALL};
 use crate::quant::product::STRIP;
 use crate::simd_avx512::{four_rows, turned};
 use std::arch::x86_64::*;
@@ -70,70 +70,138 @@ unsafe fn store<const M: usize>(sums: &mut [[f32; STRIP]; M], from: &[__m512; M]
     }
 }
 
-/// Continues sums by a tile of unsigned bytes.
+/// A tile that meets activations in registers, if they hold it.
+pub(in crate::quant) trait InRegisters: Copy {
+    /// Whether they do.
+    const FITS: bool;
+    /// Continues the sums of `M` rows of activations with a strip.
+    ///
+    /// # Safety
+    /// The tile must fit, the block must be one of the activations, and the machine must have the instructions.
+    unsafe fn add<const M: usize>(&self, x: Block<M>, sums: &mut [__m512; M]);
+}
+
+impl InRegisters for Bytes32 {
+    const FITS: bool = true;
+    #[inline(always)]
+    unsafe fn add<const M: usize>(&self, x: Block<M>, sums: &mut [__m512; M]) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let all = dots(&self.q, x, [_mm512_setzero_si512(); M]);
+            let (d, min) = (floats(&self.d), floats(&self.min));
+            for i in 0..M {
+                let scale = _mm512_mul_ps(d, _mm512_set1_ps(x.scale(i)));
+                sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[i]), scale, sums[i]);
+                sums[i] = _mm512_fnmadd_ps(min, _mm512_castsi512_ps(_mm512_set1_epi32(x.sum(0, i))), sums[i]);
+            }
+        }
+    }
+}
+
+impl InRegisters for Moved32 {
+    const FITS: bool = true;
+    #[inline(always)]
+    unsafe fn add<const M: usize>(&self, x: Block<M>, sums: &mut [__m512; M]) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let all = dots(&self.q, x, std::array::from_fn(|i| _mm512_set1_epi32(x.sum(0, i))));
+            let d = floats(&self.d);
+            for i in 0..M {
+                let scale = _mm512_mul_ps(d, _mm512_set1_ps(x.scale(i)));
+                sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[i]), scale, sums[i]);
+            }
+        }
+    }
+}
+
+impl InRegisters for Bytes256 {
+    const FITS: bool = false;
+    unsafe fn add<const M: usize>(&self, _: Block<M>, _: &mut [__m512; M]) {
+        unreachable!("it does not fit into registers")
+    }
+}
+
+/// Continues sums by the products of 32 numbers.
 #[inline(always)]
-unsafe fn add_bytes<const M: usize>(tile: &Bytes32, x: Block<M>, sums: &mut [__m512; M]) {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        let mut all = [_mm512_setzero_si512(); M];
-        for (q, w) in tile.q.iter().enumerate() {
+unsafe fn dots<const M: usize>(w: &[Quad; SMALL / 4], x: Block<M>, mut all: [__m512i; M]) -> [__m512i; M] {
+    for (q, w) in w.iter().enumerate() {
+        // SAFETY: passed on from the caller.
+        unsafe {
             let w = quad(w);
             for i in 0..M {
                 all[i] = _mm512_dpbusd_epi32(all[i], w, _mm512_set1_epi32(x.unit(q, i)));
             }
         }
-        let (d, min) = (floats(&tile.d), floats(&tile.min));
-        for i in 0..M {
-            let scale = _mm512_mul_ps(d, _mm512_set1_ps(x.scale(i)));
-            sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[i]), scale, sums[i]);
-            sums[i] = _mm512_fnmadd_ps(min, _mm512_castsi512_ps(_mm512_set1_epi32(x.sum(0, i))), sums[i]);
+    }
+    all
+}
+
+/// Continues sums by tiles that fit into registers.
+///
+/// # Safety
+/// As [`Lanes::bytes32`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn by_tiles<T: InRegisters, const M: usize>(tiles: &[T], place: &Place<'_>, to: &mut [[f32; STRIP]; M]) {
+    // SAFETY: a group of activations has as many blocks as was checked; instructions are promised.
+    unsafe {
+        place.check::<M>(tiles.len(), SMALL / 4, 1);
+        let (x, mut sums) = (place.block::<M>(0, SMALL / 4, 1), load(to));
+        for (b, tile) in tiles.iter().enumerate() {
+            tile.add(x.further(b, SMALL / 4, 1), &mut sums);
         }
+        store(to, &sums);
     }
 }
 
-/// Continues sums by a tile of numbers that were moved up.
-#[inline(always)]
-unsafe fn add_moved<const M: usize>(tile: &Moved32, x: Block<M>, sums: &mut [__m512; M]) {
+/// [`super::Few`], where a block is one tile and registers hold it: it never leaves them.
+pub(super) fn few<F: Strips<Avx512, Tile: InRegisters>>() -> Option<Few> {
+    (F::TILES == 1 && F::Tile::FITS).then_some(few_rows::<F>)
+}
+
+/// # Safety
+/// Blocks must be readable at sixteen rows, and the machine must have the instructions.
+unsafe fn few_rows<F: Strips<Avx512, Tile: InRegisters>>(
+    rows: Rows,
+    x: &Activations<'_>,
+    blocks: usize,
+    to: &mut [[f32; STRIP]],
+) {
+    let place = Place { x, row: 0, tile: 0 };
     // SAFETY: passed on from the caller.
     unsafe {
-        let mut all: [_; M] = std::array::from_fn(|i| _mm512_set1_epi32(x.sum(0, i)));
-        for (q, w) in tile.q.iter().enumerate() {
-            let w = quad(w);
-            for i in 0..M {
-                all[i] = _mm512_dpbusd_epi32(all[i], w, _mm512_set1_epi32(x.unit(q, i)));
-            }
-        }
-        let d = floats(&tile.d);
-        for i in 0..M {
-            let scale = _mm512_mul_ps(d, _mm512_set1_ps(x.scale(i)));
-            sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[i]), scale, sums[i]);
+        match to.len() {
+            1 => by_blocks::<F, 1>(rows, blocks, &place, as_array(to)),
+            2 => by_blocks::<F, 2>(rows, blocks, &place, as_array(to)),
+            3 => by_blocks::<F, 3>(rows, blocks, &place, as_array(to)),
+            4 => by_blocks::<F, 4>(rows, blocks, &place, as_array(to)),
+            count => unreachable!("{count} rows are not few"),
         }
     }
 }
 
-/// Continues sums by blocks as they come from memory: their tiles never leave the registers.
-#[inline(always)]
-unsafe fn stream<F: Strips<Avx512>, const M: usize>(
+/// # Safety
+/// As [`few_rows`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn by_blocks<F: Strips<Avx512, Tile: InRegisters>, const M: usize>(
     rows: Rows,
     blocks: usize,
     place: &Place<'_>,
     to: &mut [[f32; STRIP]; M],
-    add: impl Fn(&F::Tile, Block<M>, &mut [__m512; M]),
-) -> bool {
-    // SAFETY: passed on from the caller.
+) {
+    // SAFETY: passed on from the caller; a tile is written before it is read.
     unsafe {
         place.check::<M>(blocks, SMALL / 4, 1);
-        let mut sums = load(to);
-        let mut tile = MaybeUninit::<F::Tile>::uninit();
+        let (mut sums, mut tile) = ([_mm512_setzero_ps(); M], MaybeUninit::<F::Tile>::uninit());
         let (x, mut ahead) = (place.block::<M>(0, SMALL / 4, 1), Ahead::new(rows));
         for b in 0..blocks {
             F::unpack(rows.further(b * F::BYTES), tile.as_mut_ptr(), 0);
-            add(tile.assume_init_ref(), x.further(b, SMALL / 4, 1), &mut sums);
+            tile.assume_init_ref().add(x.further(b, SMALL / 4, 1), &mut sums);
             ahead.fetch(STRIP, (b + 1) * F::BYTES);
         }
         store(to, &sums);
     }
-    true
 }
 
 impl Lanes for Avx512 {
@@ -319,81 +387,28 @@ impl Lanes for Avx512 {
         unsafe { Self::put_f(d, &raw mut (*tile).d, half) }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    #[inline(never)]
+    #[inline(always)]
     unsafe fn bytes32<const M: usize, const FOURS: usize>(
         tiles: &[Bytes32],
         place: &Place<'_>,
         to: &mut [[f32; STRIP]; M],
     ) {
-        // SAFETY: a group of activations has as many blocks as was checked; instructions are promised.
-        unsafe {
-            place.check::<M>(tiles.len(), SMALL / 4, 1);
-            let (x, mut sums) = (place.block::<M>(0, SMALL / 4, 1), load(to));
-            for (b, tile) in tiles.iter().enumerate() {
-                add_bytes(tile, x.further(b, SMALL / 4, 1), &mut sums);
-            }
-            store(to, &sums);
-        }
+        // SAFETY: passed on from the caller; so below.
+        unsafe { by_tiles(tiles, place, to) }
     }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    #[inline(never)]
-    unsafe fn signed32<const M: usize>(tiles: &[Moved32], place: &Place<'_>, to: &mut [[f32; STRIP]; M]) {
-        // SAFETY: a group of activations has as many blocks as was checked; instructions are promised.
-        unsafe {
-            place.check::<M>(tiles.len(), SMALL / 4, 1);
-            let (x, mut sums) = (place.block::<M>(0, SMALL / 4, 1), load(to));
-            for (b, tile) in tiles.iter().enumerate() {
-                add_moved(tile, x.further(b, SMALL / 4, 1), &mut sums);
-            }
-            store(to, &sums);
-        }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    #[inline(never)]
-    unsafe fn stream_bytes32<F: Strips<Self, Tile = Bytes32>, const M: usize>(
-        rows: Rows,
-        blocks: usize,
-        place: &Place<'_>,
-        to: &mut [[f32; STRIP]; M],
-    ) -> bool {
-        // SAFETY: passed on from the caller.
-        unsafe { stream::<F, M>(rows, blocks, place, to, |tile, x, sums| add_bytes(tile, x, sums)) }
-    }
-
     #[inline(always)]
     unsafe fn moved32<const M: usize, const FOURS: usize>(
         tiles: &[Moved32],
         place: &Place<'_>,
         to: &mut [[f32; STRIP]; M],
     ) {
-        // SAFETY: passed on from the caller.
-        unsafe { Self::signed32(tiles, place, to) }
+        // SAFETY: as above.
+        unsafe { by_tiles(tiles, place, to) }
     }
-
     #[inline(always)]
-    unsafe fn stream_moved32<F: Strips<Self, Tile = Moved32>, const M: usize>(
-        rows: Rows,
-        blocks: usize,
-        place: &Place<'_>,
-        to: &mut [[f32; STRIP]; M],
-    ) -> bool {
-        // SAFETY: passed on from the caller.
-        unsafe { Self::stream_signed32::<F, M>(rows, blocks, place, to) }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    #[inline(never)]
-    unsafe fn stream_signed32<F: Strips<Self, Tile = Moved32>, const M: usize>(
-        rows: Rows,
-        blocks: usize,
-        place: &Place<'_>,
-        to: &mut [[f32; STRIP]; M],
-    ) -> bool {
-        // SAFETY: passed on from the caller.
-        unsafe { stream::<F, M>(rows, blocks, place, to, |tile, x, sums| add_moved(tile, x, sums)) }
+    unsafe fn signed32<const M: usize>(tiles: &[Moved32], place: &Place<'_>, to: &mut [[f32; STRIP]; M]) {
+        // SAFETY: as above.
+        unsafe { by_tiles(tiles, place, to) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]

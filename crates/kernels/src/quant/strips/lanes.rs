@@ -1,6 +1,5 @@
 //! What an instruction set must be able to do for the products.
 
-use super::Strips;
 use super::tile::{Bytes32, Bytes256};
 use crate::quant::activations::Activations;
 use crate::quant::product::STRIP;
@@ -68,7 +67,7 @@ impl<'a> Place<'a> {
 
 /// One block of each of `M` rows of activations, side by side.
 #[derive(Clone, Copy)]
-pub(super) struct Block<const M: usize> {
+pub(in crate::quant) struct Block<const M: usize> {
     units: *const i32,
     scales: *const f32,
     sums: *const i32,
@@ -221,34 +220,6 @@ pub(in crate::quant) trait Lanes: Copy + 'static {
     );
     /// Products with signed numbers.
     unsafe fn signed32<const M: usize>(tiles: &[Self::Signed], place: &Place<'_>, sums: &mut [[f32; STRIP]; M]);
-    /// Products of few rows with blocks of one such tile each, as they come from memory; false where it is better to unpack
-    /// more of them first.
-    unsafe fn stream_bytes32<F: Strips<Self, Tile = Bytes32>, const M: usize>(
-        _rows: Rows,
-        _blocks: usize,
-        _place: &Place<'_>,
-        _sums: &mut [[f32; STRIP]; M],
-    ) -> bool {
-        false
-    }
-    /// The same with numbers that something was added to.
-    unsafe fn stream_moved32<F: Strips<Self, Tile = Self::Moved>, const M: usize>(
-        _rows: Rows,
-        _blocks: usize,
-        _place: &Place<'_>,
-        _sums: &mut [[f32; STRIP]; M],
-    ) -> bool {
-        false
-    }
-    /// The same with signed numbers.
-    unsafe fn stream_signed32<F: Strips<Self, Tile = Self::Signed>, const M: usize>(
-        _rows: Rows,
-        _blocks: usize,
-        _place: &Place<'_>,
-        _sums: &mut [[f32; STRIP]; M],
-    ) -> bool {
-        false
-    }
     /// Products with [`Bytes256`]: a scale per `SUB` numbers; `FOURS` sums of four products fit into 16 bits; minima
     /// have a scale of their own, or that of the numbers.
     unsafe fn bytes256<const M: usize, const SUB: usize, const FOURS: usize, const MIN: bool>(

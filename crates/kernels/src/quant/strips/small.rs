@@ -9,10 +9,10 @@ use crate::quant::unpack::{
     Block32, E2M1_VALUES, IQ4_VALUES, Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Tq1_0, Tq2_0, half_of_power,
 };
 
-/// [`Strips`] of tiles of 32 numbers of one kind: the type, the bytes and tiles of a block, the kind of tile, both products
+/// [`Strips`] of tiles of 32 numbers of one kind: the type, the bytes and tiles of a block, the kind of tile, the product
 /// with it, and how to unpack.
 macro_rules! strips {
-    ($ty:ident, $bytes:expr, $tiles:expr, $tile:ty, $multiply:expr, $stream:expr, |$rows:ident, $to:ident, $side:ident| $body:block) => {
+    ($ty:ident, $bytes:expr, $tiles:expr, $tile:ty, $multiply:expr, |$rows:ident, $to:ident, $side:ident| $body:block) => {
         impl<V: Lanes> Strips<V> for $ty {
             const BYTES: usize = $bytes;
             type Tile = $tile;
@@ -26,16 +26,6 @@ macro_rules! strips {
             unsafe fn multiply<const M: usize>(tiles: &[$tile], place: &Place<'_>, sums: &mut [[f32; STRIP]; M]) {
                 // SAFETY: passed on from the caller.
                 unsafe { $multiply(tiles, place, sums) }
-            }
-            #[inline(always)]
-            unsafe fn stream<const M: usize>(
-                rows: Rows,
-                blocks: usize,
-                place: &Place<'_>,
-                sums: &mut [[f32; STRIP]; M],
-            ) -> bool {
-                // SAFETY: passed on from the caller.
-                $tiles == 1 && unsafe { $stream(rows, blocks, place, sums) }
             }
         }
     };
@@ -113,27 +103,27 @@ const fn moved(values: [i8; 16], offset: i8) -> [u8; 16] {
     table
 }
 
-strips!(Q4_1, 20, 1, Bytes32, V::bytes32::<M, 8>, V::stream_bytes32::<Self, M>, |rows, tile, side| {
+strips!(Q4_1, 20, 1, Bytes32, V::bytes32::<M, 8>, |rows, tile, side| {
     put_minimum::<V>(tile, side, V::head(rows));
     nibbles::<V>(rows, 4, to_bytes::<V>(tile, side));
 });
 
-strips!(Q5_1, 24, 1, Bytes32, V::bytes32::<M, 4>, V::stream_bytes32::<Self, M>, |rows, tile, side| {
+strips!(Q5_1, 24, 1, Bytes32, V::bytes32::<M, 4>, |rows, tile, side| {
     put_minimum::<V>(tile, side, V::head(rows));
     fives::<V>(rows, 4, 8, to_bytes::<V>(tile, side));
 });
 
-strips!(Q4_0, 18, 1, V::Moved, V::moved32::<M, 8>, V::stream_moved32::<Self, M>, |rows, tile, side| {
+strips!(Q4_0, 18, 1, V::Moved, V::moved32::<M, 8>, |rows, tile, side| {
     V::put_moved_scale(tile, side, V::head_half(rows));
     nibbles::<V>(rows, 2, to_moved::<V>(tile, side, 8));
 });
 
-strips!(Q5_0, 22, 1, V::Moved, V::moved32::<M, 4>, V::stream_moved32::<Self, M>, |rows, tile, side| {
+strips!(Q5_0, 22, 1, V::Moved, V::moved32::<M, 4>, |rows, tile, side| {
     V::put_moved_scale(tile, side, V::head_half(rows));
     fives::<V>(rows, 2, 6, to_moved::<V>(tile, side, 16));
 });
 
-strips!(Mxfp4, 17, 1, V::Moved, V::moved32::<M, 4>, V::stream_moved32::<Self, M>, |rows, tile, side| {
+strips!(Mxfp4, 17, 1, V::Moved, V::moved32::<M, 4>, |rows, tile, side| {
     static VALUES: [u8; 16] = moved(E2M1_VALUES, 12);
     let mut scales = [0.0_f32; STRIP];
     for row in 0..V::ROWS {
@@ -169,14 +159,10 @@ unsafe fn put_plain<V: Lanes, B: Block32>(rows: Rows, tiles: *mut V::Moved, side
     }
 }
 
-strips!(Tq1_0, 54, 8, V::Moved, V::moved32::<M, 8>, V::stream_moved32::<Self, M>, |rows, tiles, side| {
-    put_plain::<V, Tq1_0>(rows, tiles, side)
-});
-strips!(Tq2_0, 66, 8, V::Moved, V::moved32::<M, 8>, V::stream_moved32::<Self, M>, |rows, tiles, side| {
-    put_plain::<V, Tq2_0>(rows, tiles, side)
-});
+strips!(Tq1_0, 54, 8, V::Moved, V::moved32::<M, 8>, |rows, tiles, side| { put_plain::<V, Tq1_0>(rows, tiles, side) });
+strips!(Tq2_0, 66, 8, V::Moved, V::moved32::<M, 8>, |rows, tiles, side| { put_plain::<V, Tq2_0>(rows, tiles, side) });
 
-strips!(Q8_0, 34, 1, V::Signed, V::signed32::<M>, V::stream_signed32::<Self, M>, |rows, tile, side| {
+strips!(Q8_0, 34, 1, V::Signed, V::signed32::<M>, |rows, tile, side| {
     V::put_signed_scale(tile, side, V::head_half(rows));
     let v = V::thirty_two(rows, 2);
     for q in 0..8 {
@@ -194,12 +180,12 @@ unsafe fn put_codes<V: Lanes>(rows: Rows, at: usize, tile: *mut V::Signed, half:
     }
 }
 
-strips!(Iq4Nl, 18, 1, V::Signed, V::signed32::<M>, V::stream_signed32::<Self, M>, |rows, tile, side| {
+strips!(Iq4Nl, 18, 1, V::Signed, V::signed32::<M>, |rows, tile, side| {
     V::put_signed_scale(tile, side, V::head_half(rows));
     put_codes::<V>(rows, 2, tile, side);
 });
 
-strips!(Iq4Xs, 136, 8, V::Signed, V::signed32::<M>, V::stream_signed32::<Self, M>, |rows, tiles, side| {
+strips!(Iq4Xs, 136, 8, V::Signed, V::signed32::<M>, |rows, tiles, side| {
     let (head, low_bits) = (V::head(rows), V::four(rows, 4));
     let [d, _] = V::two_halves(head);
     let high_bits = V::right_32(head, 16);

@@ -1,7 +1,7 @@
 //! The loops over strips on AVX2, on AVX-512 with VNNI, and on tiles.
 
 use super::avx2::Avx2;
-use super::avx512::Avx512;
+use super::avx512::{Avx512, few};
 use super::lanes::Lanes;
 use super::on_tiles::{OnTiles, run_on_tiles, scratch_len_on_tiles};
 use super::{Strips, run, scratch_len};
@@ -45,7 +45,7 @@ pub(in crate::quant) fn on_vectors<F: OnVectors>(isa: Isa, layout: Layout) -> Op
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn run_avx2<F: Strips<Avx2>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
     // SAFETY: passed on from the caller.
-    unsafe { run::<Avx2, F>(job, columns, memory) }
+    unsafe { run::<Avx2, F>(job, columns, memory, None) }
 }
 
 /// [`run`] on AVX-512.
@@ -53,7 +53,7 @@ unsafe fn run_avx2<F: Strips<Avx2>>(job: &Job<'_>, columns: Range<usize>, memory
 /// # Safety
 /// The machine must have AVX-512 F, BW, DQ, VL and VNNI; no other thread may write these columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn run_avx512<F: Strips<Avx512>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
+pub(super) unsafe fn run_avx512<F: OnTiles>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
     // SAFETY: passed on from the caller.
-    unsafe { run::<Avx512, F>(job, columns, memory) }
+    unsafe { run::<Avx512, F>(job, columns, memory, few::<F>()) }
 }
