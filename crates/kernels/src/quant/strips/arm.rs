@@ -23,7 +23,7 @@ pub(in crate::quant) fn on_vectors<F: OnVectors>(isa: Isa, layout: Layout) -> Op
     let run: Run = match isa {
         // SAFETY: the machine has the dot instruction; pieces of work share no columns.
         Isa::Neon if is_aarch64_feature_detected!("dotprod") => {
-            |job, columns, memory| unsafe { run_at_once::<F>(job, columns, memory, None) }
+            |job, columns, memory| unsafe { run_at_once::<F>(job, columns, memory) }
         }
         // SAFETY: NEON is a part of this architecture; pieces of work share no columns.
         Isa::Neon => |job, columns, memory| unsafe { run::<Neon<InSteps>, F>(job, columns, memory, None) },
