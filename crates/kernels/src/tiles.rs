@@ -265,73 +265,53 @@ mod x86 {
             }
         }
 
-        /// Sums of products of signed bytes for each of `count` blocks of 32 in k: sixteen lines by sixteen columns.
+        /// Sums of products of signed bytes for each of `count` blocks of 32 in k, of two left operands of sixteen lines with
+        /// two right ones of sixteen columns: of the first with both, then of the second.
         ///
         /// # Safety
-        /// Registers have the shape [`Shape::BLOCKS`]. Left must hold 32 bytes of sixteen lines for each block, right 32
-        /// bytes of sixteen columns, four of each side by side, at as many bytes from block to block as it says.
+        /// Registers have the shape [`Shape::BLOCKS`]. Left ones must hold 32 bytes of sixteen lines for each block, right
+        /// ones 32 bytes of sixteen columns, four of each side by side, at as many bytes from block to block as it says.
         #[inline(always)]
         pub(crate) unsafe fn multiply_blocks(
             &self,
             count: usize,
-            left: *const i32,
-            (right, step): (*const u8, usize),
-            sums: &mut [[[i32; SIDE]; SIDE]],
+            [left, below]: [*const i32; 2],
+            ([right, other], step): ([*const u8; 2], usize),
+            sums: &mut [[[[i32; SIDE]; SIDE]; 4]],
         ) {
             assert!(count > 0 && count <= sums.len());
             // SAFETY: the caller vouches for the operands; there are as many sums.
             unsafe {
                 asm!(
-                    // Four blocks side by side, whose sums do not wait for each other.
-                    "cmp {count}, 4",
-                    "jb 3f",
                     "2:",
                     "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
                     "tileloadd tmm4, [{left} + {short}*1]",
                     "tileloadd tmm6, [{right} + {long}*1]",
                     "tdpbssd tmm0, tmm4, tmm6",
-                    "add {right}, {step}",
-                    "tilezero tmm1",
-                    "tileloadd tmm5, [{left} + {short}*1 + 512]",
-                    "tileloadd tmm7, [{right} + {long}*1]",
-                    "tdpbssd tmm1, tmm5, tmm7",
-                    "add {right}, {step}",
-                    "tilezero tmm2",
-                    "tileloadd tmm4, [{left} + {short}*1 + 1024]",
-                    "tileloadd tmm6, [{right} + {long}*1]",
-                    "tdpbssd tmm2, tmm4, tmm6",
-                    "add {right}, {step}",
-                    "tilezero tmm3",
-                    "tileloadd tmm5, [{left} + {short}*1 + 1536]",
-                    "tileloadd tmm7, [{right} + {long}*1]",
+                    "tileloadd tmm7, [{other} + {long}*1]",
+                    "tdpbssd tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{below} + {short}*1]",
+                    "tdpbssd tmm2, tmm5, tmm6",
                     "tdpbssd tmm3, tmm5, tmm7",
-                    "add {right}, {step}",
                     "tilestored [{sums} + {long}*1], tmm0",
                     "tilestored [{sums} + {long}*1 + 1024], tmm1",
                     "tilestored [{sums} + {long}*1 + 2048], tmm2",
                     "tilestored [{sums} + {long}*1 + 3072], tmm3",
-                    "add {left}, 2048",
-                    "add {sums}, 4096",
-                    "sub {count}, 4",
-                    "cmp {count}, 4",
-                    "jae 2b",
-                    "3:",
-                    "test {count}, {count}",
-                    "jz 4f",
-                    "tilezero tmm0",
-                    "tileloadd tmm4, [{left} + {short}*1]",
-                    "tileloadd tmm6, [{right} + {long}*1]",
-                    "tdpbssd tmm0, tmm4, tmm6",
-                    "tilestored [{sums} + {long}*1], tmm0",
                     "add {left}, 512",
+                    "add {below}, 512",
                     "add {right}, {step}",
-                    "add {sums}, 1024",
+                    "add {other}, {step}",
+                    "add {sums}, 4096",
                     "dec {count}",
-                    "jmp 3b",
-                    "4:",
+                    "jnz 2b",
                     left = inout(reg) left => _,
+                    below = inout(reg) below => _,
                     short = in(reg) 32_usize,
                     right = inout(reg) right => _,
+                    other = inout(reg) other => _,
                     step = in(reg) step,
                     long = in(reg) 64_usize,
                     sums = inout(reg) sums.as_mut_ptr() => _,

@@ -2,6 +2,8 @@
 
 use super::tile::{Bytes32, Bytes256};
 use crate::quant::activations::Activations;
+#[cfg(target_arch = "x86_64")]
+use crate::quant::activations::ON_TILES;
 use crate::quant::product::STRIP;
 
 /// Rows of bytes, equally far apart.
@@ -39,6 +41,14 @@ pub(in crate::quant) struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
+    /// That of a group of sixteen rows, and that of the next one. One without a next stands twice: it is multiplied twice, and
+    /// counted once.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn pair(&self, groups: usize) -> [Self; 2] {
+        assert!(groups == 1 || groups == 2, "tiles take one or two groups, not {groups}");
+        [0, groups - 1].map(|further| Self { row: self.row + further * ON_TILES, ..*self })
+    }
+
     /// Panics where a group of `M` rows has less than `tiles` blocks of so many units and sums.
     #[inline(always)]
     pub(super) fn check<const M: usize>(&self, tiles: usize, units: usize, sums: usize) {

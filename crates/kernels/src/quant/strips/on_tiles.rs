@@ -32,15 +32,15 @@ pub(in crate::quant) trait OnTiles: Strips<Avx512, Tile: InRegisters> {
     /// # Safety
     /// The machine must have the lanes, and room for it must be writable.
     unsafe fn ready(tile: &Self::Tile, to: *mut Self::Ready);
-    /// Continues the sums of one or two groups of activations by some tiles.
+    /// Continues the sums of one or two groups of activations, of each with one or two strips, by their tiles.
     ///
     /// # Safety
     /// The place must be inside of the activations; the machine must have the lanes; registers have [`OnTiles::SHAPE`].
     unsafe fn multiply_groups(
         registers: &mut TileRegisters,
-        tiles: &[Self::Ready],
+        strips: [&[Self::Ready]; 2],
         place: Place<'_>,
-        groups: &mut [Sixteen],
+        sums: [&mut [Sixteen]; 2],
     );
 }
 
@@ -56,9 +56,14 @@ macro_rules! on_tiles {
                 unsafe { $make(tile, to) }
             }
             #[inline(always)]
-            unsafe fn multiply_groups(on: &mut TileRegisters, tiles: &[$ready], place: Place<'_>, to: &mut [Sixteen]) {
+            unsafe fn multiply_groups(
+                on: &mut TileRegisters,
+                strips: [&[$ready]; 2],
+                place: Place<'_>,
+                sums: [&mut [Sixteen]; 2],
+            ) {
                 // SAFETY: passed on from the caller.
-                unsafe { $multiply(on, tiles, place, to) }
+                unsafe { $multiply(on, strips, place, sums) }
             }
         }
     )*};
@@ -71,14 +76,17 @@ on_tiles!(Q2K Q3K Q4K Q5K Q6K, Scaled256, &Shape::WHOLE, scaled_of::<Self>, scal
 /// The tiles of a thread, and a memory for their sums.
 pub(in crate::quant) struct TileRegisters {
     tiles: Tiles,
-    /// Of some that are being multiplied, and of those before them, which are added up meanwhile.
-    sums: Aligned<[[Integers; AT_A_TIME]; 2]>,
+    sums: Aligned<[Four; AT_A_TIME]>,
 }
 
 /// Sums of sixteen rows with a strip.
 type Integers = [[i32; STRIP]; ON_TILES];
 
-/// Tiles whose sums are taken from the registers at a time.
+/// Sums of two groups of sixteen rows with two strips, or with two halves of one: of the first group with both, then of the
+/// second.
+type Four = [Integers; 4];
+
+/// Blocks that are multiplied before their sums are scaled. The one does not go on beside the other (docs/performance.md).
 const AT_A_TIME: usize = 4;
 
 /// Strips that meet a group of activations while it is in the first-level cache.
@@ -137,15 +145,19 @@ pub(super) unsafe fn run_on_tiles<F: OnTiles>(job: &Job<'_>, columns: Range<usiz
             for group in (0..m / ON_TILES).step_by(2) {
                 let groups = group..(group + 2).min(m / ON_TILES);
                 let rows = groups.start * ON_TILES..groups.end * ON_TILES;
-                for (strip, sums) in sums.chunks_exact_mut(m).enumerate().take(strips) {
+                for strip in (0..strips).step_by(2) {
+                    // A last strip without a second one is multiplied twice, and counted once.
+                    let both = [strip, strips.min(strip + 2) - 1];
                     if ends {
-                        rows.clone().for_each(|row| job.expect(row, of(strip).first));
+                        both.iter().for_each(|&strip| rows.clone().for_each(|row| job.expect(row, of(strip).first)));
                     }
-                    let sums = &mut sums.as_chunks_mut::<ON_TILES>().0[groups.clone()];
+                    let (first, next) = sums[strip * m..].split_at_mut(m);
+                    let next = if both[1] > strip { sixteens(&mut next[..m], &groups) } else { &mut [] };
+                    let sums = [sixteens(first, &groups), next];
                     let place = Place { x: &job.x, row: rows.start, tile };
                     // SAFETY: passed on from the caller; as many tiles were made ready.
                     unsafe {
-                        let ready = std::slice::from_raw_parts(ready.add(strip * most), count);
+                        let ready = both.map(|strip| std::slice::from_raw_parts(ready.add(strip * most), count));
                         F::multiply_groups(&mut registers, ready, place, sums);
                     }
                 }
@@ -161,9 +173,14 @@ pub(super) unsafe fn run_on_tiles<F: OnTiles>(job: &Job<'_>, columns: Range<usiz
     }
 }
 
+/// Some groups of the sums of a strip.
+fn sixteens<'a>(sums: &'a mut [[f32; STRIP]], groups: &Range<usize>) -> &'a mut [Sixteen] {
+    &mut sums.as_chunks_mut::<ON_TILES>().0[groups.clone()]
+}
+
 impl TileRegisters {
     fn new(shape: &Shape) -> Self {
-        Self { tiles: Tiles::new(shape), sums: Aligned([[[[0; STRIP]; ON_TILES]; AT_A_TIME]; 2]) }
+        Self { tiles: Tiles::new(shape), sums: Aligned([[[[0; STRIP]; ON_TILES]; 4]; AT_A_TIME]) }
     }
 }
 
@@ -200,10 +217,10 @@ unsafe fn signed<F: Block32>(tile: &Moved32, to: *mut Signed32) {
 /// As [`OnTiles::multiply_groups`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)]
-unsafe fn bytes32(on: &mut TileRegisters, tiles: &[Bytes32], place: Place<'_>, groups: &mut [Sixteen]) {
+unsafe fn bytes32(on: &mut TileRegisters, strips: [&[Bytes32]; 2], place: Place<'_>, sums: [&mut [Sixteen]; 2]) {
     // SAFETY: a group of activations has as many blocks as was checked; instructions are promised.
     unsafe {
-        small(on, tiles, place, groups, |tile, x, i, all, sum| {
+        small(on, strips, place, sums, |tile, x, i, all, sum| {
             let scale = _mm512_mul_ps(floats(&tile.d), _mm512_set1_ps(x.scale(i)));
             let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), scale, sum);
             _mm512_fnmadd_ps(floats(&tile.min), _mm512_castsi512_ps(_mm512_set1_epi32(x.sum(0, i))), sum)
@@ -217,10 +234,10 @@ unsafe fn bytes32(on: &mut TileRegisters, tiles: &[Bytes32], place: Place<'_>, g
 /// As [`OnTiles::multiply_groups`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline(never)]
-unsafe fn signed32(on: &mut TileRegisters, tiles: &[Signed32], place: Place<'_>, groups: &mut [Sixteen]) {
+unsafe fn signed32(on: &mut TileRegisters, strips: [&[Signed32]; 2], place: Place<'_>, sums: [&mut [Sixteen]; 2]) {
     // SAFETY: as above.
     unsafe {
-        small(on, tiles, place, groups, |tile, x, i, all, sum| {
+        small(on, strips, place, sums, |tile, x, i, all, sum| {
             let scale = _mm512_mul_ps(floats(&tile.d), _mm512_set1_ps(x.scale(i)));
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), scale, sum)
         });
@@ -234,40 +251,38 @@ unsafe fn signed32(on: &mut TileRegisters, tiles: &[Signed32], place: Place<'_>,
 #[inline(always)]
 unsafe fn small<T>(
     on: &mut TileRegisters,
-    tiles: &[T],
-    mut place: Place<'_>,
-    groups: &mut [Sixteen],
+    strips: [&[T]; 2],
+    place: Place<'_>,
+    mut sums: [&mut [Sixteen]; 2],
     add: impl Fn(&T, Block<ON_TILES>, usize, __m512i, __m512) -> __m512,
 ) {
-    let TileRegisters { tiles: on, sums: Aligned(integers) } = on;
-    for to in groups {
-        // SAFETY: passed on from the caller.
-        unsafe {
-            place.check::<ON_TILES>(tiles.len(), SMALL / 4, 1);
-            let x = place.block::<ON_TILES>(0, SMALL / 4, 1);
-            let multiply = |part: usize, sums: &mut [Integers; AT_A_TIME]| {
-                let tiles = &tiles[part * AT_A_TIME..][..AT_A_TIME.min(tiles.len() - part * AT_A_TIME)];
-                let left = x.further(part * AT_A_TIME, SMALL / 4, 1).units();
-                on.multiply_blocks(tiles.len(), left, (tiles.as_ptr().cast(), size_of::<T>()), sums);
-            };
-            let mut sums: [__m512; ON_TILES] = std::array::from_fn(|i| floats(&to[i]));
-            multiply(0, &mut integers[0]);
-            for (part, four) in tiles.chunks(AT_A_TIME).enumerate() {
-                if (part + 1) * AT_A_TIME < tiles.len() {
-                    multiply(part + 1, &mut integers[(part + 1) % 2]);
-                }
-                for (b, (tile, integers)) in four.iter().zip(&integers[part % 2]).enumerate() {
-                    let x = x.further(part * AT_A_TIME + b, SMALL / 4, 1);
-                    for i in 0..ON_TILES {
-                        sums[i] = add(tile, x, i, _mm512_loadu_si512(integers[i].as_ptr().cast()), sums[i]);
+    let (blocks, TileRegisters { tiles: on, sums: Aligned(integers) }) = (strips[0].len(), on);
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let places = place.pair(sums[0].len());
+        places.iter().for_each(|place| place.check::<ON_TILES>(blocks, SMALL / 4, 1));
+        for first in (0..blocks).step_by(AT_A_TIME) {
+            let count = AT_A_TIME.min(blocks - first);
+            let xs = places.each_ref().map(|place| place.block::<ON_TILES>(first, SMALL / 4, 1));
+            let tiles = strips.map(|tiles| &tiles[first..first + count]);
+            let right = tiles.map(|tiles| tiles.as_ptr().cast());
+            on.multiply_blocks(count, xs.map(Block::units), (right, size_of::<T>()), integers);
+            for (s, (tiles, sums)) in tiles.iter().zip(&mut sums).enumerate() {
+                for (g, (x, to)) in xs.iter().zip(sums.iter_mut()).enumerate() {
+                    let mut sums: [__m512; ON_TILES] = std::array::from_fn(|i| floats(&to[i]));
+                    for (b, (tile, integers)) in tiles.iter().zip(integers.iter()).enumerate() {
+                        let x = x.further(b, SMALL / 4, 1);
+                        for i in 0..ON_TILES {
+                            let all = _mm512_loadu_si512(integers[2 * g + s][i].as_ptr().cast());
+                            sums[i] = add(tile, x, i, all, sums[i]);
+                        }
+                    }
+                    for (to, sum) in to.iter_mut().zip(sums) {
+                        _mm512_storeu_ps(to.as_mut_ptr(), sum);
                     }
                 }
             }
-            for (to, sum) in to.iter_mut().zip(sums) {
-                _mm512_storeu_ps(to.as_mut_ptr(), sum);
-            }
         }
-        place.row += ON_TILES;
     }
 }
 
@@ -335,14 +350,22 @@ unsafe fn scaled_of<F: Block256>(tile: &Bytes256, to: *mut Scaled256) {
 /// # Safety
 /// As [`OnTiles::multiply_groups`].
 #[inline(always)]
-unsafe fn scaled256_of<F: Block256>(on: &mut TileRegisters, tiles: &[Scaled256], place: Place<'_>, to: &mut [Sixteen]) {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        match (F::SUB, F::OFFSET) {
-            (16, 0) => scaled256::<16, true>(on, tiles, place, to),
-            (16, _) => scaled256::<16, false>(on, tiles, place, to),
-            (_, 0) => scaled256::<32, true>(on, tiles, place, to),
-            _ => scaled256::<32, false>(on, tiles, place, to),
+unsafe fn scaled256_of<F: Block256>(
+    on: &mut TileRegisters,
+    strips: [&[Scaled256]; 2],
+    place: Place<'_>,
+    sums: [&mut [Sixteen]; 2],
+) {
+    for (tiles, to) in strips.into_iter().zip(sums) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            match (F::SUB, F::OFFSET) {
+                _ if to.is_empty() => {}
+                (16, 0) => scaled256::<16, true>(on, tiles, &place, to),
+                (16, _) => scaled256::<16, false>(on, tiles, &place, to),
+                (_, 0) => scaled256::<32, true>(on, tiles, &place, to),
+                _ => scaled256::<32, false>(on, tiles, &place, to),
+            }
         }
     }
 }
@@ -356,19 +379,16 @@ unsafe fn scaled256_of<F: Block256>(on: &mut TileRegisters, tiles: &[Scaled256],
 unsafe fn scaled256<const SUB: usize, const MIN: bool>(
     on: &mut TileRegisters,
     tiles: &[Scaled256],
-    place: Place<'_>,
+    place: &Place<'_>,
     groups: &mut [Sixteen],
 ) {
     let (pairs, TileRegisters { tiles: on, sums: Aligned(integers) }) = (LARGE / SUB / 2, on);
-    assert!(groups.len() <= 2, "tiles take one or two groups");
-    let second = Place { row: place.row + (groups.len() - 1) * ON_TILES, ..place };
-    // SAFETY: groups of activations have as many blocks as is checked; instructions are promised. A group without a second
-    // one is multiplied twice, and counted once.
+    // SAFETY: groups of activations have as many blocks as is checked; instructions are promised.
     unsafe {
-        let both = [place, second];
+        let both = place.pair(groups.len());
         both.iter().for_each(|place| place.check::<ON_TILES>(tiles.len(), LARGE / 4, pairs));
         let blocks = |b| both.each_ref().map(|place| place.block::<ON_TILES>(b, LARGE / 4, pairs));
-        let multiply = |b: usize, sums: &mut [Integers; AT_A_TIME]| {
+        let multiply = |b: usize, sums: &mut Four| {
             on.multiply_halves(LARGE / 64, blocks(b).map(Block::units), [&tiles[b].high, &tiles[b].low], sums);
         };
         multiply(0, &mut integers[0]);
