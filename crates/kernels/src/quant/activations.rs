@@ -5,7 +5,7 @@
 
 use crate::isa::Isa;
 use crate::parallel::{for_chunks2, for_chunks3};
-use crate::simd::{Kernel, Simd, dispatch_on};
+use crate::simd::{Kernel, Simd, dispatch_on, fetch_near};
 
 /// Numbers that share a scale where the weights' scales are f32.
 pub(super) const SMALL: usize = 32;
@@ -17,6 +17,9 @@ pub(super) const ON_TILES: usize = 16;
 
 /// f32 in a cache line, at one of which integers begin.
 const LINE: usize = 16;
+
+/// How far ahead rows are fetched, in f32: they come from the last-level cache.
+const AHEAD: usize = 512;
 
 /// How a row of activations lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +39,15 @@ impl Layout {
         if matches!(self, Layout::Bytes256(_)) { LARGE } else { SMALL }
     }
 
-    /// Units that lie side by side in a group of `count` rows: those that a tile takes at once.
+    /// Units of a row that lie side by side in a group of `count` rows.
     fn neighbours(self, count: usize) -> usize {
-        match self {
-            _ if count < ON_TILES => 1,
-            Layout::Bytes256(_) => LARGE / 4 / 4,
-            Layout::Words32 => unreachable!("tiles multiply bytes"),
-            _ => SMALL / 4,
+        match (self, count) {
+            // A row alone lies as it is: any part of a block serves.
+            (_, 1) => SMALL / 4,
+            // What a tile takes at once.
+            (Layout::Bytes256(_), ON_TILES) => LARGE / 4 / 4,
+            (_, ON_TILES) => SMALL / 4,
+            _ => 1,
         }
     }
 
@@ -181,30 +186,29 @@ impl Row<'_> {
     fn round<S: Simd, const BLOCK: usize>(self, s: S, x: &[f32], layout: Layout) {
         let (i, count, [per_units, per_sums]) = (self.i, self.count, layout.per_block());
         for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+            for line in 0..BLOCK / LINE {
+                fetch_near(x.as_ptr().wrapping_add(AHEAD + line * LINE).cast());
+            }
             let mut q = [0_i8; BLOCK];
-            let d = round_block(s, x, &mut q);
+            let (d, sum) = round_block(s, x, &mut q);
             self.scales[b * count + i] = d;
-            let (units, side) =
-                (&mut self.units[b * per_units * count..][..per_units * count], layout.neighbours(count));
-            let units = units.chunks_exact_mut(side).skip(i).step_by(count);
-            if layout == Layout::Words32 {
-                for (unit, &[low, high]) in units.zip(q.as_chunks::<2>().0) {
-                    unit[0] = two(low.into(), high.into());
-                }
-            } else {
-                for (units, q) in units.zip(q.chunks_exact(4 * side)) {
-                    for (unit, four) in units.iter_mut().zip(q.as_chunks::<4>().0) {
-                        *unit = i32::from_le_bytes(four.map(|q| q as u8));
-                    }
+            let units = &mut self.units[b * per_units * count..][..per_units * count];
+            match (layout, layout.neighbours(count)) {
+                (Layout::Words32, _) => spread_words(&q, units, (i, count)),
+                (_, 1) => spread::<4>(&q, units, (i, count)),
+                (_, 8) => spread::<32>(&q, units, (i, count)),
+                (_, side) => {
+                    assert_eq!(side, 16);
+                    spread::<64>(&q, units, (i, count));
                 }
             }
             let sums = &mut self.sums[b * per_sums * count..][..per_sums * count];
-            let sum = |part: &[i8]| part.iter().map(|&q| i16::from(q)).sum::<i16>();
             match layout {
-                Layout::Bytes32 => sums[i] = (d * f32::from(sum(&q))).to_bits() as i32,
-                Layout::Moved32(by) => sums[i] = -i32::from(by) * i32::from(sum(&q)),
+                Layout::Bytes32 => sums[i] = (d * sum).to_bits() as i32,
+                Layout::Moved32(by) => sums[i] = -i32::from(by) * sum as i32,
                 Layout::Words32 => {}
                 Layout::Bytes256(sub) => {
+                    let sum = |part: &[i8]| part.iter().map(|&q| i16::from(q)).sum::<i16>();
                     for (j, pair) in q.chunks_exact(2 * sub).enumerate() {
                         sums[j * count + i] = two(sum(&pair[..sub]), sum(&pair[sub..]));
                     }
@@ -214,29 +218,45 @@ impl Row<'_> {
     }
 }
 
+/// Writes the integers of row `i` of `count`, so many at a time side by side.
+#[inline(always)]
+fn spread<const BYTES: usize>(q: &[i8], units: &mut [i32], (i, count): (usize, usize)) {
+    let places = bytemuck::cast_slice_mut::<i32, i8>(units).as_chunks_mut::<BYTES>().0;
+    for (j, q) in q.as_chunks::<BYTES>().0.iter().enumerate() {
+        places[j * count + i] = *q;
+    }
+}
+
+/// The same in 16 bits, two at a time.
+#[inline(always)]
+fn spread_words(q: &[i8], units: &mut [i32], (i, count): (usize, usize)) {
+    for (j, &[low, high]) in q.as_chunks::<2>().0.iter().enumerate() {
+        units[j * count + i] = two(low.into(), high.into());
+    }
+}
+
 /// Two numbers of 16 bits.
 #[inline(always)]
 fn two(low: i16, high: i16) -> i32 {
     (i32::from(low) & 0xffff) | i32::from(high) << 16
 }
 
-/// The integers of one block; returns their scale. What is not finite stays visible: the scale is not finite, either.
+/// The integers of one block; returns their scale and their sum. What is not finite stays visible: the scale is not finite,
+/// either.
 #[inline(always)]
-fn round_block<S: Simd, const BLOCK: usize>(s: S, x: &[f32; BLOCK], q: &mut [i8; BLOCK]) -> f32 {
-    let (mut most, mut poison) = (s.zero(), s.zero());
-    for x in x.chunks_exact(S::LANES) {
-        let x = s.load(x);
-        most = s.max(most, s.abs(x));
-        // Zero, or NaN where x is infinite or NaN.
-        poison = s.add(poison, s.mul(x, s.zero()));
-    }
+fn round_block<S: Simd, const BLOCK: usize>(s: S, x: &[f32; BLOCK], q: &mut [i8; BLOCK]) -> (f32, f32) {
+    let most = x.chunks_exact(S::LANES).fold(s.zero(), |most, x| s.max(most, s.abs(s.load(x))));
     let most = s.reduce_max(most);
-    let d = most / 127.0 + s.reduce_sum(poison);
     // Adding and taking away 1.5 * 2^23 rounds to even; the result is at most 127 in size.
     const MAGIC: f32 = 12_582_912.0;
     let (inverse, magic) = (s.splat(if most > 0.0 { 127.0 / most } else { 0.0 }), s.splat(MAGIC));
+    let mut sum = s.zero();
     for (q, x) in q.chunks_exact_mut(S::LANES).zip(x.chunks_exact(S::LANES)) {
-        s.store_low_bytes(q, s.add(s.mul(s.load(x), inverse), magic));
+        let moved = s.add(s.mul(s.load(x), inverse), magic);
+        s.store_low_bytes(q, moved);
+        sum = s.add(sum, s.sub(moved, magic));
     }
-    d
+    // Exact, or NaN where an x is: one that is infinite was multiplied with zero.
+    let sum = s.reduce_sum(sum);
+    (most / 127.0 + 0.0 * sum, sum)
 }
