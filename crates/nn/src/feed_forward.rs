@@ -46,10 +46,9 @@ impl FeedForward {
 
     /// `[.., hidden] -> [.., hidden]`.
     pub fn forward(&self, x: &Tensor, context: &LayerContext) -> Tensor {
-        let up = self.up_proj.forward(x, context).stored();
         let wide = match &self.gate_proj {
-            Some(gate_proj) => gate_proj.forward(x, context).stored().gated(self.activation.0, &up),
-            None => up.unary(self.activation.0),
+            Some(gate_proj) => gate_proj.gated(self.activation, &self.up_proj, x, context),
+            None => self.up_proj.forward(x, context).stored().unary(self.activation.0),
         };
         self.down_proj.forward(&wide, context)
     }

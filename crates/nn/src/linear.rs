@@ -2,6 +2,7 @@
 
 use loam_tensor::{Parameter, Tensor};
 
+use crate::activation::Activation;
 use crate::context::LayerContext;
 use crate::hook::{Hooks, LinearHook, Slot, TableHook};
 use crate::module::{Module, join};
@@ -37,7 +38,23 @@ impl Linear {
 
     /// The same without what stands in the seam.
     pub fn apply(&self, x: &Tensor) -> Tensor {
-        x.linear(&Tensor::parameter(&self.weight), self.bias.as_ref().map(Tensor::parameter).as_ref())
+        let (weight, bias) = self.tensors();
+        x.linear(&weight, bias.as_ref())
+    }
+
+    /// `act(self x) * up x`, through both hooks.
+    pub fn gated(&self, act: Activation, up: &Self, x: &Tensor, context: &LayerContext) -> Tensor {
+        let both = [self, up];
+        if both.iter().any(|linear| linear.hook.of(&context.hooks).is_some()) {
+            let [gate, up] = both.map(|linear| linear.forward(x, context).stored());
+            return gate.gated(act.0, &up);
+        }
+        let tensors = both.map(Self::tensors);
+        x.linear_gated(act.0, tensors.each_ref().map(|(weight, bias)| (weight, bias.as_ref())))
+    }
+
+    fn tensors(&self) -> (Tensor, Option<Tensor>) {
+        (Tensor::parameter(&self.weight), self.bias.as_ref().map(Tensor::parameter))
     }
 }
 

@@ -19,6 +19,7 @@ use super::plain::{self, plain32, plain256};
 use super::strips::{OnVectors, on_vectors, signed_layout};
 use super::types::GgmlType;
 use super::unpack::*;
+use crate::elementwise::{Unary, gated_columns, gated_on};
 use crate::gemm::blocked;
 use crate::gemm::units::{Halves, Plain, Widened};
 use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
@@ -68,6 +69,13 @@ const PIECES: usize = 4;
 /// Numbers that are widened at a time: 4 MiB.
 const WIDENED: usize = 1 << 20;
 
+/// Numbers of each product that wait to be multiplied with the other: 128 KiB, an eighth or less of a second-level cache.
+const PANEL: usize = 32 * 1024;
+/// Fewest columns of them: as many as the loops take at a time.
+const PANEL_COLUMNS: usize = 4 * STRIP;
+/// f32 in a cache line.
+const LINE: usize = 16;
+
 /// `out[i][j] = sum over p of x[i][p] w[j][p] + bias[j]`: `x` is `[m, cols]`, `out` is `[m, rows]`.
 pub fn matmul_quantised(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
     matmul_quantised_on(isa(), out, x, w, bias);
@@ -89,7 +97,53 @@ pub fn matmul_bf16(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[
     gemm_bf16(MatMut::rows(out, m, n), Operand::F32(x), Operand::Bf16(w), start);
 }
 
+/// `out = act(gate x + bias) * (up x + bias)`, the gated feed-forward of Shazeer (2020), eq. 5, to the bit what
+/// [`matmul_quantised`] and [`gated`](crate::elementwise::gated) give one after another: neither product is ever whole in
+/// memory. `x` is `[m, cols]`, `out` is `[m, rows]`. Panics where the two matrices differ in size.
+pub fn matmul_gated(act: Unary, out: &mut [f32], x: &[f32], weights: [Quantised<'_>; 2], biases: [Option<&[f32]>; 2]) {
+    matmul_gated_on(isa(), act, out, x, weights, biases);
+}
+
+pub(super) fn matmul_gated_on(
+    isa: Isa,
+    act: Unary,
+    out: &mut [f32],
+    x: &[f32],
+    [gate, up]: [Quantised<'_>; 2],
+    biases: [Option<&[f32]>; 2],
+) {
+    assert_eq!([gate.rows, gate.cols], [up.rows, up.cols], "matmul_gated: sizes of gate and up");
+    let m = rows_of(out, x, gate, biases[0]);
+    rows_of(out, x, up, biases[1]);
+    match (path(isa, gate.ty), path(isa, up.ty)) {
+        _ if out.is_empty() => {}
+        (Some(path), Some(other)) if path.is_like(&other) => {
+            let runs = [path.run, other.run];
+            with_activations(isa, &path, x, gate.cols, |x| {
+                gated_panels(isa, act, (&path, runs), out, x, [gate, up], biases)
+            });
+        }
+        _ => {
+            let mut both = vec![0.0; 2 * m * gate.rows];
+            let (a, b) = both.split_at_mut(m * gate.rows);
+            matmul_quantised_on(isa, a, x, gate, biases[0]);
+            matmul_quantised_on(isa, b, x, up, biases[1]);
+            gated_on(isa, act, out, a, b);
+        }
+    }
+}
+
 pub(super) fn matmul_quantised_on(isa: Isa, out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
+    rows_of(out, x, w, bias);
+    match path(isa, w.ty) {
+        _ if out.is_empty() => {}
+        Some(path) => with_activations(isa, &path, x, w.cols, |x| in_place(&path, out, x, w, bias)),
+        None => widened(out, x, w, bias),
+    }
+}
+
+/// How many rows of activations there are. Panics where sizes do not agree.
+fn rows_of(out: &[f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) -> usize {
     let m = x.len().checked_div(w.cols).unwrap_or(0);
     assert!(
         x.len() == m * w.cols && out.len() == m * w.rows && bias.is_none_or(|bias| bias.len() == w.rows),
@@ -99,24 +153,28 @@ pub(super) fn matmul_quantised_on(isa: Isa, out: &mut [f32], x: &[f32], w: Quant
         x.len(),
         w.cols
     );
-    if m == 0 || w.rows == 0 {
-        return;
-    }
-    match path(isa, w.ty) {
-        Some(path) => in_place(isa, &path, out, x, w, bias),
-        None => widened(out, x, w, bias),
-    }
+    m
 }
 
 /// One call's operands.
 pub(super) struct Job<'a> {
     pub(super) w: Quantised<'a>,
-    pub(super) x: Activations<'a>,
+    pub(super) x: &'a Activations<'a>,
     pub(super) bias: Option<&'a [f32]>,
+    /// Where the first output lies, and the numbers from one row of outputs to the next.
     out: Pointer,
+    stride: usize,
 }
 
 struct Pointer(*mut f32);
+
+impl Pointer {
+    /// That of an element. A method: closures then borrow the whole, which may go to other threads.
+    fn at(&self, index: usize) -> *mut f32 {
+        self.0.wrapping_add(index)
+    }
+}
+
 // SAFETY: every piece writes its own columns.
 unsafe impl Send for Pointer {}
 // SAFETY: as above.
@@ -131,15 +189,15 @@ impl Job<'_> {
     pub(super) unsafe fn put(&self, row: usize, column: usize, sum: f32) {
         debug_assert!(row < self.x.rows && column < self.w.rows);
         let sum = self.bias.map_or(sum, |bias| sum + bias[column]);
-        // SAFETY: `out` has an element for every row of activations and of weights.
-        unsafe { *self.out.0.add(row * self.w.rows + column) = sum };
+        // SAFETY: `out` has an element for every row of activations, in every column that this piece computes.
+        unsafe { *self.out.0.wrapping_add(row * self.stride + column) = sum };
     }
 
     /// Asks for where outputs of a row will be written.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[inline(always)]
     pub(super) fn expect(&self, row: usize, column: usize) {
-        crate::simd::fetch_near(self.out.0.wrapping_add(row * self.w.rows + column).cast());
+        crate::simd::fetch_near(self.out.0.wrapping_add(row * self.stride + column).cast());
     }
 
     /// Writes a strip of outputs.
@@ -153,8 +211,8 @@ impl Job<'_> {
         if let Some(bias) = self.bias {
             out.iter_mut().zip(&bias[column..][..STRIP]).for_each(|(out, bias)| *out += bias);
         }
-        // SAFETY: `out` has an element for every row of activations and of weights.
-        unsafe { self.out.0.add(row * self.w.rows + column).cast::<[f32; STRIP]>().write_unaligned(out) };
+        // SAFETY: `out` has an element for every row of activations, in every column that this piece computes.
+        unsafe { self.out.0.wrapping_add(row * self.stride + column).cast::<[f32; STRIP]>().write_unaligned(out) };
     }
 }
 
@@ -171,6 +229,13 @@ pub(super) struct Path {
     pub(super) run: Run,
     /// Words that it borrows, for so many rows of activations of such a length.
     pub(super) scratch: fn(usize, usize) -> usize,
+}
+
+impl Path {
+    /// Whether both take the same activations and memory.
+    fn is_like(&self, other: &Self) -> bool {
+        self.layout == other.layout && self.group == other.group && std::ptr::fn_addr_eq(self.scratch, other.scratch)
+    }
 }
 
 /// How products with a type of scales in f32 are computed, the fastest way that the instruction set has.
@@ -232,15 +297,57 @@ fn path(isa: Isa, ty: GgmlType) -> Option<Path> {
     })
 }
 
-fn in_place(isa: Isa, path: &Path, out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
-    let (k, m, n) = (w.cols, x.len() / w.cols, w.rows);
-    with_scratch(Activations::scratch_len(m, k, path.layout), |scratch: &mut [f32]| {
-        let x = Activations::of(isa, x, k, path.layout, path.group, scratch);
-        let job = Job { w, x, bias, out: Pointer(out.as_mut_ptr()) };
-        let least = PIECE_BYTES.div_ceil(m * w.row_bytes()).next_multiple_of(STRIP);
-        let even = n.div_ceil(rayon::current_num_threads() * PIECES).next_multiple_of(STRIP);
-        for_ranges(n, least.max(even), |columns| {
-            with_scratch((path.scratch)(m, k), |memory: &mut [i32]| (path.run)(&job, columns, memory));
+/// Activations as a product takes them, while `work` runs.
+fn with_activations<R>(isa: Isa, path: &Path, x: &[f32], k: usize, work: impl FnOnce(&Activations<'_>) -> R) -> R {
+    with_scratch(Activations::scratch_len(x.len() / k, k, path.layout), |scratch: &mut [f32]| {
+        work(&Activations::of(isa, x, k, path.layout, path.group, scratch))
+    })
+}
+
+/// Columns per piece of parallel work with `n` rows of weights of so many bytes.
+fn piece(m: usize, n: usize, row_bytes: usize) -> usize {
+    let least = PIECE_BYTES.div_ceil(m * row_bytes).next_multiple_of(STRIP);
+    let even = n.div_ceil(rayon::current_num_threads() * PIECES).next_multiple_of(STRIP);
+    least.max(even)
+}
+
+fn in_place(path: &Path, out: &mut [f32], x: &Activations<'_>, w: Quantised<'_>, bias: Option<&[f32]>) {
+    let (m, n) = (x.rows, w.rows);
+    let job = Job { w, x, bias, out: Pointer(out.as_mut_ptr()), stride: n };
+    for_ranges(n, piece(m, n, w.row_bytes()), |columns| {
+        with_scratch((path.scratch)(m, w.cols), |memory: &mut [i32]| (path.run)(&job, columns, memory));
+    });
+}
+
+/// Both products of some columns at a time, which stay in the second-level cache until they have become outputs.
+fn gated_panels(
+    isa: Isa,
+    act: Unary,
+    (path, runs): (&Path, [Run; 2]),
+    out: &mut [f32],
+    x: &Activations<'_>,
+    weights: [Quantised<'_>; 2],
+    biases: [Option<&[f32]>; 2],
+) {
+    let (m, n, k) = (x.rows, weights[0].rows, weights[0].cols);
+    let out = Pointer(out.as_mut_ptr());
+    let piece = piece(m, n, weights.iter().map(Quantised::row_bytes).sum());
+    let width = (PANEL / m).next_multiple_of(PANEL_COLUMNS).min(piece);
+    for_ranges(n, piece, |columns| {
+        with_scratch((path.scratch)(m, k) + 2 * m * width + LINE, |memory: &mut [i32]| {
+            let aligned = memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+            let (panels, memory) = memory[aligned..].split_at_mut(2 * m * width);
+            let (gate, up) = bytemuck::cast_slice_mut::<i32, f32>(panels).split_at_mut(m * width);
+            for first in columns.clone().step_by(width) {
+                let panel = first..columns.end.min(first + width);
+                for (i, to) in [&mut *gate, &mut *up].into_iter().enumerate() {
+                    let to = Pointer(to.as_mut_ptr().wrapping_sub(first));
+                    let job = Job { w: weights[i], x, bias: biases[i], out: to, stride: width };
+                    runs[i](&job, panel.clone(), memory);
+                }
+                // SAFETY: these columns of `out`, which has `n` in each of its rows, are this piece's own.
+                unsafe { gated_columns(isa, act, (out.at(first), n), [gate, up], (width, panel.len())) };
+            }
         });
     });
 }

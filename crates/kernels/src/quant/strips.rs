@@ -104,14 +104,14 @@ unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memo
             if let Some(few) = few.filter(|_| m <= FEW && lines.count == STRIP) {
                 // SAFETY: passed on from the caller; the rows are inside of the matrix.
                 unsafe {
-                    few(rows, &job.x, row_bytes / F::BYTES, sums);
+                    few(rows, job.x, row_bytes / F::BYTES, sums);
                     put(job, 0, columns, sums);
                 }
                 continue;
             }
             for piece in pieces.clone() {
                 let (starts, ends) = (piece.start == 0, piece.end * F::BYTES == row_bytes);
-                let place = Place { x: &job.x, row: 0, tile: piece.start * F::TILES };
+                let place = Place { x: job.x, row: 0, tile: piece.start * F::TILES };
                 // SAFETY: passed on from the caller; the rows and the piece are inside of the matrix.
                 unsafe {
                     let tiles = unpack_piece::<V, F>((rows, lines.count), piece, tiles, spare);

@@ -1,7 +1,8 @@
 //! Every type against gguf-py's values, the products against decoding first, and against their plain version.
 
-use super::product::matmul_quantised_on;
+use super::product::{matmul_gated_on, matmul_quantised_on};
 use super::*;
+use crate::elementwise::{Unary, gated_on};
 use crate::isa::{Isa, testable};
 use crate::parallel::with_threads;
 use crate::rng::Rng;
@@ -234,6 +235,47 @@ fn many_strips_and_long_rows_give_the_same_bits_on_every_instruction_set() {
             }
         }
     }
+}
+
+#[test]
+fn gated_products_are_to_the_bit_those_of_gate_and_up_and_what_is_made_of_them() {
+    let pairs = WRITTEN.map(|ty| [ty; 2]).into_iter().chain([
+        // Other layouts of activations, and a type whose products are widened.
+        [GgmlType::Q4K, GgmlType::Q6K],
+        [GgmlType::Q4_0, GgmlType::Q8_0],
+        [GgmlType::Q8_0, GgmlType::F16],
+    ]);
+    for types in pairs {
+        // More than a panel for many rows, and neither it nor a strip is whole at the end.
+        let (n, k) = (16 * 11 + 3, if types[0].block_len() > 32 { 512 } else { 352 });
+        let weights = [("gate", 0), ("up", 1)].map(|(name, i)| quantised(types[i], &normal(name, n * k), k, None));
+        let weights = [0, 1].map(|i| Quantised::new(types[i], &weights[i], n, k));
+        let biases = ["gate bias", "up bias"].map(|name| normal(name, n));
+        let biases = [Some(&biases[0][..]), (types[0] != GgmlType::Q4_0).then_some(&biases[1][..])];
+        let x = normal("x", 300 * k);
+        for isa in testable() {
+            for (rows, threads) in [(1, 2), (3, 1), (17, 2), (300, 2)] {
+                let x = &x[..rows * k];
+                let [gate, up] = [0, 1].map(|i| {
+                    let mut out = vec![f32::NAN; rows * n];
+                    matmul_quantised_on(isa, &mut out, x, weights[i], biases[i]);
+                    out
+                });
+                let (mut apart, mut together) = (vec![f32::NAN; rows * n], vec![f32::NAN; rows * n]);
+                gated_on(isa, Unary::Silu, &mut apart, &gate, &up);
+                with_threads(threads, || matmul_gated_on(isa, Unary::Silu, &mut together, x, weights, biases));
+                assert!(together == apart, "{} {} {} {rows}", types[0].name(), types[1].name(), isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "sizes of gate and up")]
+fn gate_and_up_of_other_sizes_are_refused() {
+    let w = [32, 64].map(|rows| quantised(GgmlType::Q8_0, &normal("w", rows * 32), 32, None));
+    let weights = [(0, 32), (1, 64)].map(|(i, rows)| Quantised::new(GgmlType::Q8_0, &w[i], rows, 32));
+    matmul_gated(Unary::Silu, &mut [0.0; 32], &[0.0; 32], weights, [None; 2]);
 }
 
 #[test]

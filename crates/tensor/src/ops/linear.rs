@@ -1,5 +1,7 @@
 //! Matrix products.
 
+use loam_kernels::elementwise::Unary;
+
 use crate::backend::Start;
 use crate::precision::{Precision, precision};
 use crate::raw::{DType, Raw};
@@ -84,6 +86,29 @@ impl Tensor {
                 grads.accumulate(0, |slot, start| matmul_into(slot, [rows, inputs], &dy, &w, start, Precision::F32));
             }
         })
+    }
+
+    /// `act(gate) * up` of two linear layers, each a weight and a bias: the gated feed-forward of Shazeer (2020), eq. 5.
+    /// The same bits as [`Tensor::linear`] and [`Tensor::gated`]; without a gradient, quantised weights in f32 take fewer
+    /// ways through memory.
+    pub fn linear_gated(&self, act: Unary, layers: [(&Self, Option<&Self>); 2]) -> Self {
+        let is_blocks = |x: &Self| matches!(x.raw().dtype(), DType::Ggml(_));
+        let is_plain = |(w, bias): &(&Self, Option<&Self>)| is_blocks(w) && !bias.is_some_and(Self::wants_grad);
+        if precision() != Precision::F32 || self.wants_grad() || !layers.iter().all(is_plain) {
+            let [gate, up] = layers.map(|(weight, bias)| self.linear(weight, bias).stored());
+            return gate.gated(act, &up);
+        }
+        let (shape, [gate, up]) = (self.shape(), layers);
+        assert!(
+            gate.0.shape() == up.0.shape() && gate.0.size(1) == shape.width(),
+            "linear_gated: {shape:?} with {:?} and {:?}",
+            gate.0.shape(),
+            up.0.shape()
+        );
+        let biases = layers.map(|(_, bias)| bias.map(Self::dense));
+        let biases = biases.each_ref().map(Option::as_ref);
+        let y = backend().linear_gated_quantised(act, &as_matrix(&self.dense()), [gate.0.raw(), up.0.raw()], biases);
+        Self::constant(y.reshaped(shape.with(shape.len() - 1, gate.0.size(0))))
     }
 
     /// `self other`: matrices `[m, k] x [k, n]`, or as many of them `[batch, m, k] x [batch, k, n]`.

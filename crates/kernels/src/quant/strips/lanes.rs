@@ -5,6 +5,8 @@ use crate::quant::activations::Activations;
 #[cfg(target_arch = "x86_64")]
 use crate::quant::activations::ON_TILES;
 use crate::quant::product::STRIP;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::fetch_near;
 
 /// Rows of bytes, equally far apart.
 #[derive(Clone, Copy)]
@@ -92,6 +94,13 @@ impl<const M: usize> Block<M> {
             scales: self.scales.wrapping_add(M * count),
             sums: self.sums.wrapping_add(M * count * sums),
         }
+    }
+
+    /// Asks for its scales: no loop is as regular as their way through memory needs to be noticed.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn fetch_scales(self) {
+        fetch_near(self.scales.cast());
     }
 
     /// Where its integers begin.

@@ -134,7 +134,7 @@ pub(super) unsafe fn run_on_tiles<F: OnTiles>(job: &Job<'_>, columns: Range<usiz
                 if tile == 0 {
                     groups.fill([[0.0; STRIP]; ON_TILES]);
                 }
-                let place = Place { x: &job.x, row: groups.len() * ON_TILES, tile };
+                let place = Place { x: job.x, row: groups.len() * ON_TILES, tile };
                 // SAFETY: passed on from the caller; the rows and the piece are inside of the matrix, and there is room.
                 unsafe {
                     let tiles = unpack_piece::<Avx512, F>(rows, piece.clone(), tiles, spare);
@@ -154,7 +154,7 @@ pub(super) unsafe fn run_on_tiles<F: OnTiles>(job: &Job<'_>, columns: Range<usiz
                     let (first, next) = sums[strip * m..].split_at_mut(m);
                     let next = if both[1] > strip { sixteens(&mut next[..m], &groups) } else { &mut [] };
                     let sums = [sixteens(first, &groups), next];
-                    let place = Place { x: &job.x, row: rows.start, tile };
+                    let place = Place { x: job.x, row: rows.start, tile };
                     // SAFETY: passed on from the caller; as many tiles were made ready.
                     unsafe {
                         let ready = both.map(|strip| std::slice::from_raw_parts(ready.add(strip * most), count));
@@ -272,6 +272,7 @@ unsafe fn small<T>(
                     let mut sums: [__m512; ON_TILES] = std::array::from_fn(|i| floats(&to[i]));
                     for (b, (tile, integers)) in tiles.iter().zip(integers.iter()).enumerate() {
                         let x = x.further(b, SMALL / 4, 1);
+                        x.further(AT_A_TIME, SMALL / 4, 1).fetch_scales();
                         for i in 0..ON_TILES {
                             let all = _mm512_loadu_si512(integers[2 * g + s][i].as_ptr().cast());
                             sums[i] = add(tile, x, i, all, sums[i]);
