@@ -19,7 +19,7 @@ use super::plain::{self, plain32, plain256};
 use super::strips::{OnVectors, on_vectors, signed_layout};
 use super::types::GgmlType;
 use super::unpack::*;
-use crate::elementwise::{Unary, gated_columns, gated_on};
+use crate::elementwise::{Unary, gated_columns};
 use crate::gemm::blocked;
 use crate::gemm::units::{Halves, Plain, Widened};
 use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
@@ -97,9 +97,15 @@ pub fn matmul_bf16(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[
     gemm_bf16(MatMut::rows(out, m, n), Operand::F32(x), Operand::Bf16(w), start);
 }
 
+/// Whether [`matmul_gated`] takes gates and ups of these types.
+pub fn can_gate([gate, up]: [GgmlType; 2]) -> bool {
+    path(isa(), gate).zip(path(isa(), up)).is_some_and(|(gate, up)| gate.is_like(&up))
+}
+
 /// `out = act(gate x + bias) * (up x + bias)`, the gated feed-forward of Shazeer (2020), eq. 5, to the bit what
 /// [`matmul_quantised`] and [`gated`](crate::elementwise::gated) give one after another: neither product is ever whole in
-/// memory. `x` is `[m, cols]`, `out` is `[m, rows]`. Panics where the two matrices differ in size.
+/// memory. `x` is `[m, cols]`, `out` is `[m, rows]`. Panics where the two matrices differ in size, or in the activations
+/// that they meet ([`can_gate`]).
 pub fn matmul_gated(act: Unary, out: &mut [f32], x: &[f32], weights: [Quantised<'_>; 2], biases: [Option<&[f32]>; 2]) {
     matmul_gated_on(isa(), act, out, x, weights, biases);
 }
@@ -109,32 +115,26 @@ pub(super) fn matmul_gated_on(
     act: Unary,
     out: &mut [f32],
     x: &[f32],
-    [gate, up]: [Quantised<'_>; 2],
+    weights: [Quantised<'_>; 2],
     biases: [Option<&[f32]>; 2],
 ) {
+    let [gate, up] = weights;
     assert_eq!([gate.rows, gate.cols], [up.rows, up.cols], "matmul_gated: sizes of gate and up");
-    let m = rows_of(out, x, gate, biases[0]);
-    rows_of(out, x, up, biases[1]);
-    match (path(isa, gate.ty), path(isa, up.ty)) {
-        _ if out.is_empty() => {}
-        (Some(path), Some(other)) if path.is_like(&other) => {
-            let runs = [path.run, other.run];
-            with_activations(isa, &path, x, gate.cols, |x| {
-                gated_panels(isa, act, (&path, runs), out, x, [gate, up], biases)
-            });
-        }
-        _ => {
-            let mut both = vec![0.0; 2 * m * gate.rows];
-            let (a, b) = both.split_at_mut(m * gate.rows);
-            matmul_quantised_on(isa, a, x, gate, biases[0]);
-            matmul_quantised_on(isa, b, x, up, biases[1]);
-            gated_on(isa, act, out, a, b);
-        }
+    weights.iter().zip(biases).for_each(|(w, bias)| check(out, x, w, bias));
+    let [Some(path), Some(other)] = weights.map(|w| path(isa, w.ty)) else {
+        panic!("matmul_gated: {} and {}", gate.ty.name(), up.ty.name());
+    };
+    assert!(path.is_like(&other), "matmul_gated: {} and {}", gate.ty.name(), up.ty.name());
+    if !out.is_empty() {
+        let runs = [path.run, other.run];
+        with_activations(isa, &path, x, gate.cols, |x| {
+            gated_panels((isa, act), (&path, runs), out, x, weights, biases)
+        });
     }
 }
 
 pub(super) fn matmul_quantised_on(isa: Isa, out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
-    rows_of(out, x, w, bias);
+    check(out, x, &w, bias);
     match path(isa, w.ty) {
         _ if out.is_empty() => {}
         Some(path) => with_activations(isa, &path, x, w.cols, |x| in_place(&path, out, x, w, bias)),
@@ -142,8 +142,8 @@ pub(super) fn matmul_quantised_on(isa: Isa, out: &mut [f32], x: &[f32], w: Quant
     }
 }
 
-/// How many rows of activations there are. Panics where sizes do not agree.
-fn rows_of(out: &[f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) -> usize {
+/// Panics where sizes do not agree.
+fn check(out: &[f32], x: &[f32], w: &Quantised<'_>, bias: Option<&[f32]>) {
     let m = x.len().checked_div(w.cols).unwrap_or(0);
     assert!(
         x.len() == m * w.cols && out.len() == m * w.rows && bias.is_none_or(|bias| bias.len() == w.rows),
@@ -153,7 +153,6 @@ fn rows_of(out: &[f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) -> us
         x.len(),
         w.cols
     );
-    m
 }
 
 /// One call's operands.
@@ -321,8 +320,7 @@ fn in_place(path: &Path, out: &mut [f32], x: &Activations<'_>, w: Quantised<'_>,
 
 /// Both products of some columns at a time, which stay in the second-level cache until they have become outputs.
 fn gated_panels(
-    isa: Isa,
-    act: Unary,
+    (isa, act): (Isa, Unary),
     (path, runs): (&Path, [Run; 2]),
     out: &mut [f32],
     x: &Activations<'_>,

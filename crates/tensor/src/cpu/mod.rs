@@ -7,7 +7,8 @@ use loam_kernels::elementwise::{self, Binary, Unary};
 use loam_kernels::gemm::{self, Mat, MatMut, Operand, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
 use loam_kernels::quant::{
-    GgmlType, Nf4, Quantised, dequantise, dequantise_rows, matmul_bf16, matmul_gated, matmul_nf4, matmul_quantised,
+    GgmlType, Nf4, Quantised, can_gate, dequantise, dequantise_rows, matmul_bf16, matmul_gated, matmul_nf4,
+    matmul_quantised,
 };
 use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
 
@@ -268,12 +269,16 @@ impl Backend for Cpu {
         out
     }
 
-    fn linear_gated_quantised(&self, act: Unary, x: &Raw, weights: [&Raw; 2], biases: [Option<&Raw>; 2]) -> Raw {
+    fn linear_gated(&self, act: Unary, x: &Raw, weights: [&Raw; 2], biases: [Option<&Raw>; 2]) -> Option<Raw> {
+        let [DType::Ggml(gate), DType::Ggml(up)] = weights.map(Raw::dtype) else { return None };
+        if !can_gate([gate, up]) {
+            return None;
+        }
         let mut out = Raw::empty(DType::F32, [x.rows(), weights[0].shape()[0]]);
         let flop = 4.0 * (x.rows() * weights[0].count()) as f64;
-        let _op = profile::op("linear_gated_quantised", &[x, weights[0], weights[1], &out]).with_flop(flop);
+        let _op = profile::op("linear_gated", &[x, weights[0], weights[1], &out]).with_flop(flop);
         matmul_gated(act, out.f32_mut(), x.f32(), weights.map(quantised), biases.map(|bias| bias.map(Raw::f32)));
-        out
+        Some(out)
     }
 
     fn softmax(&self, x: &Raw) -> Raw {

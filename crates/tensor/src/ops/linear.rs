@@ -89,26 +89,20 @@ impl Tensor {
     }
 
     /// `act(gate) * up` of two linear layers, each a weight and a bias: the gated feed-forward of Shazeer (2020), eq. 5.
-    /// The same bits as [`Tensor::linear`] and [`Tensor::gated`]; without a gradient, quantised weights in f32 take fewer
-    /// ways through memory.
+    /// The same bits as [`Tensor::linear`] and [`Tensor::gated`]; one operation where weights are quantised and nothing
+    /// wants a gradient.
     pub fn linear_gated(&self, act: Unary, layers: [(&Self, Option<&Self>); 2]) -> Self {
-        let is_blocks = |x: &Self| matches!(x.raw().dtype(), DType::Ggml(_));
-        let is_plain = |(w, bias): &(&Self, Option<&Self>)| is_blocks(w) && !bias.is_some_and(Self::wants_grad);
-        if precision() != Precision::F32 || self.wants_grad() || !layers.iter().all(is_plain) {
-            let [gate, up] = layers.map(|(weight, bias)| self.linear(weight, bias).stored());
-            return gate.gated(act, &up);
+        let wanted = self.wants_grad() || layers.iter().any(|(_, bias)| bias.is_some_and(Self::wants_grad));
+        if precision() == Precision::F32 && !wanted {
+            let (weights, biases) = (layers.map(|(weight, _)| weight), layers.map(|(_, bias)| bias.map(Self::dense)));
+            let (raws, biases) = (weights.map(Self::raw), biases.each_ref().map(Option::as_ref));
+            if let Some(y) = backend().linear_gated(act, &as_matrix(&self.dense()), raws, biases) {
+                let shape = self.shape();
+                return Self::constant(y.reshaped(shape.with(shape.len() - 1, weights[0].size(0))));
+            }
         }
-        let (shape, [gate, up]) = (self.shape(), layers);
-        assert!(
-            gate.0.shape() == up.0.shape() && gate.0.size(1) == shape.width(),
-            "linear_gated: {shape:?} with {:?} and {:?}",
-            gate.0.shape(),
-            up.0.shape()
-        );
-        let biases = layers.map(|(_, bias)| bias.map(Self::dense));
-        let biases = biases.each_ref().map(Option::as_ref);
-        let y = backend().linear_gated_quantised(act, &as_matrix(&self.dense()), [gate.0.raw(), up.0.raw()], biases);
-        Self::constant(y.reshaped(shape.with(shape.len() - 1, gate.0.size(0))))
+        let [gate, up] = layers.map(|(weight, bias)| self.linear(weight, bias).stored());
+        gate.gated(act, &up)
     }
 
     /// `self other`: matrices `[m, k] x [k, n]`, or as many of them `[batch, m, k] x [batch, k, n]`.
