@@ -390,51 +390,20 @@ impl Visit for GatedForward<'_> {
     }
 }
 
-/// [`gated`] on this thread, for some columns of a matrix: `to` is where the first output lies and what lies between rows;
-/// `gate` and `up` hold as many rows of `width`, of which `count` count.
-///
-/// # Safety
-/// The outputs must be there, and nobody else may use them meanwhile.
-pub(crate) unsafe fn gated_columns(
-    isa: Isa,
-    act: Unary,
-    to: (*mut f32, usize),
-    [gate, up]: [&[f32]; 2],
-    (width, count): (usize, usize),
-) {
-    assert!(count <= width && gate.len() == up.len(), "gated {act:?}: {count} columns of {width}");
-    act.with(GatedColumns { isa, to, gate, up, width, count });
+/// `gate = act(gate) * up` on this thread.
+pub(crate) fn gated_in_place(isa: Isa, act: Unary, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "gated {act:?}: lengths differ");
+    act.with(GatedInPlace { isa, gate, up });
 }
 
-#[derive(Clone, Copy)]
-struct GatedColumns<'a> {
+struct GatedInPlace<'a> {
     isa: Isa,
-    to: (*mut f32, usize),
-    gate: &'a [f32],
+    gate: &'a mut [f32],
     up: &'a [f32],
-    width: usize,
-    count: usize,
 }
-impl Visit for GatedColumns<'_> {
+impl Visit for GatedInPlace<'_> {
     fn visit(self, function: impl Function) {
-        dispatch_on(self.isa, GatedRows { function, of: self });
-    }
-}
-
-struct GatedRows<'a, F> {
-    function: F,
-    of: GatedColumns<'a>,
-}
-impl<F: Function> Kernel for GatedRows<'_, F> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let GatedColumns { to: (first, stride), gate, up, width, count, .. } = self.of;
-        for (row, (gate, up)) in gate.chunks_exact(width).zip(up.chunks_exact(width)).enumerate() {
-            // SAFETY: the caller of `gated_columns` vouches for them.
-            let out = unsafe { std::slice::from_raw_parts_mut(first.wrapping_add(row * stride), count) };
-            Map2 { f: GatedValue(self.function), out, a: &gate[..count], b: &up[..count] }.run(s);
-        }
+        dispatch_on(self.isa, Update { f: GatedValue(function), y: self.gate, x: self.up });
     }
 }
 

@@ -34,8 +34,8 @@ pub struct WeightMemory {
     pub copied: usize,
     /// What opening takes besides, for a moment.
     pub opening: usize,
-    /// Whether both halves of a gated feed-forward are ever whole: quantised ones meet while they are computed.
-    pub has_halves: bool,
+    /// Whether what lies inside of a gated feed-forward is ever whole: quantised ones are one operation.
+    pub is_wide: bool,
 }
 
 impl WeightMemory {
@@ -45,7 +45,7 @@ impl WeightMemory {
         for one in parts {
             sum.mapped += one.mapped;
             sum.copied += one.copied;
-            sum.has_halves |= one.has_halves;
+            sum.is_wide |= one.is_wide;
             most = most.max(sum.mapped + sum.copied + one.opening);
         }
         Self { opening: most - (sum.mapped + sum.copied), ..sum }
@@ -95,16 +95,16 @@ pub fn kv_numbers(spec: &Spec) -> usize {
 }
 
 /// Numbers per token that a pass holds at most: the stream, the norm's output, and the queries and what rotates them, the
-/// heads' output; or the stream, both norms' outputs, the joined stream, and the feed-forward's two halves and product, or,
-/// where halves are never whole, its product and result.
-pub fn activation_numbers(spec: &Spec, has_halves: bool) -> usize {
+/// heads' output; or the stream, both norms' outputs, the joined stream, and what is inside of the feed-forward, or, where
+/// that is never whole, its result.
+pub fn activation_numbers(spec: &Spec, is_wide: bool) -> usize {
     let hidden = spec.hidden_size;
     let of = |layer: &LayerSpec| {
         let w = Widths::of(layer);
         let attention = (2 * hidden + 2 * w.inner + 2 * w.keys).max(3 * hidden + 2 * w.inner);
-        let wide = match (w.is_gated, has_halves) {
+        let wide = match (w.is_gated, is_wide) {
             (true, true) => (3 * w.wide).max(2 * w.wide + hidden),
-            (true, false) => w.wide + hidden,
+            (true, false) => hidden,
             (false, _) => 2 * w.wide + hidden,
         };
         let feed_forward = 4 * hidden + wide;
@@ -132,7 +132,7 @@ pub fn run_memory(spec: &Spec, weights: WeightMemory, shape: &RunShape) -> RunMe
     let positions = shape.context * shape.sequences;
     let kv = (kv_numbers(spec) as f64 * positions as f64 * shape.kv.bytes()) as usize;
     let rows = shape.chunk.min(shape.context).max(shape.sequences);
-    let activations = 4 * (rows * activation_numbers(spec, weights.has_halves) + spec.vocab_size * shape.sequences);
+    let activations = 4 * (rows * activation_numbers(spec, weights.is_wide) + spec.vocab_size * shape.sequences);
     // Activations in eight bits, with a scale and a sum per 32 of them.
     let scratch = rows * widest(spec) * 5 / 4 + shape.threads * THREAD_SCRATCH;
     let pooled = weights.copied + activations + if shape.kv == KvType::Full { kv } else { 0 };
@@ -161,7 +161,7 @@ impl LanguageModel {
         let own_types = if self.file_dtype().is_ok_and(|dtype| dtype == Dtype::F32) { 1 } else { 2 };
         // It is made when they are first read, not while the model is opened.
         let opening = (file_bytes + 4 * own_types * largest).saturating_sub(rounded);
-        WeightMemory { mapped: 0, copied, opening, has_halves: true }
+        WeightMemory { mapped: 0, copied, opening, is_wide: true }
     }
 
     /// Bytes of the weights that products read, the head's among them, in these types, or in f32 where there is none.

@@ -46,10 +46,17 @@ impl FeedForward {
 
     /// `[.., hidden] -> [.., hidden]`.
     pub fn forward(&self, x: &Tensor, context: &LayerContext) -> Tensor {
-        let wide = match &self.gate_proj {
-            Some(gate_proj) => gate_proj.gated(self.activation, &self.up_proj, x, context),
-            None => self.up_proj.forward(x, context).stored().unary(self.activation.0),
+        let Some(gate_proj) = &self.gate_proj else {
+            let wide = self.up_proj.forward(x, context).stored().unary(self.activation.0);
+            return self.down_proj.forward(&wide, context);
         };
+        let layers = [gate_proj, &self.up_proj, &self.down_proj];
+        if layers.iter().all(|linear| linear.hook.of(&context.hooks).is_none()) {
+            let tensors = layers.map(Linear::tensors);
+            return x.feed_forward(self.activation.0, tensors.each_ref().map(|(weight, bias)| (weight, bias.as_ref())));
+        }
+        let up = self.up_proj.forward(x, context).stored();
+        let wide = gate_proj.forward(x, context).stored().gated(self.activation.0, &up);
         self.down_proj.forward(&wide, context)
     }
 }

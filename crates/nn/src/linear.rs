@@ -2,7 +2,6 @@
 
 use loam_tensor::{Parameter, Tensor};
 
-use crate::activation::Activation;
 use crate::context::LayerContext;
 use crate::hook::{Hooks, LinearHook, Slot, TableHook};
 use crate::module::{Module, join};
@@ -42,18 +41,8 @@ impl Linear {
         x.linear(&weight, bias.as_ref())
     }
 
-    /// `act(self x) * up x`, through both hooks.
-    pub fn gated(&self, act: Activation, up: &Self, x: &Tensor, context: &LayerContext) -> Tensor {
-        let both = [self, up];
-        if both.iter().any(|linear| linear.hook.of(&context.hooks).is_some()) {
-            let [gate, up] = both.map(|linear| linear.forward(x, context).stored());
-            return gate.gated(act.0, &up);
-        }
-        let tensors = both.map(Self::tensors);
-        x.linear_gated(act.0, tensors.each_ref().map(|(weight, bias)| (weight, bias.as_ref())))
-    }
-
-    fn tensors(&self) -> (Tensor, Option<Tensor>) {
+    /// Weight and bias, for an operation that is more than this layer.
+    pub(crate) fn tensors(&self) -> (Tensor, Option<Tensor>) {
         (Tensor::parameter(&self.weight), self.bias.as_ref().map(Tensor::parameter))
     }
 }

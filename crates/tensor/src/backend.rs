@@ -150,9 +150,9 @@ pub trait Backend: Send + Sync {
     /// `[rows, out]`. A row's result does not depend on the others. The precision matters to weights in BF16 alone.
     fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>, precision: Precision) -> Raw;
 
-    /// `act(x gate^T + bias) * (x up^T + bias)` in f32, to the bit what [`Backend::linear_quantised`] and
-    /// [`Backend::gated`] give; none where that is not one operation.
-    fn linear_gated(&self, act: Unary, x: &Raw, weights: [&Raw; 2], biases: [Option<&Raw>; 2]) -> Option<Raw>;
+    /// A gated feed-forward in f32, gate, up and down each a weight and a bias: to the bit what
+    /// [`Backend::linear_quantised`] and [`Backend::gated`] give; none where that is not one operation.
+    fn feed_forward(&self, act: Unary, x: &Raw, layers: [(&Raw, Option<&Raw>); 3]) -> Option<Raw>;
 
     /// Softmax over the last axis.
     fn softmax(&self, x: &Raw) -> Raw;

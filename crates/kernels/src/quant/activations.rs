@@ -4,8 +4,9 @@
 //! (two 16-bit numbers), scales, sums. A group of one is a row as it is.
 
 use crate::isa::Isa;
-use crate::parallel::{for_chunks2, for_chunks3};
+use crate::parallel::for_pieces;
 use crate::simd::{Kernel, Simd, dispatch_on, fetch_near};
+use std::marker::PhantomData;
 
 /// Numbers that share a scale where the weights' scales are f32.
 pub(super) const SMALL: usize = 32;
@@ -35,7 +36,8 @@ pub(super) enum Layout {
 }
 
 impl Layout {
-    fn block(self) -> usize {
+    /// Numbers that share a scale.
+    pub(super) fn block(self) -> usize {
         if matches!(self, Layout::Bytes256(_)) { LARGE } else { SMALL }
     }
 
@@ -82,6 +84,85 @@ pub(super) struct Activations<'a> {
     sums: &'a [f32],
 }
 
+/// Rows that are being rounded, by several threads at a time.
+pub(super) struct Rounding<'a> {
+    isa: Isa,
+    rows: usize,
+    blocks: usize,
+    layout: Layout,
+    /// Most rows of a group.
+    most: usize,
+    units: *mut f32,
+    scales: *mut f32,
+    sums: *mut f32,
+    memory: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: whoever rounds promises to be the only one at those blocks.
+unsafe impl Sync for Rounding<'_> {}
+
+impl<'a> Rounding<'a> {
+    /// Memory for `rows` rows of `k` numbers, in groups of `most` or less.
+    pub(super) fn new(
+        isa: Isa,
+        (rows, k): (usize, usize),
+        (layout, most): (Layout, usize),
+        scratch: &'a mut [f32],
+    ) -> Self {
+        let (blocks, [units, sums]) = (k / layout.block(), layout.per_block());
+        let aligned = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let (u, rest) = scratch[aligned..].split_at_mut(rows * blocks * units);
+        let (d, s) = rest.split_at_mut(rows * blocks);
+        let s = &mut s[..rows * blocks * sums];
+        let (units, scales, sums) = (u.as_mut_ptr(), d.as_mut_ptr(), s.as_mut_ptr());
+        Self { isa, rows, blocks, layout, most, units, scales, sums, memory: PhantomData }
+    }
+
+    /// Rounds the rows of `x`, each of so many `numbers`, to the nearest of 255 levels per block: those from `row` on, from
+    /// a block on.
+    ///
+    /// # Safety
+    /// `row` must begin a group, and no other thread may round the same blocks of these rows.
+    pub(super) unsafe fn round(&self, x: &[f32], numbers: usize, (row, block): (usize, usize)) {
+        let (rows, blocks) = (x.len() / numbers, numbers / self.layout.block());
+        assert!(
+            row.is_multiple_of(self.most) && row + rows <= self.rows && block + blocks <= self.blocks,
+            "rounding {rows} rows of {blocks} blocks at {row}, {block}"
+        );
+        dispatch_on(self.isa, Round { x, numbers, to: self, row, block });
+    }
+
+    /// Once all blocks of all rows are rounded.
+    pub(super) fn done(self) -> Activations<'a> {
+        let Self { rows, blocks, layout, units, scales, sums, .. } = self;
+        let (count, [per_units, per_sums]) = (rows * blocks, layout.per_block());
+        // SAFETY: `new` has cut them to these lengths, and nobody writes there any more.
+        unsafe {
+            let units = std::slice::from_raw_parts(units, count * per_units);
+            let (scales, sums) =
+                (std::slice::from_raw_parts(scales, count), std::slice::from_raw_parts(sums, count * per_sums));
+            Activations { rows, blocks, layout, units, scales, sums }
+        }
+    }
+
+    /// Memory of a block of the `count` rows that form the group at `row`: integers, scales, sums.
+    ///
+    /// # Safety
+    /// They must be there, and this thread's own.
+    #[inline(always)]
+    unsafe fn block(&self, row: usize, count: usize, block: usize) -> (&mut [i32], &mut [f32], &mut [i32]) {
+        let (at, [units, sums]) = (row * self.blocks + block * count, self.layout.per_block());
+        // SAFETY: passed on from the caller; integers lie where floats may.
+        unsafe {
+            (
+                std::slice::from_raw_parts_mut(self.units.wrapping_add(at * units).cast(), count * units),
+                std::slice::from_raw_parts_mut(self.scales.wrapping_add(at), count),
+                std::slice::from_raw_parts_mut(self.sums.wrapping_add(at * sums).cast(), count * sums),
+            )
+        }
+    }
+}
+
 /// Some rows that are multiplied together.
 #[derive(Clone, Copy)]
 pub(super) struct Group<'a> {
@@ -99,25 +180,15 @@ impl<'a> Activations<'a> {
         rows * (k / layout.block()) * (units + 1 + sums) + LINE
     }
 
-    /// Rounds the rows of `x` `[rows, k]` to the nearest of 255 levels per block, in groups of `most` rows or less.
-    pub(super) fn of(isa: Isa, x: &[f32], k: usize, layout: Layout, most: usize, scratch: &'a mut [f32]) -> Self {
-        let (rows, blocks, [units, sums]) = (x.len() / k, k / layout.block(), layout.per_block());
-        let aligned = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-        let (u, rest) = scratch[aligned..].split_at_mut(rows * blocks * units);
-        let (d, s) = rest.split_at_mut(rows * blocks);
-        let s = &mut s[..rows * blocks * sums];
-        let round = |i: usize, units: &mut [f32], scales: &mut [f32], sums: &mut [f32]| {
-            dispatch_on(isa, Round { x: &x[i * most * k..], k, most, layout, units, scales, sums });
-        };
-        let piece = most * blocks;
-        if sums == 0 {
-            for_chunks2((&mut *u, piece * units), (&mut *d, piece), |i, units, scales| {
-                round(i, units, scales, &mut [])
-            });
-        } else {
-            for_chunks3((&mut *u, piece * units), (&mut *d, piece), (&mut *s, piece * sums), round);
-        }
-        Self { rows, blocks, layout, units: u, scales: d, sums: s }
+    /// Rounds the rows of `x` `[rows, k]`, in groups of `most` rows or less.
+    pub(super) fn of(isa: Isa, x: &[f32], k: usize, (layout, most): (Layout, usize), scratch: &'a mut [f32]) -> Self {
+        let to = Rounding::new(isa, (x.len() / k, k), (layout, most), scratch);
+        for_pieces(to.rows.div_ceil(most), |i| {
+            let x = &x[i * most * k..];
+            // SAFETY: a piece has its own group of rows.
+            unsafe { to.round(&x[..x.len().min(most * k)], k, (i * most, 0)) };
+        });
+        to.done()
     }
 
     /// `count` rows from `row` on, which form a group.
@@ -133,86 +204,77 @@ impl<'a> Activations<'a> {
     }
 }
 
-/// Rounds the rows of some groups.
+/// Rounds some blocks of the rows of some groups.
 struct Round<'a> {
     x: &'a [f32],
-    k: usize,
-    most: usize,
-    layout: Layout,
-    units: &'a mut [f32],
-    scales: &'a mut [f32],
-    sums: &'a mut [f32],
+    numbers: usize,
+    to: &'a Rounding<'a>,
+    row: usize,
+    block: usize,
 }
 
 impl Kernel for Round<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (blocks, [units, sums]) = (self.k / self.layout.block(), self.layout.per_block());
-        let (all_units, all_sums) = (bytemuck::cast_slice_mut(self.units), bytemuck::cast_slice_mut(self.sums));
-        let (rows, mut row) = (self.scales.len() / blocks, 0);
-        while row < rows {
-            let count = group(rows - row, self.most);
-            for i in 0..count {
-                let (x, at) = (&self.x[(row + i) * self.k..][..self.k], row * blocks);
-                let row = Row {
-                    i,
-                    count,
-                    units: &mut all_units[at * units..][..count * blocks * units],
-                    scales: &mut self.scales[at..][..count * blocks],
-                    sums: &mut all_sums[at * sums..][..count * blocks * sums],
-                };
-                match self.layout {
-                    Layout::Bytes256(_) => row.round::<S, LARGE>(s, x, self.layout),
-                    _ => row.round::<S, SMALL>(s, x, self.layout),
-                }
-            }
-            row += count;
+        match self.to.layout {
+            Layout::Bytes256(_) => self.blocks::<S, LARGE>(s),
+            _ => self.blocks::<S, SMALL>(s),
         }
     }
 }
 
-/// Row `i` of a group of `count`, and the group's memory.
-struct Row<'a> {
-    i: usize,
-    count: usize,
-    units: &'a mut [i32],
-    scales: &'a mut [f32],
-    sums: &'a mut [i32],
+impl Round<'_> {
+    #[inline(always)]
+    fn blocks<S: Simd, const BLOCK: usize>(self, s: S) {
+        let (rows, mut done) = (self.x.len() / self.numbers, 0);
+        while done < rows {
+            let count = group(rows - done, self.to.most);
+            for b in 0..self.numbers / BLOCK {
+                // SAFETY: the caller of `round` vouches for it.
+                let (units, scales, sums) = unsafe { self.to.block(self.row + done, count, self.block + b) };
+                for i in 0..count {
+                    let x = self.x[(done + i) * self.numbers + b * BLOCK..].first_chunk().expect("a whole block");
+                    round_row::<S, BLOCK>(s, x, self.to.layout, (i, count), (units, scales, sums));
+                }
+            }
+            done += count;
+        }
+    }
 }
 
-impl Row<'_> {
-    #[inline(always)]
-    fn round<S: Simd, const BLOCK: usize>(self, s: S, x: &[f32], layout: Layout) {
-        let (i, count, [per_units, per_sums]) = (self.i, self.count, layout.per_block());
-        for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-            for line in 0..BLOCK / LINE {
-                fetch_near(x.as_ptr().wrapping_add(AHEAD + line * LINE).cast());
-            }
-            let mut q = [0_i8; BLOCK];
-            let (d, sum) = round_block(s, x, &mut q);
-            self.scales[b * count + i] = d;
-            let units = &mut self.units[b * per_units * count..][..per_units * count];
-            match (layout, layout.neighbours(count)) {
-                (Layout::Words32, _) => spread_words(&q, units, (i, count)),
-                (_, 1) => spread::<4>(&q, units, (i, count)),
-                (_, 8) => spread::<32>(&q, units, (i, count)),
-                (_, side) => {
-                    assert_eq!(side, 16);
-                    spread::<64>(&q, units, (i, count));
-                }
-            }
-            let sums = &mut self.sums[b * per_sums * count..][..per_sums * count];
-            match layout {
-                Layout::Bytes32 => sums[i] = (d * sum).to_bits() as i32,
-                Layout::Moved32(by) => sums[i] = -i32::from(by) * sum as i32,
-                Layout::Words32 => {}
-                Layout::Bytes256(sub) => {
-                    let sum = |part: &[i8]| part.iter().map(|&q| i16::from(q)).sum::<i16>();
-                    for (j, pair) in q.chunks_exact(2 * sub).enumerate() {
-                        sums[j * count + i] = two(sum(&pair[..sub]), sum(&pair[sub..]));
-                    }
-                }
+/// Rounds a block of row `i` of `count`.
+#[inline(always)]
+fn round_row<S: Simd, const BLOCK: usize>(
+    s: S,
+    x: &[f32; BLOCK],
+    layout: Layout,
+    (i, count): (usize, usize),
+    (units, scales, sums): (&mut [i32], &mut [f32], &mut [i32]),
+) {
+    for line in 0..BLOCK / LINE {
+        fetch_near(x.as_ptr().wrapping_add(AHEAD + line * LINE).cast());
+    }
+    let mut q = [0_i8; BLOCK];
+    let (d, sum) = round_block(s, x, &mut q);
+    scales[i] = d;
+    match (layout, layout.neighbours(count)) {
+        (Layout::Words32, _) => spread_words(&q, units, (i, count)),
+        (_, 1) => spread::<4>(&q, units, (i, count)),
+        (_, 8) => spread::<32>(&q, units, (i, count)),
+        (_, side) => {
+            assert_eq!(side, 16);
+            spread::<64>(&q, units, (i, count));
+        }
+    }
+    match layout {
+        Layout::Bytes32 => sums[i] = (d * sum).to_bits() as i32,
+        Layout::Moved32(by) => sums[i] = -i32::from(by) * sum as i32,
+        Layout::Words32 => {}
+        Layout::Bytes256(sub) => {
+            let sum = |part: &[i8]| part.iter().map(|&q| i16::from(q)).sum::<i16>();
+            for (j, pair) in q.chunks_exact(2 * sub).enumerate() {
+                sums[j * count + i] = two(sum(&pair[..sub]), sum(&pair[sub..]));
             }
         }
     }

@@ -12,14 +12,14 @@
 //! So a row's result depends neither on its neighbours nor on the number of threads. Types without such a product, and
 //! plain numbers, are widened to f32 a few rows at a time and go through the f32 product, which promises the same.
 
-use super::activations::{Activations, Layout};
+use super::activations::{Activations, Layout, Rounding};
 use super::decode::dequantise_rows;
 use super::plain::{self, plain32, plain256};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::strips::{OnVectors, on_vectors, signed_layout};
 use super::types::GgmlType;
 use super::unpack::*;
-use crate::elementwise::{Unary, gated_columns};
+use crate::elementwise::{Unary, gated_in_place};
 use crate::gemm::blocked;
 use crate::gemm::units::{Halves, Plain, Widened};
 use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
@@ -69,9 +69,10 @@ const PIECES: usize = 4;
 /// Numbers that are widened at a time: 4 MiB.
 const WIDENED: usize = 1 << 20;
 
-/// Numbers of each product that wait to be multiplied with the other: 128 KiB, an eighth or less of a second-level cache.
+/// Numbers of gate and of up that wait to meet: 128 KiB each, an eighth or less of a second-level cache. For many rows more,
+/// since columns have a fewest.
 const PANEL: usize = 32 * 1024;
-/// Fewest columns of them: as many as the loops take at a time.
+/// Fewest columns of them: as many as the loops take at a time, and a block of the activations that they become.
 const PANEL_COLUMNS: usize = 4 * STRIP;
 /// f32 in a cache line.
 const LINE: usize = 16;
@@ -97,47 +98,75 @@ pub fn matmul_bf16(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[
     gemm_bf16(MatMut::rows(out, m, n), Operand::F32(x), Operand::Bf16(w), start);
 }
 
-/// Whether [`matmul_gated`] takes gates and ups of these types.
-pub fn can_gate([gate, up]: [GgmlType; 2]) -> bool {
-    path(isa(), gate).zip(path(isa(), up)).is_some_and(|(gate, up)| gate.is_like(&up))
+/// Whether [`feed_forward`] takes gate, up and down of these types.
+pub fn can_feed_forward(types: [GgmlType; 3]) -> bool {
+    feed_forward_paths(isa(), types).is_some()
 }
 
-/// `out = act(gate x + bias) * (up x + bias)`, the gated feed-forward of Shazeer (2020), eq. 5, to the bit what
-/// [`matmul_quantised`] and [`gated`](crate::elementwise::gated) give one after another: neither product is ever whole in
-/// memory. `x` is `[m, cols]`, `out` is `[m, rows]`. Panics where the two matrices differ in size, or in the activations
-/// that they meet ([`can_gate`]).
-pub fn matmul_gated(act: Unary, out: &mut [f32], x: &[f32], weights: [Quantised<'_>; 2], biases: [Option<&[f32]>; 2]) {
-    matmul_gated_on(isa(), act, out, x, weights, biases);
+/// `out = down (act(gate x + bias) * (up x + bias)) + bias`, the gated feed-forward of Shazeer (2020), eq. 5, to the bit what
+/// [`matmul_quantised`] and [`gated`](crate::elementwise::gated) give one after another. What lies between the products is
+/// nowhere whole but in the integers that the last one takes. `x` is `[m, gate.cols]`, `out` is `[m, down.rows]`. Panics
+/// where sizes do not agree, or not [`can_feed_forward`].
+pub fn feed_forward(act: Unary, out: &mut [f32], x: &[f32], weights: [Quantised<'_>; 3], biases: [Option<&[f32]>; 3]) {
+    feed_forward_on(isa(), act, out, x, weights, biases);
 }
 
-pub(super) fn matmul_gated_on(
+pub(super) fn feed_forward_on(
     isa: Isa,
     act: Unary,
     out: &mut [f32],
     x: &[f32],
-    weights: [Quantised<'_>; 2],
-    biases: [Option<&[f32]>; 2],
+    weights: [Quantised<'_>; 3],
+    biases: [Option<&[f32]>; 3],
 ) {
-    let [gate, up] = weights;
-    assert_eq!([gate.rows, gate.cols], [up.rows, up.cols], "matmul_gated: sizes of gate and up");
-    weights.iter().zip(biases).for_each(|(w, bias)| check(out, x, w, bias));
-    let [Some(path), Some(other)] = weights.map(|w| path(isa, w.ty)) else {
-        panic!("matmul_gated: {} and {}", gate.ty.name(), up.ty.name());
-    };
-    assert!(path.is_like(&other), "matmul_gated: {} and {}", gate.ty.name(), up.ty.name());
-    if !out.is_empty() {
-        let runs = [path.run, other.run];
-        with_activations(isa, &path, x, gate.cols, |x| {
-            gated_panels((isa, act), (&path, runs), out, x, weights, biases)
-        });
+    let [gate, up, down] = weights;
+    let m = x.len().checked_div(gate.cols).unwrap_or(0);
+    assert!(
+        [gate.rows, gate.cols] == [up.rows, up.cols] && down.cols == gate.rows,
+        "feed_forward: gate {:?}, up {:?}, down {:?}",
+        [gate.rows, gate.cols],
+        [up.rows, up.cols],
+        [down.rows, down.cols]
+    );
+    assert!(
+        x.len() == m * gate.cols && out.len() == m * down.rows,
+        "feed_forward: {} outputs, {} inputs",
+        out.len(),
+        x.len()
+    );
+    let has_all = |(w, bias): (&Quantised, Option<&[f32]>)| bias.is_none_or(|bias| bias.len() == w.rows);
+    assert!(weights.iter().zip(biases).all(has_all), "feed_forward: lengths of biases");
+    let paths = feed_forward_paths(isa, weights.map(|w| w.ty)).expect("types that were asked about");
+    if out.is_empty() {
+        return;
     }
+    let [path, _, last] = &paths;
+    let lens = [(path, gate.cols), (last, down.cols)].map(|(path, k)| Activations::scratch_len(m, k, path.layout));
+    with_scratch(lens[0] + lens[1], |scratch: &mut [f32]| {
+        let (scratch, wide) = scratch.split_at_mut(lens[0]);
+        let x = Activations::of(isa, x, gate.cols, (path.layout, path.group), scratch);
+        let to = Rounding::new(isa, (m, down.cols), (last.layout, last.group), wide);
+        gated((isa, act), &paths, &to, &x, [gate, up], [biases[0], biases[1]]);
+        in_place(last, out, &to.done(), down, biases[2]);
+    });
+}
+
+/// How gate, up and down are computed, if the first two take the same activations.
+fn feed_forward_paths(isa: Isa, [gate, up, down]: [GgmlType; 3]) -> Option<[Path; 3]> {
+    let paths = [path(isa, gate)?, path(isa, up)?, path(isa, down)?];
+    paths[0].is_like(&paths[1]).then_some(paths)
 }
 
 pub(super) fn matmul_quantised_on(isa: Isa, out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
     check(out, x, &w, bias);
     match path(isa, w.ty) {
         _ if out.is_empty() => {}
-        Some(path) => with_activations(isa, &path, x, w.cols, |x| in_place(&path, out, x, w, bias)),
+        Some(path) => {
+            with_scratch(Activations::scratch_len(x.len() / w.cols, w.cols, path.layout), |scratch: &mut [f32]| {
+                let x = Activations::of(isa, x, w.cols, (path.layout, path.group), scratch);
+                in_place(&path, out, &x, w, bias);
+            })
+        }
         None => widened(out, x, w, bias),
     }
 }
@@ -166,13 +195,6 @@ pub(super) struct Job<'a> {
 }
 
 struct Pointer(*mut f32);
-
-impl Pointer {
-    /// That of an element. A method: closures then borrow the whole, which may go to other threads.
-    fn at(&self, index: usize) -> *mut f32 {
-        self.0.wrapping_add(index)
-    }
-}
 
 // SAFETY: every piece writes its own columns.
 unsafe impl Send for Pointer {}
@@ -296,13 +318,6 @@ fn path(isa: Isa, ty: GgmlType) -> Option<Path> {
     })
 }
 
-/// Activations as a product takes them, while `work` runs.
-fn with_activations<R>(isa: Isa, path: &Path, x: &[f32], k: usize, work: impl FnOnce(&Activations<'_>) -> R) -> R {
-    with_scratch(Activations::scratch_len(x.len() / k, k, path.layout), |scratch: &mut [f32]| {
-        work(&Activations::of(isa, x, k, path.layout, path.group, scratch))
-    })
-}
-
 /// Columns per piece of parallel work with `n` rows of weights of so many bytes.
 fn piece(m: usize, n: usize, row_bytes: usize) -> usize {
     let least = PIECE_BYTES.div_ceil(m * row_bytes).next_multiple_of(STRIP);
@@ -318,33 +333,37 @@ fn in_place(path: &Path, out: &mut [f32], x: &Activations<'_>, w: Quantised<'_>,
     });
 }
 
-/// Both products of some columns at a time, which stay in the second-level cache until they have become outputs.
-fn gated_panels(
+/// Both products of some columns at a time, which stay in the second-level cache until they have become activations of the
+/// next one.
+fn gated(
     (isa, act): (Isa, Unary),
-    (path, runs): (&Path, [Run; 2]),
-    out: &mut [f32],
+    [path, other, last]: &[Path; 3],
+    to: &Rounding<'_>,
     x: &Activations<'_>,
     weights: [Quantised<'_>; 2],
     biases: [Option<&[f32]>; 2],
 ) {
     let (m, n, k) = (x.rows, weights[0].rows, weights[0].cols);
-    let out = Pointer(out.as_mut_ptr());
-    let piece = piece(m, n, weights.iter().map(Quantised::row_bytes).sum());
-    let width = (PANEL / m).next_multiple_of(PANEL_COLUMNS).min(piece);
+    let block = last.layout.block();
+    let piece = piece(m, n, weights.iter().map(Quantised::row_bytes).sum()).next_multiple_of(block);
+    let most = (PANEL / m).next_multiple_of(block.max(PANEL_COLUMNS)).min(piece);
     for_ranges(n, piece, |columns| {
-        with_scratch((path.scratch)(m, k) + 2 * m * width + LINE, |memory: &mut [i32]| {
+        with_scratch((path.scratch)(m, k) + 2 * m * most + LINE, |memory: &mut [i32]| {
             let aligned = memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-            let (panels, memory) = memory[aligned..].split_at_mut(2 * m * width);
-            let (gate, up) = bytemuck::cast_slice_mut::<i32, f32>(panels).split_at_mut(m * width);
-            for first in columns.clone().step_by(width) {
-                let panel = first..columns.end.min(first + width);
-                for (i, to) in [&mut *gate, &mut *up].into_iter().enumerate() {
-                    let to = Pointer(to.as_mut_ptr().wrapping_sub(first));
-                    let job = Job { w: weights[i], x, bias: biases[i], out: to, stride: width };
-                    runs[i](&job, panel.clone(), memory);
+            let (panels, memory) = memory[aligned..].split_at_mut(2 * m * most);
+            for first in columns.clone().step_by(most) {
+                let panel = first..columns.end.min(first + most);
+                let width = panel.len();
+                let (gate, up) =
+                    bytemuck::cast_slice_mut::<i32, f32>(&mut panels[..2 * m * width]).split_at_mut(m * width);
+                for (i, (run, to)) in [(path.run, &mut *gate), (other.run, &mut *up)].into_iter().enumerate() {
+                    let out = Pointer(to.as_mut_ptr().wrapping_sub(first));
+                    let job = Job { w: weights[i], x, bias: biases[i], out, stride: width };
+                    run(&job, panel.clone(), memory);
                 }
-                // SAFETY: these columns of `out`, which has `n` in each of its rows, are this piece's own.
-                unsafe { gated_columns(isa, act, (out.at(first), n), [gate, up], (width, panel.len())) };
+                gated_in_place(isa, act, gate, up);
+                // SAFETY: these columns are this piece's own.
+                unsafe { to.round(gate, width, (0, first / block)) };
             }
         });
     });

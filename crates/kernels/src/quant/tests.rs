@@ -1,6 +1,6 @@
 //! Every type against gguf-py's values, the products against decoding first, and against their plain version.
 
-use super::product::{matmul_gated_on, matmul_quantised_on};
+use super::product::{feed_forward_on, matmul_quantised_on};
 use super::*;
 use crate::elementwise::{Unary, gated_on};
 use crate::isa::{Isa, testable};
@@ -238,40 +238,47 @@ fn many_strips_and_long_rows_give_the_same_bits_on_every_instruction_set() {
 }
 
 #[test]
-fn gated_products_are_to_the_bit_those_of_gate_and_up_and_what_is_made_of_them() {
-    assert!(!can_gate([GgmlType::Q4K, GgmlType::Q6K]) && !can_gate([GgmlType::F16; 2]));
-    for types in WRITTEN.map(|ty| [ty; 2]).into_iter().chain([[GgmlType::Q8_0, GgmlType::Iq4Nl]]) {
-        assert!(can_gate(types), "{}", types[0].name());
-        // More than a panel for many rows, and neither it nor a strip is whole at the end.
-        let (n, k) = (16 * 11 + 3, if types[0].block_len() > 32 { 512 } else { 352 });
-        let weights = [("gate", 0), ("up", 1)].map(|(name, i)| quantised(types[i], &normal(name, n * k), k, None));
-        let weights = [0, 1].map(|i| Quantised::new(types[i], &weights[i], n, k));
-        let biases = ["gate bias", "up bias"].map(|name| normal(name, n));
-        let biases = [Some(&biases[0][..]), (types[0] != GgmlType::Q4_0).then_some(&biases[1][..])];
-        let x = normal("x", 300 * k);
+fn a_feed_forward_is_to_the_bit_its_products_and_what_lies_between_them() {
+    assert!(!can_feed_forward([GgmlType::Q4K, GgmlType::Q6K, GgmlType::Q6K]) && !can_feed_forward([GgmlType::F16; 3]));
+    let mixes = [[GgmlType::Q8_0, GgmlType::Iq4Nl, GgmlType::Q5_1], [GgmlType::Q4K, GgmlType::Q4K, GgmlType::Q6K]];
+    for types in WRITTEN.map(|ty| [ty; 3]).into_iter().chain(mixes) {
+        assert!(can_feed_forward(types), "{}", types[0].name());
+        // More than a panel for many rows; it, a strip, a group are not whole at the end.
+        let (out, wide, k) = (37, if types[2].block_len() > 32 { 1280 } else { 352 }, 512);
+        let sizes = [(wide, k), (wide, k), (out, wide)];
+        let data = [0, 1, 2].map(|i| {
+            let (rows, cols) = sizes[i];
+            quantised(types[i], &normal(["gate", "up", "down"][i], rows * cols), cols, None)
+        });
+        let weights = [0, 1, 2].map(|i| Quantised::new(types[i], &data[i], sizes[i].0, sizes[i].1));
+        let bias = normal("bias", wide);
+        let biases = [Some(&bias[..]), (types[0] != GgmlType::Q4_0).then_some(&bias[..]), Some(&bias[..out])];
+        let x = normal("x", 301 * k);
         for isa in testable() {
-            for (rows, threads) in [(1, 2), (3, 1), (17, 2), (300, 2)] {
-                let x = &x[..rows * k];
-                let [gate, up] = [0, 1].map(|i| {
-                    let mut out = vec![f32::NAN; rows * n];
+            for (rows, threads) in [(1, 2), (3, 1), (17, 2), (301, 2)] {
+                let product = |x: &[f32], i: usize| {
+                    let mut out = vec![f32::NAN; rows * weights[i].rows];
                     matmul_quantised_on(isa, &mut out, x, weights[i], biases[i]);
                     out
-                });
-                let (mut apart, mut together) = (vec![f32::NAN; rows * n], vec![f32::NAN; rows * n]);
-                gated_on(isa, Unary::Silu, &mut apart, &gate, &up);
-                with_threads(threads, || matmul_gated_on(isa, Unary::Silu, &mut together, x, weights, biases));
-                assert!(together == apart, "{} {} {} {rows}", types[0].name(), types[1].name(), isa.name());
+                };
+                let (x, mut between) = (&x[..rows * k], vec![f32::NAN; rows * wide]);
+                gated_on(isa, Unary::Silu, &mut between, &product(x, 0), &product(x, 1));
+                let apart = product(&between, 2);
+                let mut together = vec![f32::NAN; rows * out];
+                with_threads(threads, || feed_forward_on(isa, Unary::Silu, &mut together, x, weights, biases));
+                assert!(together == apart, "{:?} {} {rows}", types.map(GgmlType::name), isa.name());
             }
         }
     }
 }
 
 #[test]
-#[should_panic(expected = "sizes of gate and up")]
-fn gate_and_up_of_other_sizes_are_refused() {
-    let w = [32, 64].map(|rows| quantised(GgmlType::Q8_0, &normal("w", rows * 32), 32, None));
-    let weights = [(0, 32), (1, 64)].map(|(i, rows)| Quantised::new(GgmlType::Q8_0, &w[i], rows, 32));
-    matmul_gated(Unary::Silu, &mut [0.0; 32], &[0.0; 32], weights, [None; 2]);
+#[should_panic(expected = "feed_forward: gate [32, 32], up [64, 32], down [32, 32]")]
+fn a_feed_forward_of_sizes_that_do_not_agree_is_refused() {
+    let w = quantised(GgmlType::Q8_0, &normal("w", 64 * 32), 32, None);
+    let half = &w[..w.len() / 2];
+    let weights = [(half, 32), (&w, 64), (half, 32)].map(|(w, rows)| Quantised::new(GgmlType::Q8_0, w, rows, 32));
+    feed_forward(Unary::Silu, &mut [0.0; 32], &[0.0; 32], weights, [None; 3]);
 }
 
 #[test]

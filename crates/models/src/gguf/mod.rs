@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use loam_formats::gguf::write_split;
 use loam_formats::{Dtype, Gguf, GgufOut, GgufTensor, GgufValue, nearest};
-use loam_kernels::quant::{can_dequantise, can_gate};
+use loam_kernels::quant::{can_dequantise, can_feed_forward};
 use loam_tensor::{DType, GgmlType, Parameter, Precision, precision};
 
 use crate::error::Error;
@@ -296,11 +296,14 @@ fn is_in_place(spec: &Spec, entry: &Entry, ty: GgmlType) -> bool {
 fn entry_memory(spec: &Spec, entry: &Entry, ty: GgmlType) -> WeightMemory {
     let count: usize = entry.file_shape().iter().product();
     let mapped = DType::Ggml(ty).bytes(count);
-    let is_half = entry.feeds.iter().any(|name| name.ends_with("gate_proj.weight") || name.ends_with("up_proj.weight"));
-    let has_halves = is_half && !(can_gate([kept_type(ty); 2]) && precision() == Precision::F32);
+    let is_inside = |name: &String| {
+        ["gate_proj.weight", "up_proj.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end))
+    };
+    let is_one = can_feed_forward([kept_type(ty); 3]) && precision() == Precision::F32;
+    let is_wide = entry.feeds.iter().any(is_inside) && !is_one;
     if is_in_place(spec, entry, ty) && kept_type(ty) != ty {
         // The file's pages are given back, one tensor after the other.
-        return WeightMemory { mapped: 0, copied: mapped, opening: mapped, has_halves };
+        return WeightMemory { mapped: 0, copied: mapped, opening: mapped, is_wide };
     }
     let copied = match (is_in_place(spec, entry, ty), entry.is_in_order()) {
         (true, true) => 0,
@@ -311,7 +314,7 @@ fn entry_memory(spec: &Spec, entry: &Entry, ty: GgmlType) -> WeightMemory {
     let is_rounded = ty == GgmlType::F32 && precision() == Precision::Bf16;
     let is_product = entry.feeds.iter().all(|name| can_be_typed(spec, name));
     let copied = copied + if is_rounded && is_product { 2 * count } else { 0 };
-    WeightMemory { mapped, copied, opening: 0, has_halves }
+    WeightMemory { mapped, copied, opening: 0, is_wide }
 }
 
 /// Says which tensor has no place in the model, if one is left.

@@ -7,7 +7,7 @@ use loam_kernels::elementwise::{self, Binary, Unary};
 use loam_kernels::gemm::{self, Mat, MatMut, Operand, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
 use loam_kernels::quant::{
-    GgmlType, Nf4, Quantised, can_gate, dequantise, dequantise_rows, matmul_bf16, matmul_gated, matmul_nf4,
+    GgmlType, Nf4, Quantised, can_feed_forward, dequantise, dequantise_rows, feed_forward, matmul_bf16, matmul_nf4,
     matmul_quantised,
 };
 use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
@@ -269,15 +269,17 @@ impl Backend for Cpu {
         out
     }
 
-    fn linear_gated(&self, act: Unary, x: &Raw, weights: [&Raw; 2], biases: [Option<&Raw>; 2]) -> Option<Raw> {
-        let [DType::Ggml(gate), DType::Ggml(up)] = weights.map(Raw::dtype) else { return None };
-        if !can_gate([gate, up]) {
+    fn feed_forward(&self, act: Unary, x: &Raw, layers: [(&Raw, Option<&Raw>); 3]) -> Option<Raw> {
+        let weights @ [gate, up, down] = layers.map(|(weight, _)| weight);
+        let [DType::Ggml(a), DType::Ggml(b), DType::Ggml(c)] = weights.map(Raw::dtype) else { return None };
+        if !can_feed_forward([a, b, c]) {
             return None;
         }
-        let mut out = Raw::empty(DType::F32, [x.rows(), weights[0].shape()[0]]);
-        let flop = 4.0 * (x.rows() * weights[0].count()) as f64;
-        let _op = profile::op("linear_gated", &[x, weights[0], weights[1], &out]).with_flop(flop);
-        matmul_gated(act, out.f32_mut(), x.f32(), weights.map(quantised), biases.map(|bias| bias.map(Raw::f32)));
+        let mut out = Raw::empty(DType::F32, [x.rows(), down.shape()[0]]);
+        let flop = 2.0 * (x.rows() * (gate.count() + up.count() + down.count())) as f64;
+        let _op = profile::op("feed_forward", &[x, gate, up, down, &out]).with_flop(flop);
+        let biases = layers.map(|(_, bias)| bias.map(Raw::f32));
+        feed_forward(act, out.f32_mut(), x.f32(), weights.map(quantised), biases);
         Some(out)
     }
 

@@ -266,7 +266,7 @@ impl Plan {
         ))?;
         say(format!(
             "activations = 4 bytes x (tokens {rows} x {} numbers + vocabulary {} x sequences {}) = {}",
-            activation_numbers(spec, w.has_halves),
+            activation_numbers(spec, w.is_wide),
             spec.vocab_size,
             s.sequences,
             grouped(m.activations)

@@ -269,7 +269,11 @@ unsafe fn small<T>(
             on.multiply_blocks(count, xs.map(Block::units), (right, size_of::<T>()), integers);
             for (s, (tiles, sums)) in tiles.iter().zip(&mut sums).enumerate() {
                 for (g, (x, to)) in xs.iter().zip(sums.iter_mut()).enumerate() {
-                    let mut sums: [__m512; ON_TILES] = std::array::from_fn(|i| floats(&to[i]));
+                    // No closure: one that is not inlined would give them back through memory.
+                    let mut sums = [_mm512_setzero_ps(); ON_TILES];
+                    for i in 0..ON_TILES {
+                        sums[i] = floats(&to[i]);
+                    }
                     for (b, (tile, integers)) in tiles.iter().zip(integers.iter()).enumerate() {
                         let x = x.further(b, SMALL / 4, 1);
                         x.further(AT_A_TIME, SMALL / 4, 1).fetch_scales();
