@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use loam_kernels::quant::{dequantise_rows, halves_to_bf16, quantise_rows};
-use loam_tensor::{DType, GgmlType, Nf4, Parameter, Raw, SharedBytes};
+use loam_kernels::quant::{dequantise_rows, quantise_rows};
+use loam_tensor::{DType, GgmlType, Nf4, Parameter, Raw, SharedBytes, halves_as_bf16};
 
 use crate::quantise::kept_type;
 use crate::spec::{Spec, Task};
@@ -252,7 +252,7 @@ impl Entry {
         let (width, row_bytes) = (self.width(), DType::Ggml(ty).bytes(self.width()));
         let data = &bytes.as_ref().as_ref()[start..][..self.rows() * row_bytes];
         if in_place && kept_type(ty) != ty {
-            let rounded: SharedBytes = Arc::new(halves_to_bf16(data));
+            let rounded = halves_as_bf16(data);
             self.import_blocks(kept_type(ty), &rounded, 0, in_place);
             return true;
         }

@@ -49,5 +49,5 @@ pub use ops::loss::HeadSettings;
 pub use parameter::Parameter;
 pub use pool::{PoolStats, pool_stats};
 pub use precision::{Precision, precision, set_default_precision, with_precision};
-pub use raw::{DType, Raw, SharedBytes};
+pub use raw::{DType, Raw, SharedBytes, halves_as_bf16};
 pub use tensor::{Tensor, is_worth_remaking};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use half::bf16;
-use loam_kernels::quant::{GgmlType, NF4_BLOCK, NF4_NESTED_BLOCK, Nf4, Quantised};
+use loam_kernels::quant::{GgmlType, NF4_BLOCK, NF4_NESTED_BLOCK, Nf4, Quantised, halves_to_bf16};
 
 use crate::dims::Dims;
 use crate::pool::Buffer;
@@ -59,6 +59,20 @@ impl std::fmt::Display for DType {
 
 /// Bytes that others may hold, too: a buffer, or a part of a memory-mapped file.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Halves as the nearest bf16, the bytes of both: what products of bf16 read of a file of halves. On pages of the pool, which
+/// are large, since all of such a file comes here while it is opened.
+pub fn halves_as_bf16(bytes: &[u8]) -> SharedBytes {
+    struct Rounded(Raw);
+    impl AsRef<[u8]> for Rounded {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(self.0.bf16())
+        }
+    }
+    let mut rounded = Raw::empty(DType::Bf16, [bytes.len() / 2]);
+    halves_to_bf16(rounded.bf16_mut(), bytes);
+    Arc::new(Rounded(rounded))
+}
 
 /// Where the elements are.
 #[derive(Clone)]

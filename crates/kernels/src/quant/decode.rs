@@ -4,9 +4,9 @@ use super::decode_iq;
 use super::half_bits::f16_to_f32;
 use super::types::GgmlType;
 use super::unpack::*;
-use crate::convert::f32_to_bf16;
+use crate::isa::isa;
 use crate::parallel::{CHUNK, for_chunks};
-use crate::scratch::with_scratch;
+use crate::simd::{Kernel, Simd, dispatch_on};
 use half::bf16;
 
 /// Decodes one block.
@@ -110,22 +110,40 @@ pub fn dequantise(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Numbers in half precision as bf16, the nearest, ties to even: the bytes of both. On all threads.
-pub fn halves_to_bf16(bytes: &[u8]) -> Vec<u8> {
-    let mut out = vec![0; bytes.len()];
-    for_chunks(&mut out, 2 * CHUNK, |at, out| {
-        let count = out.len() / 2;
-        with_scratch(count, |wide: &mut [f32]| {
-            let halves = bytes[at..at + 2 * count].chunks_exact(2);
+/// Numbers in half precision, the bytes of each, as the nearest bf16, ties to even. On all threads. Panics where there are
+/// not as many.
+pub fn halves_to_bf16(out: &mut [bf16], bytes: &[u8]) {
+    assert_eq!(2 * out.len(), bytes.len(), "halves_to_bf16: {} numbers", out.len());
+    let (isa, halves) = (isa(), bytes.as_chunks::<2>().0);
+    for_chunks(out, CHUNK, |at, out| dispatch_on(isa, Round { halves: &halves[at..at + out.len()], out }));
+}
+
+/// Halves that are widened before they are rounded.
+const WIDE: usize = 64;
+
+struct Round<'a> {
+    out: &'a mut [bf16],
+    halves: &'a [[u8; 2]],
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (out, halves) in self.out.chunks_mut(WIDE).zip(self.halves.chunks(WIDE)) {
+            let mut wide = [0.0; WIDE];
             // A loop of its own, which the compiler turns into vectors.
-            wide.iter_mut().zip(halves).for_each(|(x, half)| *x = f16_to_f32(u16::from_le_bytes([half[0], half[1]])));
-            with_scratch(count, |narrow: &mut [bf16]| {
-                f32_to_bf16(narrow, wide);
-                out.copy_from_slice(bytemuck::cast_slice(narrow));
-            });
-        });
-    });
-    out
+            wide.iter_mut().zip(halves).for_each(|(wide, &half)| *wide = f16_to_f32(u16::from_le_bytes(half)));
+            let mut whole = out.chunks_exact_mut(S::LANES);
+            let mut wide = wide.chunks_exact(S::LANES);
+            for (out, wide) in (&mut whole).zip(&mut wide) {
+                s.store_bf16(out, s.load(wide));
+            }
+            if let Some(wide) = wide.next() {
+                s.store_bf16_partial(whole.into_remainder(), s.load(wide));
+            }
+        }
+    }
 }
 
 /// The same, on all threads.
