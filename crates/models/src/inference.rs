@@ -113,11 +113,11 @@ pub fn activation_numbers(spec: &Spec, is_wide: bool) -> usize {
     spec.all_layers().map(of).max().unwrap_or(0)
 }
 
-/// Widest input of a linear layer.
-fn widest(spec: &Spec) -> usize {
+/// Widest input of a linear layer, or of those outside of feed-forwards.
+fn widest(spec: &Spec, is_wide: bool) -> usize {
     let of = |layer: &LayerSpec| {
         let w = Widths::of(layer);
-        w.inner.max(w.wide).max(spec.hidden_size)
+        w.inner.max(if is_wide { w.wide } else { 0 }).max(spec.hidden_size)
     };
     spec.all_layers().map(of).max().unwrap_or(0)
 }
@@ -134,11 +134,11 @@ pub fn run_memory(spec: &Spec, weights: WeightMemory, shape: &RunShape) -> RunMe
     let rows = shape.chunk.min(shape.context).max(shape.sequences);
     let activations = 4 * (rows * activation_numbers(spec, weights.is_wide) + spec.vocab_size * shape.sequences);
     // Activations in eight bits, with a scale and a sum per 32 of them.
-    let scratch = rows * widest(spec) * 5 / 4 + shape.threads * THREAD_SCRATCH;
+    let scratch = rows * widest(spec, true) * 5 / 4 + shape.threads * THREAD_SCRATCH;
     let pooled = weights.copied + activations + if shape.kv == KvType::Full { kv } else { 0 };
     // Buffers of different sizes come and go, and the widest do not fit into what smaller ones leave: about two of them
     // lie empty, but never more than the rest of the last slab.
-    let gaps = (2 * 4 * rows * widest(spec)).min(pooled.next_multiple_of(SLAB_BYTES) - pooled);
+    let gaps = (2 * 4 * rows * widest(spec, weights.is_wide)).min(pooled.next_multiple_of(SLAB_BYTES) - pooled);
     let held = weights.mapped + weights.copied;
     let peak = (held + weights.opening).max(held + kv + activations + scratch + gaps);
     RunMemory { weights: held, kv, activations, scratch, gaps, peak }

@@ -150,7 +150,7 @@ impl<'a> Rounding<'a> {
     /// # Safety
     /// They must be there, and this thread's own.
     #[inline(always)]
-    unsafe fn block(&self, row: usize, count: usize, block: usize) -> (&mut [i32], &mut [f32], &mut [i32]) {
+    unsafe fn block(&self, row: usize, count: usize, block: usize) -> (&'a mut [i32], &'a mut [f32], &'a mut [i32]) {
         let (at, [units, sums]) = (row * self.blocks + block * count, self.layout.per_block());
         // SAFETY: passed on from the caller; integers lie where floats may.
         unsafe {
