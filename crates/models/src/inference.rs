@@ -113,16 +113,17 @@ pub fn activation_numbers(spec: &Spec, is_wide: bool) -> usize {
     spec.all_layers().map(of).max().unwrap_or(0)
 }
 
-/// Widest input of a linear layer, or of those outside of feed-forwards.
+/// Widest input of a linear layer, or of those outside of gated feed-forwards.
 fn widest(spec: &Spec, is_wide: bool) -> usize {
     let of = |layer: &LayerSpec| {
         let w = Widths::of(layer);
-        w.inner.max(if is_wide { w.wide } else { 0 }).max(spec.hidden_size)
+        w.inner.max(if is_wide || !w.is_gated { w.wide } else { 0 }).max(spec.hidden_size)
     };
     spec.all_layers().map(of).max().unwrap_or(0)
 }
 
-/// Scratch of a thread besides rounded activations: rows of weights while they are unpacked, tiles of attention.
+/// Scratch of a thread besides rounded activations: rows of weights while they are unpacked, tiles of attention, halves of
+/// feed-forwards until they meet.
 const THREAD_SCRATCH: usize = 1 << 20;
 /// The pool of `loam-tensor` takes memory from the system in slabs of this size.
 const SLAB_BYTES: usize = 36 << 20;
@@ -133,8 +134,8 @@ pub fn run_memory(spec: &Spec, weights: WeightMemory, shape: &RunShape) -> RunMe
     let kv = (kv_numbers(spec) as f64 * positions as f64 * shape.kv.bytes()) as usize;
     let rows = shape.chunk.min(shape.context).max(shape.sequences);
     let activations = 4 * (rows * activation_numbers(spec, weights.is_wide) + spec.vocab_size * shape.sequences);
-    // Activations in eight bits, with a scale and a sum per 32 of them.
-    let scratch = rows * widest(spec, true) * 5 / 4 + shape.threads * THREAD_SCRATCH;
+    // Activations in eight bits, with a scale and a sum per 32 of them; of a feed-forward its input's, too.
+    let scratch = rows * (spec.hidden_size + widest(spec, true)) * 5 / 4 + shape.threads * THREAD_SCRATCH;
     let pooled = weights.copied + activations + if shape.kv == KvType::Full { kv } else { 0 };
     // Buffers of different sizes come and go, and the widest do not fit into what smaller ones leave: about two of them
     // lie empty, but never more than the rest of the last slab.

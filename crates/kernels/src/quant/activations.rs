@@ -7,6 +7,7 @@ use crate::isa::Isa;
 use crate::parallel::for_pieces;
 use crate::simd::{Kernel, Simd, dispatch_on, fetch_near};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Numbers that share a scale where the weights' scales are f32.
 pub(super) const SMALL: usize = 32;
@@ -17,7 +18,7 @@ pub(super) const LARGE: usize = 256;
 pub(super) const ON_TILES: usize = 16;
 
 /// f32 in a cache line, at one of which integers begin.
-const LINE: usize = 16;
+pub(super) const LINE: usize = 16;
 
 /// How far ahead rows are fetched, in f32: they come from the last-level cache.
 const AHEAD: usize = 512;
@@ -119,14 +120,15 @@ impl<'a> Rounding<'a> {
     }
 
     /// Rounds the rows of `x`, each of so many `numbers`, to the nearest of 255 levels per block: those from `row` on, from
-    /// a block on.
+    /// a block on. Panics where they do not begin and end with groups.
     ///
     /// # Safety
-    /// `row` must begin a group, and no other thread may round the same blocks of these rows.
+    /// No other thread may round the same blocks of these rows.
     pub(super) unsafe fn round(&self, x: &[f32], numbers: usize, (row, block): (usize, usize)) {
         let (rows, blocks) = (x.len() / numbers, numbers / self.layout.block());
+        let is_whole = |row: usize| row.is_multiple_of(self.most) || row == self.rows;
         assert!(
-            row.is_multiple_of(self.most) && row + rows <= self.rows && block + blocks <= self.blocks,
+            is_whole(row) && is_whole(row + rows) && row + rows <= self.rows && block + blocks <= self.blocks,
             "rounding {rows} rows of {blocks} blocks at {row}, {block}"
         );
         dispatch_on(self.isa, Round { x, numbers, to: self, row, block });
@@ -189,6 +191,16 @@ impl<'a> Activations<'a> {
             unsafe { to.round(&x[..x.len().min(most * k)], k, (i * most, 0)) };
         });
         to.done()
+    }
+
+    /// Some rows, which begin and end with groups of the whole.
+    pub(super) fn part(&self, rows: Range<usize>) -> Self {
+        let [units, sums] = self.layout.per_block();
+        let part = |of: &'a [f32], per_block: usize| {
+            &of[rows.start * self.blocks * per_block..rows.end * self.blocks * per_block]
+        };
+        let (units, scales, sums) = (part(self.units, units), part(self.scales, 1), part(self.sums, sums));
+        Self { rows: rows.len(), units, scales, sums, ..*self }
     }
 
     /// `count` rows from `row` on, which form a group.
@@ -311,7 +323,9 @@ fn round_block<S: Simd, const BLOCK: usize>(s: S, x: &[f32; BLOCK], q: &mut [i8;
     let most = s.reduce_max(most);
     // Adding and taking away 1.5 * 2^23 rounds to even; the result is at most 127 in size.
     const MAGIC: f32 = 12_582_912.0;
-    let (inverse, magic) = (s.splat(if most > 0.0 { 127.0 / most } else { 0.0 }), s.splat(MAGIC));
+    // What is too small for it becomes zero, as zeros do.
+    let inverse = Some(127.0 / most).filter(|inverse| inverse.is_finite()).unwrap_or(0.0);
+    let (inverse, magic) = (s.splat(inverse), s.splat(MAGIC));
     let mut sum = s.zero();
     for (q, x) in q.chunks_exact_mut(S::LANES).zip(x.chunks_exact(S::LANES)) {
         let moved = s.add(s.mul(s.load(x), inverse), magic);

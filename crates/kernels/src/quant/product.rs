@@ -12,7 +12,7 @@
 //! So a row's result depends neither on its neighbours nor on the number of threads. Types without such a product, and
 //! plain numbers, are widened to f32 a few rows at a time and go through the f32 product, which promises the same.
 
-use super::activations::{Activations, Layout, Rounding};
+use super::activations::{Activations, LINE, Layout, Rounding};
 use super::decode::dequantise_rows;
 use super::plain::{self, plain32, plain256};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -25,7 +25,7 @@ use crate::gemm::units::{Halves, Plain, Widened};
 use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
 use crate::gemv;
 use crate::isa::{Isa, isa};
-use crate::parallel::for_ranges;
+use crate::parallel::{for_pieces, for_ranges};
 use crate::scratch::with_scratch;
 use half::{bf16, f16};
 use std::ops::Range;
@@ -69,13 +69,17 @@ const PIECES: usize = 4;
 /// Numbers that are widened at a time: 4 MiB.
 const WIDENED: usize = 1 << 20;
 
-/// Numbers of gate and of up that wait to meet: 128 KiB each, an eighth or less of a second-level cache. For many rows more,
-/// since columns have a fewest.
+/// Numbers of gate and of up that wait to meet: 128 KiB each, an eighth or less of a second-level cache; four times as many
+/// where a block of the activations that they become has 256.
 const PANEL: usize = 32 * 1024;
 /// Fewest columns of them: as many as the loops take at a time, and a block of the activations that they become.
 const PANEL_COLUMNS: usize = 4 * STRIP;
-/// f32 in a cache line.
-const LINE: usize = 16;
+/// Most rows of them.
+const PANEL_ROWS: usize = 480;
+/// Rows that every size of a group divides.
+const ROWS_TOGETHER: usize = 48;
+/// Numbers of a product that are few.
+const WHOLE: usize = 4 * PANEL;
 
 /// `out[i][j] = sum over p of x[i][p] w[j][p] + bias[j]`: `x` is `[m, cols]`, `out` is `[m, rows]`.
 pub fn matmul_quantised(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
@@ -141,14 +145,46 @@ pub(super) fn feed_forward_on(
         return;
     }
     let [path, _, last] = &paths;
+    let pieces = Pieces::of(m, [gate, up], last);
     let lens = [(path, gate.cols), (last, down.cols)].map(|(path, k)| Activations::scratch_len(m, k, path.layout));
-    with_scratch(lens[0] + lens[1], |scratch: &mut [f32]| {
-        let (scratch, wide) = scratch.split_at_mut(lens[0]);
+    with_scratch(lens[0] + lens[1] + if pieces.is_whole { 2 * m * down.cols } else { 0 }, |scratch: &mut [f32]| {
+        let (scratch, rest) = scratch.split_at_mut(lens[0]);
+        let (wide, both) = rest.split_at_mut(lens[1]);
         let x = Activations::of(isa, x, gate.cols, (path.layout, path.group), scratch);
         let to = Rounding::new(isa, (m, down.cols), (last.layout, last.group), wide);
-        gated((isa, act), &paths, &to, &x, [gate, up], [biases[0], biases[1]]);
+        let operands = ([gate, up], [biases[0], biases[1]]);
+        if pieces.is_whole {
+            gated_whole((isa, act), &paths, &to, &x, operands, both);
+        } else {
+            gated((isa, act), &paths, &to, &x, operands, &pieces);
+        }
         in_place(last, out, &to.done(), down, biases[2]);
     });
+}
+
+/// How the products inside of a feed-forward are divided.
+struct Pieces {
+    /// Whether both are whole: for few rows, where pieces of whole blocks would be fewer than threads.
+    is_whole: bool,
+    /// Rows and columns of a piece of work.
+    rows: usize,
+    columns: usize,
+    /// Columns of it that wait at a time.
+    panel: usize,
+}
+
+impl Pieces {
+    fn of(m: usize, weights: [Quantised<'_>; 2], last: &Path) -> Self {
+        let (n, block) = (weights[0].rows, last.layout.block());
+        let best = piece(m, n, weights.iter().map(Quantised::row_bytes).sum());
+        let columns = (best / block * block).max(block);
+        // Rows are cut, too, where columns alone make too few pieces. Groups of rows stay whole, whatever their size.
+        let wanted = (rayon::current_num_threads() * PIECES).div_ceil(n.div_ceil(columns));
+        let cuts = m.div_ceil(PANEL_ROWS).max(wanted);
+        let rows = m.div_ceil(cuts).next_multiple_of(ROWS_TOGETHER);
+        let panel = (PANEL / rows.min(m)).next_multiple_of(block.max(PANEL_COLUMNS)).min(columns);
+        Self { is_whole: best < block && m * n <= WHOLE, rows, columns, panel }
+    }
 }
 
 /// How gate, up and down are computed, if the first two take the same activations.
@@ -253,9 +289,9 @@ pub(super) struct Path {
 }
 
 impl Path {
-    /// Whether both take the same activations and memory.
+    /// Whether both take the same activations.
     fn is_like(&self, other: &Self) -> bool {
-        self.layout == other.layout && self.group == other.group && std::ptr::fn_addr_eq(self.scratch, other.scratch)
+        self.layout == other.layout && self.group == other.group
     }
 }
 
@@ -333,6 +369,23 @@ fn in_place(path: &Path, out: &mut [f32], x: &Activations<'_>, w: Quantised<'_>,
     });
 }
 
+/// Both products, one after the other, and the activations of the next one.
+fn gated_whole(
+    (isa, act): (Isa, Unary),
+    paths: &[Path; 3],
+    to: &Rounding<'_>,
+    x: &Activations<'_>,
+    (weights, biases): ([Quantised<'_>; 2], [Option<&[f32]>; 2]),
+    both: &mut [f32],
+) {
+    let (gate, up) = both.split_at_mut(both.len() / 2);
+    in_place(&paths[0], gate, x, weights[0], biases[0]);
+    in_place(&paths[1], up, x, weights[1], biases[1]);
+    gated_in_place(isa, act, gate, up);
+    // SAFETY: there is one thread.
+    unsafe { to.round(gate, weights[0].rows, (0, 0)) };
+}
+
 /// Both products of some columns at a time, which stay in the second-level cache until they have become activations of the
 /// next one.
 fn gated(
@@ -340,19 +393,23 @@ fn gated(
     [path, other, last]: &[Path; 3],
     to: &Rounding<'_>,
     x: &Activations<'_>,
-    weights: [Quantised<'_>; 2],
-    biases: [Option<&[f32]>; 2],
+    (weights, biases): ([Quantised<'_>; 2], [Option<&[f32]>; 2]),
+    pieces: &Pieces,
 ) {
-    let (m, n, k) = (x.rows, weights[0].rows, weights[0].cols);
-    let block = last.layout.block();
-    let piece = piece(m, n, weights.iter().map(Quantised::row_bytes).sum()).next_multiple_of(block);
-    let most = (PANEL / m).next_multiple_of(block.max(PANEL_COLUMNS)).min(piece);
-    for_ranges(n, piece, |columns| {
-        with_scratch((path.scratch)(m, k) + 2 * m * most + LINE, |memory: &mut [i32]| {
+    let (n, k) = (weights[0].rows, weights[0].cols);
+    let across = n.div_ceil(pieces.columns);
+    for_pieces(x.rows.div_ceil(pieces.rows) * across, |index| {
+        let row = index / across * pieces.rows;
+        let x = &x.part(row..x.rows.min(row + pieces.rows));
+        let first = index % across * pieces.columns;
+        let columns = first..n.min(first + pieces.columns);
+        let m = x.rows;
+        let words = (path.scratch)(m, k).max((other.scratch)(m, k));
+        with_scratch(words + 2 * m * pieces.panel + LINE, |memory: &mut [i32]| {
             let aligned = memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-            let (panels, memory) = memory[aligned..].split_at_mut(2 * m * most);
-            for first in columns.clone().step_by(most) {
-                let panel = first..columns.end.min(first + most);
+            let (panels, memory) = memory[aligned..].split_at_mut(2 * m * pieces.panel);
+            for first in columns.clone().step_by(pieces.panel) {
+                let panel = first..columns.end.min(first + pieces.panel);
                 let width = panel.len();
                 let (gate, up) =
                     bytemuck::cast_slice_mut::<i32, f32>(&mut panels[..2 * m * width]).split_at_mut(m * width);
@@ -362,8 +419,8 @@ fn gated(
                     run(&job, panel.clone(), memory);
                 }
                 gated_in_place(isa, act, gate, up);
-                // SAFETY: these columns are this piece's own.
-                unsafe { to.round(gate, width, (0, first / block)) };
+                // SAFETY: these columns of these rows are this piece's own.
+                unsafe { to.round(gate, width, (row, first / last.layout.block())) };
             }
         });
     });

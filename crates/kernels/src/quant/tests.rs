@@ -243,7 +243,7 @@ fn a_feed_forward_is_to_the_bit_its_products_and_what_lies_between_them() {
     let mixes = [[GgmlType::Q8_0, GgmlType::Iq4Nl, GgmlType::Q5_1], [GgmlType::Q4K, GgmlType::Q4K, GgmlType::Q6K]];
     for types in WRITTEN.map(|ty| [ty; 3]).into_iter().chain(mixes) {
         assert!(can_feed_forward(types), "{}", types[0].name());
-        // More than a panel for many rows; it, a strip, a group are not whole at the end.
+        // More than a panel and than its rows for many of them; panel, strip and group are not whole at the end.
         let (out, wide, k) = (37, if types[2].block_len() > 32 { 1280 } else { 352 }, 512);
         let sizes = [(wide, k), (wide, k), (out, wide)];
         let data = [0, 1, 2].map(|i| {
@@ -253,9 +253,9 @@ fn a_feed_forward_is_to_the_bit_its_products_and_what_lies_between_them() {
         let weights = [0, 1, 2].map(|i| Quantised::new(types[i], &data[i], sizes[i].0, sizes[i].1));
         let bias = normal("bias", wide);
         let biases = [Some(&bias[..]), (types[0] != GgmlType::Q4_0).then_some(&bias[..]), Some(&bias[..out])];
-        let x = normal("x", 301 * k);
+        let x = normal("x", 497 * k);
         for isa in testable() {
-            for (rows, threads) in [(1, 2), (3, 1), (17, 2), (301, 2)] {
+            for (rows, threads) in [(1, 2), (3, 1), (17, 2), (497, 2)] {
                 let product = |x: &[f32], i: usize| {
                     let mut out = vec![f32::NAN; rows * weights[i].rows];
                     matmul_quantised_on(isa, &mut out, x, weights[i], biases[i]);
@@ -331,6 +331,20 @@ fn what_is_not_finite_in_an_activation_stays_visible() {
             let mut out = [0.0; 2];
             matmul_quantised(&mut out, &x, Quantised::new(ty, &w, 2, 512), None);
             assert!(out.iter().all(|y| !y.is_finite()), "{} {bad}: {out:?}", ty.name());
+        }
+    }
+}
+
+#[test]
+fn activations_too_small_for_levels_count_as_zero() {
+    for ty in WRITTEN {
+        let w = quantised(ty, &normal("w", 2 * 512), 512, None);
+        let mut x = vec![0.0_f32; 512];
+        (x[3], x[300]) = (1e-38, f32::from_bits(1));
+        for isa in testable() {
+            let mut out = vec![f32::NAN; 2];
+            matmul_quantised_on(isa, &mut out, &x, Quantised::new(ty, &w, 2, 512), None);
+            assert!(out.iter().all(|y| y.abs() < 1e-30), "{} {}: {out:?}", ty.name(), isa.name());
         }
     }
 }

@@ -131,7 +131,13 @@ impl LanguageModel {
                 types.extend(entry.feeds.iter().map(|name| (name.clone(), DType::Ggml(kept_type(tensor.ty)))));
             }
         }
-        Ok((WeightMemory::sum(parts), types))
+        let mut memory = WeightMemory::sum(parts);
+        // Gates and ups of different types do not meet while they are computed.
+        memory.is_wide |= types.iter().any(|(name, ty)| {
+            name.strip_suffix("gate_proj.weight")
+                .is_some_and(|of| types.get(&format!("{of}up_proj.weight")) != Some(ty))
+        });
+        Ok((memory, types))
     }
 
     /// The tensors of a GGUF file of this model, each with the names of the parameters that it feeds.

@@ -103,8 +103,11 @@ impl Tensor {
             }
         }
         let [(gate, gate_bias), (up, up_bias), (down, down_bias)] = layers;
-        let up = self.linear(up, up_bias).stored();
-        self.linear(gate, gate_bias).stored().gated(act, &up).linear(down, down_bias)
+        let wide = {
+            let up = self.linear(up, up_bias).stored();
+            self.linear(gate, gate_bias).stored().gated(act, &up)
+        };
+        wide.linear(down, down_bias)
     }
 
     /// `self other`: matrices `[m, k] x [k, n]`, or as many of them `[batch, m, k] x [batch, k, n]`.
