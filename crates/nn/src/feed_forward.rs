@@ -53,7 +53,10 @@ impl FeedForward {
         let layers = [gate_proj, &self.up_proj, &self.down_proj];
         if layers.iter().all(|linear| linear.hook.of(&context.hooks).is_none()) {
             let tensors = layers.map(Linear::tensors);
-            return x.feed_forward(self.activation.0, tensors.each_ref().map(|(weight, bias)| (weight, bias.as_ref())));
+            let tensors = tensors.each_ref().map(|(weight, bias)| (weight, bias.as_ref()));
+            if let Some(y) = x.feed_forward(self.activation.0, tensors) {
+                return y;
+            }
         }
         let up = self.up_proj.forward(x, context).stored();
         let wide = gate_proj.forward(x, context).stored().gated(self.activation.0, &up);

@@ -89,25 +89,18 @@ impl Tensor {
     }
 
     /// `down(act(gate x) * up x)`, gate, up and down each a weight and a bias: the gated feed-forward of Shazeer (2020),
-    /// eq. 5. The same bits as [`Tensor::linear`] and [`Tensor::gated`]; one operation where weights are quantised and
-    /// nothing wants a gradient.
-    pub fn feed_forward(&self, act: Unary, layers: [(&Self, Option<&Self>); 3]) -> Self {
+    /// eq. 5. The same bits as [`Tensor::linear`] and [`Tensor::gated`], in one operation; none where weights are not
+    /// quantised, something wants a gradient, or activations are bf16.
+    pub fn feed_forward(&self, act: Unary, layers: [(&Self, Option<&Self>); 3]) -> Option<Self> {
         let wanted = self.wants_grad() || layers.iter().any(|(_, bias)| bias.is_some_and(Self::wants_grad));
-        if precision() == Precision::F32 && !wanted {
-            let (weights, biases) =
-                (layers.map(|(weight, _)| weight.raw()), layers.map(|(_, bias)| bias.map(Self::dense)));
-            let raws = [0, 1, 2].map(|i| (weights[i], biases[i].as_ref()));
-            if let Some(y) = backend().feed_forward(act, &as_matrix(&self.dense()), raws) {
-                let shape = self.shape();
-                return Self::constant(y.reshaped(shape.with(shape.len() - 1, weights[2].shape()[0])));
-            }
+        if precision() != Precision::F32 || wanted {
+            return None;
         }
-        let [(gate, gate_bias), (up, up_bias), (down, down_bias)] = layers;
-        let wide = {
-            let up = self.linear(up, up_bias).stored();
-            self.linear(gate, gate_bias).stored().gated(act, &up)
-        };
-        wide.linear(down, down_bias)
+        let (weights, biases) = (layers.map(|(weight, _)| weight.raw()), layers.map(|(_, bias)| bias.map(Self::dense)));
+        let raws = [0, 1, 2].map(|i| (weights[i], biases[i].as_ref()));
+        let y = backend().feed_forward(act, &as_matrix(&self.dense()), raws)?;
+        let shape = self.shape();
+        Some(Self::constant(y.reshaped(shape.with(shape.len() - 1, weights[2].shape()[0]))))
     }
 
     /// `self other`: matrices `[m, k] x [k, n]`, or as many of them `[batch, m, k] x [batch, k, n]`.
