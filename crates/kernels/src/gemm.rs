@@ -16,9 +16,10 @@ pub(crate) mod units;
 
 use crate::gemv;
 use crate::isa::{has_fast_bf16, has_tiles, isa};
+use crate::quant::halves_to_bf16;
 use crate::scratch::with_scratch;
-use half::bf16;
-use units::{Pairs, Plain, Rounded, Widened};
+use half::{bf16, f16};
+use units::{HalvesRounded, Pairs, Plain, Rounded, Widened};
 
 /// A matrix in a slice: element (i, j) is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +142,8 @@ pub enum Operand<'a> {
     Bf16(Mat<'a, bf16>),
     /// Stored as f32, and rounded to the nearest bf16, ties to even, while it is read.
     F32(Mat<'a, f32>),
+    /// Stored in half precision, and rounded likewise.
+    F16(Mat<'a, f16>),
 }
 
 impl Operand<'_> {
@@ -148,6 +151,7 @@ impl Operand<'_> {
         match self {
             Self::Bf16(mat) => (mat.rows, mat.cols),
             Self::F32(mat) => (mat.rows, mat.cols),
+            Self::F16(mat) => (mat.rows, mat.cols),
         }
     }
 }
@@ -178,13 +182,20 @@ pub fn gemm_bf16(c: MatMut<'_, f32>, a: Operand<'_>, b: Operand<'_>, start: Star
             gemv::gemv_tiles::<Pairs>(c, a, b, start);
         }
         (Operand::Bf16(a), Operand::Bf16(b)) if gemv::suits_pairs(&c, &a, &b) => gemv::gemv_pairs(c, a, b, start),
+        (Operand::Bf16(a), Operand::F16(b)) if gemv::suits_pairs(&c, &a, &b) => gemv::gemv_pairs(c, a, b, start),
         (Operand::F32(x), Operand::Bf16(b)) if !has_tiles() && gemv::suits(&c, &x, &b) => {
             narrowed(a, |a| gemm_bf16(c, Operand::Bf16(a), Operand::Bf16(b), start));
         }
+        (Operand::F32(x), Operand::F16(b)) if !has_tiles() && gemv::suits(&c, &x, &b) => {
+            narrowed(a, |a| gemm_bf16(c, Operand::Bf16(a), Operand::F16(b), start));
+        }
+        (Operand::F16(_), b) => narrowed(a, |a| gemm_bf16(c, Operand::Bf16(a), b, start)),
         (Operand::Bf16(a), Operand::Bf16(b)) => blocked::product::<Pairs, Pairs>(isa, c, a, b, start),
         (Operand::Bf16(a), Operand::F32(b)) => blocked::product::<Pairs, Rounded>(isa, c, a, b, start),
         (Operand::F32(a), Operand::Bf16(b)) => blocked::product::<Rounded, Pairs>(isa, c, a, b, start),
         (Operand::F32(a), Operand::F32(b)) => blocked::product::<Rounded, Rounded>(isa, c, a, b, start),
+        (Operand::Bf16(a), Operand::F16(b)) => blocked::product::<Pairs, HalvesRounded>(isa, c, a, b, start),
+        (Operand::F32(a), Operand::F16(b)) => blocked::product::<Rounded, HalvesRounded>(isa, c, a, b, start),
     }
 }
 
@@ -196,19 +207,29 @@ fn widened_product(c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, start
     blocked::product::<Widened, Widened>(isa(), c, a, b, start);
 }
 
-/// Hands an operand on as bf16, rounded where it is f32: with the same strides.
+/// Hands an operand on as bf16, rounded where it is something else: with the same strides.
 fn narrowed<R>(operand: Operand<'_>, work: impl FnOnce(Mat<'_, bf16>) -> R) -> R {
     match operand {
         Operand::Bf16(mat) => work(mat),
-        Operand::F32(mat) => {
-            let used = (mat.rows - 1) * mat.row_stride + (mat.cols - 1) * mat.col_stride + 1;
-            with_scratch(used, |narrow: &mut [bf16]| {
-                crate::convert::f32_to_bf16(narrow, &mat.data[..used]);
-                let Mat { rows, cols, row_stride, col_stride, .. } = mat;
-                work(Mat { data: narrow, rows, cols, row_stride, col_stride })
-            })
+        Operand::F32(mat) => narrowed_by(mat, crate::convert::f32_to_bf16, work),
+        Operand::F16(mat) => {
+            narrowed_by(mat, |narrow, halves| halves_to_bf16(narrow, bytemuck::cast_slice(halves)), work)
         }
     }
+}
+
+/// The same for numbers that `narrow` rounds.
+fn narrowed_by<T: Copy, R>(
+    mat: Mat<'_, T>,
+    narrow: impl FnOnce(&mut [bf16], &[T]),
+    work: impl FnOnce(Mat<'_, bf16>) -> R,
+) -> R {
+    let Mat { data, rows, cols, row_stride, col_stride } = mat;
+    let used = (rows - 1) * row_stride + (cols - 1) * col_stride + 1;
+    with_scratch(used, |own: &mut [bf16]| {
+        narrow(own, &data[..used]);
+        work(Mat { data: own, rows, cols, row_stride, col_stride })
+    })
 }
 
 /// Writes what the sums start from.

@@ -10,6 +10,7 @@
 use crate::gemm::{Mat, MatMut, Start};
 use crate::isa::{Isa, isa};
 use crate::parallel::for_ranges;
+use crate::quant::f16_to_f32;
 use crate::scratch::with_scratch;
 use half::{bf16, f16};
 use std::ops::Range;
@@ -48,23 +49,26 @@ pub(crate) fn suits<T, U>(c: &MatMut<'_, f32>, a: &Mat<'_, T>, b: &Mat<'_, U>) -
     (1..=MAX_ROWS).contains(&a.rows) && contiguous && b.col_stride >= b.rows && a.cols > 0
 }
 
-/// Two neighbours in k, multiplied together.
+/// Two neighbours in k, multiplied together in bf16, which halves are rounded to.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Pair([bf16; 2]);
+pub(crate) struct Pair<E>([E; 2]);
 
 /// Whether a bf16 product [`suits`] and its rows consist of whole pairs.
-pub(crate) fn suits_pairs(c: &MatMut<'_, f32>, a: &Mat<'_, bf16>, b: &Mat<'_, bf16>) -> bool {
+pub(crate) fn suits_pairs<E>(c: &MatMut<'_, f32>, a: &Mat<'_, bf16>, b: &Mat<'_, E>) -> bool {
     let is_whole = a.cols.is_multiple_of(2) && b.col_stride.is_multiple_of(2);
     crate::isa::has_bf16_dot() && !crate::isa::has_tiles() && is_whole && suits(c, a, b)
 }
 
 /// `c = start + a b` for a product that [`suits_pairs`], on a CPU with the bf16 dot instruction.
-pub(crate) fn gemv_pairs(c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, start: Start<'_>) {
+pub(crate) fn gemv_pairs<E>(c: MatMut<'_, f32>, a: Mat<'_, bf16>, b: Mat<'_, E>, start: Start<'_>)
+where
+    Pair<E>: Weight,
+{
     assert!(crate::isa::has_bf16_dot());
     let units = a.cols / 2;
-    // SAFETY: two bf16 lie side by side as in a pair, which is aligned as they are.
-    let pairs = unsafe { std::slice::from_raw_parts(b.data.as_ptr().cast::<Pair>(), b.data.len() / 2) };
+    // SAFETY: two numbers lie side by side as in a pair, which is aligned as they are.
+    let pairs = unsafe { std::slice::from_raw_parts(b.data.as_ptr().cast::<Pair<E>>(), b.data.len() / 2) };
     let b = Mat { data: pairs, rows: units, cols: b.cols, row_stride: 1, col_stride: b.col_stride / 2 };
     with_scratch(a.rows * units, |factors: &mut [f32]| {
         for (i, row) in factors.chunks_exact_mut(units).enumerate() {
@@ -226,7 +230,7 @@ impl Weight for bf16 {
 impl Weight for f16 {
     #[inline(always)]
     fn unit(self) -> f32 {
-        crate::quant::f16_to_f32(self.to_bits())
+        f16_to_f32(self.to_bits())
     }
     #[cfg(target_arch = "x86_64")]
     unsafe fn run_vectors(isa: Isa, job: &Job<'_, f16>, columns: Range<usize>) {
@@ -235,14 +239,26 @@ impl Weight for f16 {
     }
 }
 
-impl Weight for Pair {
+impl Weight for Pair<bf16> {
     #[inline(always)]
     fn unit(self) -> f32 {
         f32::from_bits(u32::from(self.0[0].to_bits()) | u32::from(self.0[1].to_bits()) << 16)
     }
     #[cfg(target_arch = "x86_64")]
-    unsafe fn run_vectors(_: Isa, job: &Job<'_, Pair>, columns: Range<usize>) {
+    unsafe fn run_vectors(_: Isa, job: &Job<'_, Self>, columns: Range<usize>) {
         // SAFETY: passed on from the caller; pairs are only made where there is a bf16 dot instruction.
+        unsafe { x86::run_pairs(job, columns) }
+    }
+}
+
+impl Weight for Pair<f16> {
+    #[inline(always)]
+    fn unit(self) -> f32 {
+        Pair(self.0.map(|half| bf16::from_f32(f16_to_f32(half.to_bits())))).unit()
+    }
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn run_vectors(_: Isa, job: &Job<'_, Self>, columns: Range<usize>) {
+        // SAFETY: as above.
         unsafe { x86::run_pairs(job, columns) }
     }
 }

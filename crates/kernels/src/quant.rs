@@ -29,5 +29,5 @@ pub(crate) use half_bits::f16_to_f32;
 
 pub use encode::{can_quantise, quantise, quantise_rows};
 pub use nf4::{NF4_BLOCK, NF4_NESTED_BLOCK, NF4_VALUES, Nf4, Nf4Scales, matmul_nf4};
-pub use product::{Quantised, can_feed_forward, feed_forward, matmul_bf16, matmul_quantised};
+pub use product::{Quantised, can_feed_forward, feed_forward, matmul_bf16, matmul_quantised, reads_halves_as_bf16};
 pub use types::GgmlType;

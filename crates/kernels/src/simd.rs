@@ -6,7 +6,8 @@
 //! no non-inlined closure belongs inside `run`: split the work first, dispatch per piece.
 
 use crate::isa::{Isa, isa};
-use half::bf16;
+use crate::quant::f16_to_f32;
+use half::{bf16, f16};
 
 /// The widest vector of any instruction set, in f32 lanes.
 pub const MAX_LANES: usize = 16;
@@ -101,6 +102,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn store_partial(self, dst: &mut [f32], v: Self::V);
     /// Loads `LANES` bf16 values, widened (exact).
     fn load_bf16(self, src: &[bf16]) -> Self::V;
+    /// Loads `LANES` values of half precision, widened (exact).
+    ///
+    /// # Safety
+    /// `src` must be valid for reading `LANES` values; alignment is not needed.
+    #[inline(always)]
+    unsafe fn load_f16(self, src: *const f16) -> Self::V {
+        let mut wide = [0.0; MAX_LANES];
+        for (i, wide) in wide[..Self::LANES].iter_mut().enumerate() {
+            // SAFETY: the caller vouches for the values.
+            *wide = f16_to_f32(unsafe { src.add(i).read_unaligned() }.to_bits());
+        }
+        self.load(&wide)
+    }
     /// Stores `LANES` values rounded to the nearest bf16, ties to even; NaN stays NaN.
     fn store_bf16(self, dst: &mut [bf16], v: Self::V);
     /// Loads `min(src.len(), LANES)` bf16 values, the other lanes are zero.

@@ -4,7 +4,7 @@
 
 use crate::isa::Isa;
 use crate::simd::{Kernel, SPLIT_BIAS, Simd};
-use half::bf16;
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 /// Proof that AVX2 and FMA are available.
@@ -100,6 +100,11 @@ impl Simd for Avx2 {
             let narrow = _mm_loadu_si128(src.as_ptr().cast());
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(narrow)))
         }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, src: *const f16) -> __m256 {
+        // SAFETY: F16C is available; the caller vouches for the values.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(src.cast())) }
     }
     #[inline(always)]
     fn store_bf16(self, dst: &mut [bf16], v: __m256) {

@@ -4,7 +4,7 @@
 
 use crate::isa::Isa;
 use crate::simd::{Kernel, SPLIT_BIAS, Simd};
-use half::bf16;
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 /// Proof that AVX-512 F, BW, DQ and VL are available.
@@ -146,6 +146,11 @@ impl Simd for Avx512 {
             let narrow = _mm256_loadu_si256(src.as_ptr().cast());
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
         }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, src: *const f16) -> __m512 {
+        // SAFETY: F16C is available; the caller vouches for the values.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(src.cast())) }
     }
     #[inline(always)]
     fn store_bf16(self, dst: &mut [bf16], v: __m512) {

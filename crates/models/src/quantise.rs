@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use loam_kernels::quant::{can_quantise, quantise_rows};
+use loam_kernels::quant::{can_quantise, quantise_rows, reads_halves_as_bf16};
 use loam_tensor::{DType, GgmlType, Nf4, Parameter, Precision, Raw, SharedBytes, precision};
 
 use crate::error::Error;
@@ -230,9 +230,11 @@ fn fitting(ty: GgmlType, width: usize) -> GgmlType {
     if width.is_multiple_of(smaller.block_len()) { smaller } else { GgmlType::F16 }
 }
 
-/// The type that blocks of a file are kept in: products of bf16, where they are in force, take no other halves.
+/// The type that blocks of a file are kept in: where products of bf16 are in force and do not read other halves, those are
+/// rounded once.
 pub fn kept_type(ty: GgmlType) -> GgmlType {
-    if ty == GgmlType::F16 && precision() == Precision::Bf16 { GgmlType::Bf16 } else { ty }
+    let is_rounded = ty == GgmlType::F16 && precision() == Precision::Bf16 && !reads_halves_as_bf16();
+    if is_rounded { GgmlType::Bf16 } else { ty }
 }
 
 /// The element type of every weight that gets one, by the parameter's name.

@@ -147,7 +147,7 @@ pub trait Backend: Send + Sync {
     fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>, precision: Precision);
 
     /// `x weight^T + bias` for `x` `[rows, in]` and a weight `[out, in]` made by [`Raw::quantised`] or [`Raw::nf4`]:
-    /// `[rows, out]`. A row's result does not depend on the others. The precision matters to weights in BF16 alone.
+    /// `[rows, out]`. A row's result does not depend on the others. The precision matters to weights in BF16 and F16 alone.
     fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>, precision: Precision) -> Raw;
 
     /// A gated feed-forward in f32, gate, up and down each a weight and a bias: to the bit what

@@ -115,25 +115,20 @@ impl Source for Halves {
     }
     #[inline(always)]
     unsafe fn transpose<S: Simd>(s: S, src: *const f16, stride: usize, dst: *mut f32, dst_stride: usize) {
-        let mut wide = [0.0_f32; 64];
-        for (i, wide) in wide.chunks_exact_mut(8).enumerate() {
-            // SAFETY: the caller vouches for eight elements of eight lines.
-            let line: [f16; 8] = unsafe { src.add(i * stride).cast::<[f16; 8]>().read() };
-            for (wide, x) in wide.iter_mut().zip(line) {
-                *wide = f16_to_f32(x.to_bits());
+        let mut wide = [[0.0_f32; 16]; 8];
+        // SAFETY: the caller vouches for eight elements of eight lines.
+        unsafe {
+            for (i, wide) in wide.iter_mut().enumerate() {
+                let line: [f16; 8] = src.add(i * stride).cast::<[f16; 8]>().read();
+                wide.iter_mut().zip(line).for_each(|(wide, x)| *wide = f16_to_f32(x.to_bits()));
             }
+            s.transpose_8x8(wide.as_ptr().cast(), 16, dst, dst_stride)
         }
-        // SAFETY: as above.
-        unsafe { s.transpose_8x8(wide.as_ptr(), 8, dst, dst_stride) }
     }
     #[inline(always)]
     unsafe fn across<S: Simd>(s: S, lines: &Mat<'_, f16>, i: usize, p: usize) -> S::V {
-        let mut wide = [0.0_f32; crate::simd::MAX_LANES];
-        let row = &lines.data[p * lines.col_stride + i..][..S::LANES];
-        for (wide, x) in wide.iter_mut().zip(row) {
-            *wide = f16_to_f32(x.to_bits());
-        }
-        s.load(&wide)
+        // SAFETY: passed on from the caller.
+        unsafe { s.load_f16(lines.data.as_ptr().add(p * lines.col_stride + i)) }
     }
 }
 
@@ -206,6 +201,42 @@ impl Source for Rounded {
         unsafe {
             let first = lines.data.as_ptr().add(i * lines.row_stride + 2 * p);
             s.join_bf16(s.load_ptr(first), s.load_ptr(first.add(S::LANES)))
+        }
+    }
+}
+
+/// Half precision, rounded to bf16 on the way, two per unit: weights are read as a file holds them.
+#[derive(Clone, Copy)]
+pub(crate) struct HalvesRounded;
+
+impl Source for HalvesRounded {
+    type Element = f16;
+    type Unit = Two;
+
+    #[inline(always)]
+    fn unit(lines: &Mat<'_, f16>, i: usize, p: usize) -> f32 {
+        pair(lines, i, p, |half| bf16::from_f32(f16_to_f32(half.to_bits())))
+    }
+    #[inline(always)]
+    unsafe fn transpose<S: Simd>(s: S, src: *const f16, stride: usize, dst: *mut f32, dst_stride: usize) {
+        let mut wide = [[0.0_f32; 16]; 8];
+        // SAFETY: the caller vouches for sixteen elements of eight lines.
+        unsafe {
+            for (i, wide) in wide.iter_mut().enumerate() {
+                for at in (0..16).step_by(S::LANES) {
+                    s.store_ptr(wide.as_mut_ptr().add(at), s.load_f16(src.add(i * stride + at)));
+                }
+            }
+            s.transpose_8x8_to_bf16(wide.as_ptr().cast(), 16, dst, dst_stride)
+        }
+    }
+    #[inline(always)]
+    unsafe fn across<S: Simd>(s: S, lines: &Mat<'_, f16>, i: usize, p: usize) -> S::V {
+        // SAFETY: passed on from the caller; behind the last k stands nothing, which is read as zero.
+        unsafe {
+            let low = lines.data.as_ptr().add(2 * p * lines.col_stride + i);
+            let high = if 2 * p + 1 < lines.cols { s.load_f16(low.add(lines.col_stride)) } else { s.zero() };
+            s.pair_bf16(s.load_f16(low), high)
         }
     }
 }

@@ -79,9 +79,9 @@ unsafe fn run_avx512<W: Columns<Sixteen>>(job: &Job<'_, W>, columns: Range<usize
 /// # Safety
 /// As [`Job::run`]; AVX-512 with bf16 dot instructions must be available.
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) unsafe fn run_pairs(job: &Job<'_, Pair>, columns: Range<usize>) {
+pub(super) unsafe fn run_pairs<W: Columns<Sixteen>>(job: &Job<'_, W>, columns: Range<usize>) {
     // SAFETY: passed on from the caller.
-    unsafe { by_rows::<Sixteen, Pair>(job, columns) }
+    unsafe { by_rows::<Sixteen, W>(job, columns) }
 }
 
 #[inline(always)]
@@ -394,21 +394,49 @@ impl Columns<Sixteen> for f32 {
     }
 }
 
-impl Columns<Sixteen> for Pair {
+/// `sum` and the products of the bf16 of two units.
+#[inline(always)]
+unsafe fn add_pairs(a: __m512, w: __m512, sum: __m512) -> __m512 {
+    // SAFETY: passed on from the caller; both types are 512 bits.
+    unsafe {
+        let (a, w) = (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(w));
+        _mm512_dpbf16_ps(sum, a, w)
+    }
+}
+
+impl Columns<Sixteen> for Pair<bf16> {
     type Block = [__m512; 4];
     const COUNT: usize = 4;
     #[inline(always)]
-    unsafe fn columns(block: *const Pair, stride: usize) -> [__m512; 4] {
+    unsafe fn columns(block: *const Self, stride: usize) -> [__m512; 4] {
         // SAFETY: passed on from the caller; a pair is as long as an f32.
         unsafe { <f32 as Columns<Sixteen>>::columns(block.cast(), stride) }
     }
     #[inline(always)]
     unsafe fn add_product(a: __m512, w: __m512, sum: __m512) -> __m512 {
-        // SAFETY: passed on from the caller; both types are 512 bits.
+        // SAFETY: passed on from the caller.
+        unsafe { add_pairs(a, w, sum) }
+    }
+}
+
+impl Columns<Sixteen> for Pair<f16> {
+    type Block = [__m512; 4];
+    const COUNT: usize = 4;
+    #[inline(always)]
+    unsafe fn columns(block: *const Self, stride: usize) -> [__m512; 4] {
+        // SAFETY: passed on from the caller; a pair is as long as an f32. Halves stay in order while they become bf16.
         unsafe {
-            let (a, w) = (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(w));
-            _mm512_dpbf16_ps(sum, a, w)
+            four_lanes(block.cast(), size_of::<Self>() * stride).map(|pairs| {
+                let first = _mm512_cvtph_ps(_mm512_castsi512_si256(pairs));
+                let second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(pairs));
+                std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first))
+            })
         }
+    }
+    #[inline(always)]
+    unsafe fn add_product(a: __m512, w: __m512, sum: __m512) -> __m512 {
+        // SAFETY: passed on from the caller.
+        unsafe { add_pairs(a, w, sum) }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::gemm::blocked;
 use crate::gemm::units::{Halves, Plain, Widened};
 use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
 use crate::gemv;
-use crate::isa::{Isa, isa};
+use crate::isa::{Isa, has_bf16_dot, has_tiles, isa};
 use crate::parallel::{for_pieces, for_ranges};
 use crate::scratch::with_scratch;
 use half::{bf16, f16};
@@ -86,20 +86,27 @@ pub fn matmul_quantised(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Opti
     matmul_quantised_on(isa(), out, x, w, bias);
 }
 
-/// [`matmul_quantised`] of weights in BF16, with activations rounded to bf16: [`gemm_bf16`]. Panics where they are of another
-/// type.
+/// [`matmul_quantised`] of weights in BF16, or of halves that are rounded to it, with activations rounded to bf16:
+/// [`gemm_bf16`]. Panics where they are of another type.
 pub fn matmul_bf16(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
-    assert_eq!(w.ty, GgmlType::Bf16, "matmul_bf16");
-    let Ok(weights) = bytemuck::try_cast_slice::<u8, bf16>(w.bytes) else {
-        // Not where a number of two bytes may lie: rare, and slower.
-        let own: Vec<bf16> = w.bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect();
-        return matmul_bf16(out, x, Quantised { bytes: bytemuck::cast_slice(&own), ..w }, bias);
-    };
     let (k, n) = (w.cols, w.rows);
     let m = x.len().checked_div(k).unwrap_or(0);
-    let (x, w) = (Mat::rows(x, m, k), Mat::rows(weights, n, k).t());
+    let Some(weights) = (match w.ty {
+        GgmlType::Bf16 => bytemuck::try_cast_slice(w.bytes).map(|own| Operand::Bf16(Mat::rows(own, n, k).t())).ok(),
+        GgmlType::F16 => bytemuck::try_cast_slice(w.bytes).map(|own| Operand::F16(Mat::rows(own, n, k).t())).ok(),
+        other => panic!("matmul_bf16 of {}", other.name()),
+    }) else {
+        // Not where a number of two bytes may lie: rare, and slower.
+        let own: Vec<u16> = w.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+        return matmul_bf16(out, x, Quantised { bytes: bytemuck::cast_slice(&own), ..w }, bias);
+    };
     let start = bias.map_or(Start::Zero, Start::Bias);
-    gemm_bf16(MatMut::rows(out, m, n), Operand::F32(x), Operand::Bf16(w), start);
+    gemm_bf16(MatMut::rows(out, m, n), Operand::F32(Mat::rows(x, m, k)), weights, start);
+}
+
+/// Whether [`matmul_bf16`] reads halves at the speed of BF16: with a dot instruction they are rounded in registers.
+pub fn reads_halves_as_bf16() -> bool {
+    has_bf16_dot() && !has_tiles()
 }
 
 /// Whether [`feed_forward`] takes gate, up and down of these types.

@@ -311,6 +311,26 @@ fn bf16_products_round_activations_whatever_the_batch_and_wherever_the_weights_l
 }
 
 #[test]
+fn halves_are_multiplied_in_bf16_as_if_they_had_been_rounded_before() {
+    for (n, k) in [(45, 352), (40, 35), (33, 31)] {
+        let halves: Vec<u8> = normal("w", n * k).iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        let mut rounded = vec![bf16::ZERO; n * k];
+        halves_to_bf16(&mut rounded, &halves);
+        let (x, shifted) = (normal("x", 70 * k), [&[0], &halves[..]].concat());
+        for rows in [1, 2, 7, 70] {
+            let run = |ty, w: &[u8]| {
+                let mut out = vec![f32::NAN; rows * n];
+                matmul_bf16(&mut out, &x[..rows * k], Quantised::new(ty, w, n, k), None);
+                out
+            };
+            let wanted = run(GgmlType::Bf16, bytemuck::cast_slice(&rounded));
+            assert!(run(GgmlType::F16, &halves) == wanted, "{rows} rows of {k}");
+            assert!(run(GgmlType::F16, &shifted[1..]) == wanted, "{rows} rows of {k}, odd address");
+        }
+    }
+}
+
+#[test]
 fn halves_become_the_nearest_bf16() {
     let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let mut out = vec![bf16::ZERO; 1 << 16];

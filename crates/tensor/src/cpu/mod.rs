@@ -8,7 +8,7 @@ use loam_kernels::gemm::{self, Mat, MatMut, Operand, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
 use loam_kernels::quant::{
     GgmlType, Nf4, Quantised, can_feed_forward, dequantise, dequantise_rows, feed_forward, matmul_bf16, matmul_nf4,
-    matmul_quantised,
+    matmul_quantised, reads_halves_as_bf16,
 };
 use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
 
@@ -259,9 +259,10 @@ impl Backend for Cpu {
         let mut out = Raw::empty(DType::F32, [x.rows(), weight.shape()[0]]);
         let flop = 2.0 * (x.rows() * weight.count()) as f64;
         let _op = profile::op("linear_quantised", &[x, weight, &out]).with_flop(flop);
+        let is_bf16 = |ty| ty == GgmlType::Bf16 || ty == GgmlType::F16 && reads_halves_as_bf16();
         match weight.dtype() {
             DType::Nf4 => matmul_nf4(out.f32_mut(), x.f32(), nf4(weight), weight.shape()[1], bias.map(Raw::f32)),
-            DType::Ggml(GgmlType::Bf16) if precision == Precision::Bf16 => {
+            DType::Ggml(ty) if precision == Precision::Bf16 && is_bf16(ty) => {
                 matmul_bf16(out.f32_mut(), x.f32(), quantised(weight), bias.map(Raw::f32));
             }
             _ => matmul_quantised(out.f32_mut(), x.f32(), quantised(weight), bias.map(Raw::f32)),
