@@ -24,6 +24,8 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod on_tiles;
 mod small;
+#[cfg(target_arch = "x86_64")]
+mod straight;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -43,7 +45,7 @@ pub(super) use x86::{OnVectors, on_vectors, signed_layout};
 const TILE_BYTES: usize = 18 * 1024;
 /// The same for few rows of activations, for which there is also what they come from and what is fetched ahead.
 const FEW_BYTES: usize = 8 * 1024;
-/// How far ahead a row of weights is fetched, in bytes.
+/// How far ahead of a block a row of weights is fetched, in bytes.
 const AHEAD: usize = 256;
 /// What counts as few rows.
 const FEW: usize = 4;
@@ -63,6 +65,21 @@ pub(super) trait Strips<V: Lanes> {
     /// # Safety
     /// A block must be readable at each row, and [`Strips::TILES`] tiles writable; the machine must have the lanes.
     unsafe fn unpack(rows: Rows, tiles: *mut Self::Tile, half: usize);
+    /// Whether blocks come apart with less work by [`Strips::unpack_two`].
+    const IN_TWOS: bool = false;
+    /// Unpacks two blocks of one tile each.
+    ///
+    /// # Safety
+    /// As [`Strips::unpack`].
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "where it saves nothing"))]
+    #[inline(always)]
+    unsafe fn unpack_two(rows: Rows, tiles: *mut Self::Tile, half: usize) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            Self::unpack(rows, tiles, half);
+            Self::unpack(rows.further(Self::BYTES), tiles.add(1), half);
+        }
+    }
     /// Continues the sums of the `M` rows of activations of a group by some tiles.
     ///
     /// # Safety
@@ -79,12 +96,17 @@ fn scratch_len(m: usize, _k: usize) -> usize {
     m * STRIP + (2 * TILE_BYTES + 2 * LINE) / 4
 }
 
-/// Computes some columns of a product; those of few rows another way, where there is one.
+/// Computes some columns of a product; those of up to so many rows another way, where there is one.
 ///
 /// # Safety
 /// The machine must have the lanes; no other thread may write these columns.
 #[inline(always)]
-unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32], few: Option<Few>) {
+unsafe fn run<V: Lanes, F: Strips<V>>(
+    job: &Job<'_>,
+    columns: Range<usize>,
+    memory: &mut [i32],
+    few: Option<(usize, Few)>,
+) {
     let (m, row_bytes) = (job.x.rows, job.w.row_bytes());
     let pieces = pieces::<V, F>(job, if m <= FEW { FEW_BYTES } else { TILE_BYTES });
     let (sums, rest) = memory.split_at_mut(m * STRIP);
@@ -101,7 +123,7 @@ unsafe fn run<V: Lanes, F: Strips<V>>(job: &Job<'_>, columns: Range<usize>, memo
             let first = next + strip;
             let rows = Rows { first: job.w.bytes[first * row_bytes..].as_ptr(), stride: lines.apart * row_bytes };
             let columns = Columns { first, apart: lines.apart, count: lines.count };
-            if let Some(few) = few.filter(|_| m <= FEW && lines.count == STRIP) {
+            if let Some((_, few)) = few.filter(|&(most, _)| m <= most && lines.count == STRIP) {
                 // SAFETY: passed on from the caller; the rows are inside of the matrix.
                 unsafe {
                     few(rows, job.x, row_bytes / F::BYTES, sums);
@@ -195,7 +217,7 @@ unsafe fn completed(rows: Rows, count: usize, len: usize, spare: &mut [i32]) -> 
 /// Unpacks `count` blocks of some rows, and fetches what comes later in them.
 #[inline(always)]
 unsafe fn unpack<V: Lanes, F: Strips<V>>(rows: Rows, count: usize, tiles: *mut F::Tile, half: usize) {
-    let mut ahead = Ahead::new(rows);
+    let mut ahead = Ahead::new(rows, F::BYTES);
     for block in 0..count {
         // SAFETY: passed on from the caller.
         unsafe { F::unpack(rows.further(block * F::BYTES), tiles.add(block * F::TILES), half) };
@@ -204,25 +226,34 @@ unsafe fn unpack<V: Lanes, F: Strips<V>>(rows: Rows, count: usize, tiles: *mut F
 }
 
 /// Fetches rows of weights before they are read.
-struct Ahead {
+pub(super) struct Ahead {
     rows: Rows,
-    fetched: usize,
+    /// Bytes of a block.
+    block: usize,
+    /// How often some lines were asked for.
+    asked: usize,
 }
 
 impl Ahead {
     #[inline(always)]
-    fn new(rows: Rows) -> Self {
-        Self { rows, fetched: 0 }
+    fn new(rows: Rows, block: usize) -> Self {
+        Self { rows, block, asked: 0 }
     }
 
-    /// Fetches what lies ahead of the first `read` bytes of each of `rows` rows.
+    /// Asks for what lies ahead of the first `read` bytes of each of `rows` rows: far enough that it has come when the next
+    /// block is read.
     #[inline(always)]
     fn fetch(&mut self, rows: usize, read: usize) {
-        while self.fetched < read {
-            for row in 0..rows {
-                fetch_near(self.rows.at(row).wrapping_add(AHEAD + self.fetched));
+        // A core waits for two dozen lines at most: if it asks for all that a large block of each row has, it waits instead
+        // of multiplying. Small blocks leave time between their lines, which are best asked for one beside the other.
+        let together = if self.block > LINE { 4.min(rows) } else { rows };
+        let parts = rows / together;
+        while self.asked * LINE < read * parts {
+            let (line, first) = (self.asked / parts * LINE, self.asked % parts * together);
+            for row in first..first + together {
+                fetch_near(self.rows.at(row).wrapping_add(AHEAD + self.block + line));
             }
-            self.fetched += LINE;
+            self.asked += 1;
         }
     }
 }

@@ -182,10 +182,10 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn half(rows: Rows, at: usize) -> __m256 {
+    unsafe fn tail_half(rows: Rows, end: usize) -> __m256 {
         // SAFETY: passed on from the caller.
         unsafe {
-            let half = |i: usize| rows.at(i).add(at).cast::<i16>().read_unaligned();
+            let half = |i: usize| rows.at(i).add(end - 2).cast::<i16>().read_unaligned();
             let halves = _mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7));
             _mm256_cvtph_ps(halves)
         }
@@ -198,7 +198,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn head_half(rows: Rows) -> __m256 {
         // SAFETY: passed on from the caller.
-        unsafe { Self::half(rows, 0) }
+        unsafe { Self::tail_half(rows, 2) }
     }
     #[inline(always)]
     unsafe fn two_halves(pairs: __m256i) -> [__m256; 2] {
@@ -244,6 +244,11 @@ impl Lanes for Avx2 {
     unsafe fn less_32(a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn joined(low: __m256i, high: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(low), _mm256_slli_epi32::<16>(high)) }
     }
     #[inline(always)]
     unsafe fn right(v: __m256i, bits: usize) -> __m256i {

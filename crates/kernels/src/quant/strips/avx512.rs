@@ -5,12 +5,10 @@
 
 use super::lanes::{Block, Lanes, Place, Quad, Rows};
 use super::tile::{Bytes32, Bytes256, TOP};
-use super::{Ahead, Few, Strips, as_array};
-use crate::quant::activations::{Activations, LARGE, SMALL};
+use crate::quant::activations::{LARGE, SMALL};
 use crate::quant::product::STRIP;
 use crate::simd_avx512::{four_rows, turned};
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 
 /// AVX-512 F, BW, DQ, VL and VNNI, with F16C.
 #[derive(Clone, Copy)]
@@ -45,16 +43,6 @@ pub(super) unsafe fn floats(part: &[f32; STRIP]) -> __m512 {
     unsafe { _mm512_loadu_ps(part.as_ptr()) }
 }
 
-/// A half-precision number of each of eight rows.
-#[inline(always)]
-unsafe fn halves(rows: Rows, at: usize) -> __m128i {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        let half = |i: usize| rows.at(i).add(at).cast::<i16>().read_unaligned();
-        _mm_setr_epi16(half(0), half(1), half(2), half(3), half(4), half(5), half(6), half(7))
-    }
-}
-
 /// Sums of `M` rows with a strip, in registers.
 #[inline(always)]
 unsafe fn load<const M: usize>(sums: &[[f32; STRIP]; M]) -> [__m512; M] {
@@ -70,19 +58,16 @@ unsafe fn store<const M: usize>(sums: &mut [[f32; STRIP]; M], from: &[__m512; M]
     }
 }
 
-/// A tile that meets activations in registers, if they hold it.
+/// A tile that registers hold while it meets activations.
 pub(in crate::quant) trait InRegisters: Copy {
-    /// Whether they do.
-    const FITS: bool;
     /// Continues the sums of `M` rows of activations with a strip.
     ///
     /// # Safety
-    /// The tile must fit, the block must be one of the activations, and the machine must have the instructions.
+    /// The block must be one of the activations, and the machine must have the instructions.
     unsafe fn add<const M: usize>(&self, x: Block<M>, sums: &mut [__m512; M]);
 }
 
 impl InRegisters for Bytes32 {
-    const FITS: bool = true;
     #[inline(always)]
     unsafe fn add<const M: usize>(&self, x: Block<M>, sums: &mut [__m512; M]) {
         // SAFETY: passed on from the caller.
@@ -99,7 +84,6 @@ impl InRegisters for Bytes32 {
 }
 
 impl InRegisters for Moved32 {
-    const FITS: bool = true;
     #[inline(always)]
     unsafe fn add<const M: usize>(&self, x: Block<M>, sums: &mut [__m512; M]) {
         // SAFETY: passed on from the caller.
@@ -111,13 +95,6 @@ impl InRegisters for Moved32 {
                 sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[i]), scale, sums[i]);
             }
         }
-    }
-}
-
-impl InRegisters for Bytes256 {
-    const FITS: bool = false;
-    unsafe fn add<const M: usize>(&self, _: Block<M>, _: &mut [__m512; M]) {
-        unreachable!("it does not fit into registers")
     }
 }
 
@@ -154,53 +131,47 @@ unsafe fn by_tiles<T: InRegisters, const M: usize>(tiles: &[T], place: &Place<'_
     }
 }
 
-/// [`super::Few`], where a block is one tile and registers hold it: it never leaves them.
-pub(super) fn few<F: Strips<Avx512, Tile: InRegisters>>() -> Option<Few> {
-    (F::TILES == 1 && F::Tile::FITS).then_some(few_rows::<F>)
-}
-
+/// What the minima of a block take away, or what stands for zero in it, in `subs` parts.
+///
 /// # Safety
-/// Blocks must be readable at sixteen rows, and the machine must have the instructions.
-unsafe fn few_rows<F: Strips<Avx512, Tile: InRegisters>>(
-    rows: Rows,
-    x: &Activations<'_>,
-    blocks: usize,
-    to: &mut [[f32; STRIP]],
-) {
-    let place = Place { x, row: 0, tile: 0 };
+/// As [`Lanes::bytes256`], but of the tile its minima alone need to be there.
+#[inline(always)]
+pub(super) unsafe fn below<const M: usize>(tile: *const Bytes256, x: Block<M>, subs: usize) -> [__m512i; M] {
     // SAFETY: passed on from the caller.
     unsafe {
-        match to.len() {
-            1 => by_blocks::<F, 1>(rows, blocks, &place, as_array(to)),
-            2 => by_blocks::<F, 2>(rows, blocks, &place, as_array(to)),
-            3 => by_blocks::<F, 3>(rows, blocks, &place, as_array(to)),
-            4 => by_blocks::<F, 4>(rows, blocks, &place, as_array(to)),
-            count => unreachable!("{count} rows are not few"),
+        let mut below = [_mm512_setzero_si512(); M];
+        for j in 0..subs / 2 {
+            let mins = quad(&(*tile).mins[j]);
+            for i in 0..M {
+                below[i] = _mm512_dpwssd_epi32(below[i], mins, _mm512_set1_epi32(x.sum(j, i)));
+            }
         }
+        below
     }
 }
 
+/// Continues a sum by the integers of a block and what is [`below`] them, whose scales are those of the block and of the
+/// activations.
+///
 /// # Safety
-/// As [`few_rows`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-#[inline(never)]
-unsafe fn by_blocks<F: Strips<Avx512, Tile: InRegisters>, const M: usize>(
-    rows: Rows,
-    blocks: usize,
-    place: &Place<'_>,
-    to: &mut [[f32; STRIP]; M],
-) {
-    // SAFETY: passed on from the caller; a tile is written before it is read.
+/// As [`Lanes::bytes256`].
+#[inline(always)]
+pub(super) unsafe fn scaled<const MIN: bool>(
+    [all, below]: [__m512i; 2],
+    [d, dmin]: [&[f32; STRIP]; 2],
+    xd: f32,
+    sum: __m512,
+) -> __m512 {
+    // SAFETY: passed on from the caller.
     unsafe {
-        place.check::<M>(blocks, SMALL / 4, 1);
-        let (mut sums, mut tile) = ([_mm512_setzero_ps(); M], MaybeUninit::<F::Tile>::uninit());
-        let (x, mut ahead) = (place.block::<M>(0, SMALL / 4, 1), Ahead::new(rows));
-        for b in 0..blocks {
-            F::unpack(rows.further(b * F::BYTES), tile.as_mut_ptr(), 0);
-            tile.assume_init_ref().add(x.further(b, SMALL / 4, 1), &mut sums);
-            ahead.fetch(STRIP, (b + 1) * F::BYTES);
+        let xd = _mm512_set1_ps(xd);
+        let scale = _mm512_mul_ps(floats(d), xd);
+        if MIN {
+            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), scale, sum);
+            _mm512_fnmadd_ps(_mm512_cvtepi32_ps(below), _mm512_mul_ps(floats(dmin), xd), sum)
+        } else {
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(all, below)), scale, sum)
         }
-        store(to, &sums);
     }
 }
 
@@ -249,11 +220,11 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn half(rows: Rows, at: usize) -> __m512 {
-        // SAFETY: passed on from the caller.
+    unsafe fn tail_half(rows: Rows, end: usize) -> __m512 {
+        // SAFETY: passed on from the caller. Sixteen bytes are read and the last two kept: see [`Lanes::head`].
         unsafe {
-            let low = _mm256_castsi128_si256(halves(rows, at));
-            _mm512_cvtph_ps(_mm256_inserti128_si256::<1>(low, halves(rows.from(8), at)))
+            let [.., last] = Self::sixteen(rows, end - 16);
+            Self::two_halves(last)[1]
         }
     }
     /// Sixteen bytes of each row are read and the first four kept: numbers one by one take twice the instructions.
@@ -313,6 +284,11 @@ impl Lanes for Avx512 {
     unsafe fn less_32(a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn joined(low: __m512i, high: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_rol_epi32::<16>(low), _mm512_rol_epi32::<16>(high)) }
     }
     #[inline(always)]
     unsafe fn right(v: __m512i, bits: usize) -> __m512i {
@@ -439,25 +415,10 @@ impl Lanes for Avx512 {
                         all[i] = _mm512_add_epi32(all[i], _mm512_mullo_epi32(part[i], scale));
                     }
                 }
-                let mut below = [_mm512_setzero_si512(); M];
-                for j in 0..subs / 2 {
-                    let mins = quad(tile.mins.get_unchecked(j));
-                    for i in 0..M {
-                        below[i] = _mm512_dpwssd_epi32(below[i], mins, _mm512_set1_epi32(x.sum(j, i)));
-                    }
-                }
-                let (d, dmin) = (floats(&tile.d), floats(&tile.dmin));
+                let below = below::<M>(tile, x, subs);
                 for i in 0..M {
                     // Sums rest in memory, so that all registers serve the integers.
-                    let (xd, mut sum) = (_mm512_set1_ps(x.scale(i)), floats(&to[i]));
-                    let scale = _mm512_mul_ps(d, xd);
-                    if MIN {
-                        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[i]), scale, sum);
-                        sum = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(below[i]), _mm512_mul_ps(dmin, xd), sum);
-                    } else {
-                        let wide = _mm512_cvtepi32_ps(_mm512_sub_epi32(all[i], below[i]));
-                        sum = _mm512_fmadd_ps(wide, scale, sum);
-                    }
+                    let sum = scaled::<MIN>([all[i], below[i]], [&tile.d, &tile.dmin], x.scale(i), floats(&to[i]));
                     _mm512_storeu_ps(to[i].as_mut_ptr(), sum);
                 }
             }

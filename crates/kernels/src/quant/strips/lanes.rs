@@ -162,8 +162,8 @@ pub(in crate::quant) trait Lanes: Copy + 'static {
     unsafe fn four(rows: Rows, at: usize) -> Self::I;
     /// The first four bytes of each row, behind which twelve more are readable.
     unsafe fn head(rows: Rows) -> Self::I;
-    /// A half-precision number of each row.
-    unsafe fn half(rows: Rows, at: usize) -> Self::F;
+    /// The half-precision number of each row that ends at byte `end`, with up to fourteen readable ones before it.
+    unsafe fn tail_half(rows: Rows, end: usize) -> Self::F;
     /// The half-precision number at the head of each row.
     unsafe fn head_half(rows: Rows) -> Self::F;
     /// Both half-precision numbers of each lane, the lower ones first.
@@ -183,6 +183,8 @@ pub(in crate::quant) trait Lanes: Copy + 'static {
     unsafe fn less(a: Self::I, b: Self::I) -> Self::I;
     /// Lanes less others.
     unsafe fn less_32(a: Self::I, b: Self::I) -> Self::I;
+    /// The upper halves of lanes, with the lower halves of others above them.
+    unsafe fn joined(low: Self::I, high: Self::I) -> Self::I;
     /// Pairs of bytes moved to the right by as many bits.
     unsafe fn right(v: Self::I, bits: usize) -> Self::I;
     /// Pairs of bytes moved to the left.

@@ -167,17 +167,17 @@ impl<P: Products> Lanes for Neon<P> {
         unsafe { Self::four(rows, 0) }
     }
     #[inline(always)]
-    unsafe fn half(rows: Rows, at: usize) -> float32x4_t {
+    unsafe fn tail_half(rows: Rows, end: usize) -> float32x4_t {
         // SAFETY: passed on from the caller.
         unsafe {
-            let halves: [u16; 4] = std::array::from_fn(|i| rows.at(i).add(at).cast::<u16>().read_unaligned());
+            let halves: [u16; 4] = std::array::from_fn(|i| rows.at(i).add(end - 2).cast::<u16>().read_unaligned());
             widened(vld1_u16(halves.as_ptr()))
         }
     }
     #[inline(always)]
     unsafe fn head_half(rows: Rows) -> float32x4_t {
         // SAFETY: passed on from the caller.
-        unsafe { Self::half(rows, 0) }
+        unsafe { Self::tail_half(rows, 2) }
     }
     #[inline(always)]
     unsafe fn two_halves(pairs: uint8x16_t) -> [float32x4_t; 2] {
@@ -221,6 +221,14 @@ impl<P: Products> Lanes for Neon<P> {
     unsafe fn less_32(a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
         // SAFETY: as above.
         unsafe { vreinterpretq_u8_u32(vsubq_u32(vreinterpretq_u32_u8(a), vreinterpretq_u32_u8(b))) }
+    }
+    #[inline(always)]
+    unsafe fn joined(low: uint8x16_t, high: uint8x16_t) -> uint8x16_t {
+        // SAFETY: as above.
+        unsafe {
+            let (low, high) = (vreinterpretq_u32_u8(low), vreinterpretq_u32_u8(high));
+            vreinterpretq_u8_u32(vsliq_n_u32::<16>(vshrq_n_u32::<16>(low), high))
+        }
     }
     #[inline(always)]
     unsafe fn right(v: uint8x16_t, bits: usize) -> uint8x16_t {

@@ -4,8 +4,9 @@
 //! A tile of weights is the right operand, in signed bytes. Where scales are integers, numbers are multiplied with them
 //! once for all rows of activations, and split into two signed bytes; all 256 of a block then add up in two tiles.
 
-use super::avx512::{Avx512, InRegisters, Moved32, floats, quad};
+use super::avx512::{Avx512, Moved32, floats, quad};
 use super::lanes::{Block, Place, Quad, Rows};
+use super::straight::Straight;
 use super::tile::{Bytes32, Bytes256, Signed32};
 use super::x86::run_avx512;
 use super::{Columns, LINE, STRIP, Strips, TILE_BYTES, all_rows, pieces, put, unpack_piece};
@@ -22,7 +23,7 @@ use std::ops::Range;
 pub(super) type Sixteen = [[f32; STRIP]; ON_TILES];
 
 /// What tiles need to know of a type.
-pub(in crate::quant) trait OnTiles: Strips<Avx512, Tile: InRegisters> {
+pub(in crate::quant) trait OnTiles: Strips<Avx512, Tile: Straight<Self>> + Sized {
     /// A tile as it is multiplied.
     type Ready: Copy;
     /// How registers are divided.

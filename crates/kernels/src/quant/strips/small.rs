@@ -10,9 +10,10 @@ use crate::quant::unpack::{
 };
 
 /// [`Strips`] of tiles of 32 numbers of one kind: the type, the bytes and tiles of a block, the kind of tile, the product
-/// with it, and how to unpack.
+/// with it, and how to unpack; also two at a time, where a scale of two bytes keeps one block's lanes from being aligned.
 macro_rules! strips {
-    ($ty:ident, $bytes:expr, $tiles:expr, $tile:ty, $multiply:expr, |$rows:ident, $to:ident, $side:ident| $body:block) => {
+    ($ty:ident, $bytes:expr, $tiles:expr, $tile:ty, $multiply:expr, |$rows:ident, $to:ident, $side:ident| $body:block
+     $(, |$two_rows:ident, $two:ident, $two_side:ident| $two_body:block)?) => {
         impl<V: Lanes> Strips<V> for $ty {
             const BYTES: usize = $bytes;
             type Tile = $tile;
@@ -22,6 +23,14 @@ macro_rules! strips {
                 // SAFETY: passed on from the caller.
                 unsafe { $body }
             }
+            $(
+            const IN_TWOS: bool = true;
+            #[inline(always)]
+            unsafe fn unpack_two($two_rows: Rows, $two: *mut $tile, $two_side: usize) {
+                // SAFETY: passed on from the caller.
+                unsafe { $two_body }
+            }
+            )?
             #[inline(always)]
             unsafe fn multiply<const M: usize>(tiles: &[$tile], place: &Place<'_>, sums: &mut [[f32; STRIP]; M]) {
                 // SAFETY: passed on from the caller.
@@ -46,9 +55,15 @@ unsafe fn put_minimum<V: Lanes>(tile: *mut Bytes32, half: usize, pairs: V::I) {
 #[inline(always)]
 unsafe fn nibbles<V: Lanes>(rows: Rows, at: usize, put: impl Fn(usize, V::I)) {
     // SAFETY: passed on from the caller.
-    unsafe {
-        let v = V::sixteen(rows, at);
-        for q in 0..4 {
+    unsafe { put_nibbles::<V>(V::sixteen(rows, at), put) }
+}
+
+/// [`nibbles`] of these lanes.
+#[inline(always)]
+unsafe fn put_nibbles<V: Lanes>(v: [V::I; 4], put: impl Fn(usize, V::I)) {
+    for q in 0..4 {
+        // SAFETY: passed on from the caller.
+        unsafe {
             put(q, low::<V>(v[q]));
             put(q + 4, high::<V>(v[q]));
         }
@@ -59,11 +74,28 @@ unsafe fn nibbles<V: Lanes>(rows: Rows, at: usize, put: impl Fn(usize, V::I)) {
 #[inline(always)]
 unsafe fn fives<V: Lanes>(rows: Rows, word: usize, at: usize, put: impl Fn(usize, V::I)) {
     // SAFETY: passed on from the caller.
+    unsafe { put_fives::<V>(V::four(rows, word), V::sixteen(rows, at), put) }
+}
+
+/// [`fives`] of the word of bits and of the nibbles.
+#[inline(always)]
+unsafe fn put_fives<V: Lanes>(bits: V::I, v: [V::I; 4], put: impl Fn(usize, V::I)) {
+    // SAFETY: passed on from the caller.
     unsafe {
-        let bits = V::four(rows, word);
         let bits = [bits, V::right_32(bits, 4)];
-        nibbles::<V>(rows, at, |q, v| put(q, V::or(v, fifth::<V>(&bits, q))));
+        put_nibbles::<V>(v, |q, v| put(q, V::or(v, fifth::<V>(&bits, q))));
     }
+}
+
+/// Lanes that begin in the middle of those of a line, whose number `at` is the first.
+#[inline(always)]
+unsafe fn between<V: Lanes, const N: usize>(line: &[V::I], at: usize) -> [V::I; N] {
+    let mut lanes = [line[at]; N];
+    for (i, lanes) in lanes.iter_mut().enumerate() {
+        // SAFETY: passed on from the caller.
+        *lanes = unsafe { V::joined(line[at + i], line[at + i + 1]) };
+    }
+    lanes
 }
 
 /// How four numbers of each row are written that something was added to.
@@ -113,15 +145,44 @@ strips!(Q5_1, 24, 1, Bytes32, V::bytes32::<M, 4>, |rows, tile, side| {
     fives::<V>(rows, 4, 8, to_bytes::<V>(tile, side));
 });
 
-strips!(Q4_0, 18, 1, V::Moved, V::moved32::<M, 8>, |rows, tile, side| {
-    V::put_moved_scale(tile, side, V::head_half(rows));
-    nibbles::<V>(rows, 2, to_moved::<V>(tile, side, 8));
-});
+strips!(
+    Q4_0,
+    18,
+    1,
+    V::Moved,
+    V::moved32::<M, 8>,
+    |rows, tile, side| {
+        V::put_moved_scale(tile, side, V::head_half(rows));
+        nibbles::<V>(rows, 2, to_moved::<V>(tile, side, 8));
+    },
+    |rows, two, side| {
+        let (line, last) = (V::thirty_two(rows, 0), V::four(rows, 32));
+        V::put_moved_scale(two, side, V::two_halves(line[0])[0]);
+        put_nibbles::<V>(between::<V, 4>(&line, 0), to_moved::<V>(two, side, 8));
+        V::put_moved_scale(two.add(1), side, V::two_halves(line[4])[1]);
+        put_nibbles::<V>([line[5], line[6], line[7], last], to_moved::<V>(two.add(1), side, 8));
+    }
+);
 
-strips!(Q5_0, 22, 1, V::Moved, V::moved32::<M, 4>, |rows, tile, side| {
-    V::put_moved_scale(tile, side, V::head_half(rows));
-    fives::<V>(rows, 2, 6, to_moved::<V>(tile, side, 16));
-});
+strips!(
+    Q5_0,
+    22,
+    1,
+    V::Moved,
+    V::moved32::<M, 4>,
+    |rows, tile, side| {
+        V::put_moved_scale(tile, side, V::head_half(rows));
+        fives::<V>(rows, 2, 6, to_moved::<V>(tile, side, 16));
+    },
+    |rows, two, side| {
+        let (line, rest) = (V::thirty_two(rows, 0), V::sixteen(rows, 28));
+        let [bits, v @ ..] = between::<V, 5>(&line, 0);
+        V::put_moved_scale(two, side, V::two_halves(line[0])[0]);
+        put_fives::<V>(bits, v, to_moved::<V>(two, side, 16));
+        V::put_moved_scale(two.add(1), side, V::two_halves(line[5])[1]);
+        put_fives::<V>(line[6], rest, to_moved::<V>(two.add(1), side, 16));
+    }
+);
 
 strips!(Mxfp4, 17, 1, V::Moved, V::moved32::<M, 4>, |rows, tile, side| {
     static VALUES: [u8; 16] = moved(E2M1_VALUES, 12);
@@ -162,13 +223,29 @@ unsafe fn put_plain<V: Lanes, B: Block32>(rows: Rows, tiles: *mut V::Moved, side
 strips!(Tq1_0, 54, 8, V::Moved, V::moved32::<M, 8>, |rows, tiles, side| { put_plain::<V, Tq1_0>(rows, tiles, side) });
 strips!(Tq2_0, 66, 8, V::Moved, V::moved32::<M, 8>, |rows, tiles, side| { put_plain::<V, Tq2_0>(rows, tiles, side) });
 
-strips!(Q8_0, 34, 1, V::Signed, V::signed32::<M>, |rows, tile, side| {
-    V::put_signed_scale(tile, side, V::head_half(rows));
-    let v = V::thirty_two(rows, 2);
-    for q in 0..8 {
-        V::put_signed(tile, side, q, v[q]);
+strips!(
+    Q8_0,
+    34,
+    1,
+    V::Signed,
+    V::signed32::<M>,
+    |rows, tile, side| {
+        V::put_signed_scale(tile, side, V::head_half(rows));
+        let v = V::thirty_two(rows, 2);
+        for q in 0..8 {
+            V::put_signed(tile, side, q, v[q]);
+        }
+    },
+    |rows, two, side| {
+        let (line, rest, last) = (V::thirty_two(rows, 0), V::thirty_two(rows, 32), V::four(rows, 64));
+        V::put_signed_scale(two, side, V::two_halves(line[0])[0]);
+        V::put_signed_scale(two.add(1), side, V::two_halves(rest[0])[1]);
+        for q in 0..8 {
+            V::put_signed(two, side, q, V::joined(line[q], if q < 7 { line[q + 1] } else { rest[0] }));
+            V::put_signed(two.add(1), side, q, if q < 7 { rest[q + 1] } else { last });
+        }
     }
-});
+);
 
 /// Nibbles that stand for the values of a table.
 #[inline(always)]

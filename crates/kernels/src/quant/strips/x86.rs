@@ -1,9 +1,10 @@
 //! The loops over strips on AVX2, on AVX-512 with VNNI, and on tiles.
 
 use super::avx2::Avx2;
-use super::avx512::{Avx512, few};
+use super::avx512::Avx512;
 use super::lanes::Lanes;
 use super::on_tiles::{OnTiles, run_on_tiles, scratch_len_on_tiles};
+use super::straight::few;
 use super::{Strips, run, scratch_len};
 use crate::isa::{Isa, has_byte_dot_on, has_tiles_on};
 use crate::quant::activations::{Layout, ON_TILES};
@@ -55,5 +56,5 @@ unsafe fn run_avx2<F: Strips<Avx2>>(job: &Job<'_>, columns: Range<usize>, memory
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn run_avx512<F: OnTiles>(job: &Job<'_>, columns: Range<usize>, memory: &mut [i32]) {
     // SAFETY: passed on from the caller.
-    unsafe { run::<Avx512, F>(job, columns, memory, few::<F>()) }
+    unsafe { run::<Avx512, F>(job, columns, memory, Some(few::<F>())) }
 }
