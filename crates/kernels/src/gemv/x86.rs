@@ -419,18 +419,43 @@ impl Columns<Sixteen> for Pair<bf16> {
     }
 }
 
+/// 32 halves of a row, and as many of the fourth row below it, as the nearest bf16: the first sixteen of both, and the rest.
+#[inline(always)]
+unsafe fn rounded(row: *const f16, stride: usize) -> [__m512i; 2] {
+    // SAFETY: passed on from the caller; both types are 512 bits.
+    unsafe {
+        let wide = |row: *const f16| _mm512_cvtph_ps(_mm256_loadu_si256(row.cast()));
+        let below = row.add(4 * stride);
+        let (a, b, c, d) = (wide(row), wide(row.add(16)), wide(below), wide(below.add(16)));
+        let joined = |low, high| std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+        [joined(a, c), joined(b, d)]
+    }
+}
+
 impl Columns<Sixteen> for Pair<f16> {
-    type Block = [__m512; 4];
-    const COUNT: usize = 4;
+    type Block = [__m512; 16];
+    const COUNT: usize = 16;
+    /// A whole line of each row at once: rows that share a place in the first-level cache push each other out. Two are
+    /// joined while they are rounded; what is left are shuffles within quarters, and then of quarters.
     #[inline(always)]
-    unsafe fn columns(block: *const Self, stride: usize) -> [__m512; 4] {
-        // SAFETY: passed on from the caller; a pair is as long as an f32. Halves stay in order while they become bf16.
+    unsafe fn columns(block: *const Self, stride: usize) -> [__m512; 16] {
+        // SAFETY: passed on from the caller; a pair is two halves.
         unsafe {
-            four_lanes(block.cast(), size_of::<Self>() * stride).map(|pairs| {
-                let first = _mm512_cvtph_ps(_mm512_castsi512_si256(pairs));
-                let second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(pairs));
-                std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first))
-            })
+            let (first, stride) = (block.cast::<f16>(), 2 * stride);
+            let line = |i: usize| rounded(first.add(i * stride), stride);
+            let upper = [line(0), line(1), line(2), line(3)];
+            let lower = [line(8), line(9), line(10), line(11)];
+            let mut columns = [_mm512_setzero_ps(); 16];
+            for half in 0..2 {
+                let upper = turned([upper[0][half], upper[1][half], upper[2][half], upper[3][half]]);
+                let lower = turned([lower[0][half], lower[1][half], lower[2][half], lower[3][half]]);
+                for q in 0..4 {
+                    let at = 8 * half + q;
+                    columns[at] = _mm512_castsi512_ps(_mm512_shuffle_i32x4::<0b1000_1000>(upper[q], lower[q]));
+                    columns[at + 4] = _mm512_castsi512_ps(_mm512_shuffle_i32x4::<0b1101_1101>(upper[q], lower[q]));
+                }
+            }
+            columns
         }
     }
     #[inline(always)]
