@@ -7,17 +7,17 @@ use crate::simd::{Kernel, SPLIT_BIAS, Simd};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
-/// Proof that AVX2 and FMA are available.
+/// Proof that AVX2, FMA and F16C are available.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2 {
     _private: (),
 }
 
-/// Runs a kernel compiled with AVX2 and FMA.
+/// Runs a kernel compiled with AVX2, FMA and F16C.
 ///
 /// # Safety
-/// The machine must have both.
-#[target_feature(enable = "avx2,fma")]
+/// The machine must have all of them.
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2 { _private: () })
 }
@@ -32,7 +32,7 @@ fn mask(n: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - n).cast()) }
 }
 
-// SAFETY of all blocks below: an `Avx2` exists only where the machine has AVX2 and FMA.
+// SAFETY of all blocks below: an `Avx2` exists only where the machine has AVX2, FMA and F16C.
 impl Simd for Avx2 {
     const LANES: usize = 8;
     type V = __m256;

@@ -231,7 +231,7 @@ fn fitting(ty: GgmlType, width: usize) -> GgmlType {
 }
 
 /// The type that blocks of a file are kept in: where products of bf16 are in force and do not read other halves, those are
-/// rounded once.
+/// rounded once. (Where they do, lookups and gradients have all digits of them.)
 pub fn kept_type(ty: GgmlType) -> GgmlType {
     let is_rounded = ty == GgmlType::F16 && precision() == Precision::Bf16 && !reads_halves_as_bf16();
     if is_rounded { GgmlType::Bf16 } else { ty }

@@ -246,8 +246,8 @@ impl Entry {
 
     /// Fills the parameters from a tensor of a GGUF file, which begins at `start` of `bytes`. Where `in_place`, they keep
     /// its element type and, unless rows change places, the file's own bytes; a row is whole blocks, so that nothing is
-    /// rounded either way. But products of bf16 take no other halves: where they are in force those are rounded. Returns
-    /// whether they were.
+    /// rounded either way. But where products of bf16 are in force and take no other halves, those are rounded:
+    /// [`kept_type`]. Returns whether they were.
     pub(crate) fn import_blocks(&self, ty: GgmlType, bytes: &SharedBytes, start: usize, in_place: bool) -> bool {
         let (width, row_bytes) = (self.width(), DType::Ggml(ty).bytes(self.width()));
         let data = &bytes.as_ref().as_ref()[start..][..self.rows() * row_bytes];

@@ -178,7 +178,7 @@ unsafe fn group<L: Lanes, W: Columns<L>, const M: usize, const G: usize>(job: &J
         }
         let w = job.w.as_ptr().add(j * job.w_stride);
         // Rows this far apart share places in the first-level cache, which does not hold a line of each.
-        let is_crowded = (stride * size_of::<W>()).is_multiple_of(CROWDED);
+        let is_crowded = (stride * size_of::<W>()).is_multiple_of(CROWDED) && job.k >= RUN * line;
         let mut p = 0;
         while p + line <= job.k {
             for (g, acc) in acc.iter_mut().enumerate() {

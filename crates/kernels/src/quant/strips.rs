@@ -4,7 +4,7 @@
 //! cache: bytes (16-bit integers on AVX2 where a type needs all eight bits), four (two) neighbours of k to a lane of 32
 //! bits. A tile meets the rows of activations a few at a time, each number of which is spread over a vector, so that a lane
 //! is an output and no sum is ever taken across lanes. A single row goes the same way: turning the weights round costs as
-//! much as adding up across lanes would; where registers hold a tile, it meets few rows there ([`Few`]).
+//! much as adding up across lanes would; where registers hold what a block comes apart into, it meets few rows there ([`Few`]).
 //!
 //! What differs between instruction sets is in [`Lanes`]; how the bits of a type come apart is written once for all
 //! (`small`, `large`). Integers have no rounding, so all of them give the same bits.
@@ -66,11 +66,12 @@ pub(super) trait Strips<V: Lanes> {
     /// A block must be readable at each row, and [`Strips::TILES`] tiles writable; the machine must have the lanes.
     unsafe fn unpack(rows: Rows, tiles: *mut Self::Tile, half: usize);
     /// Whether blocks come apart with less work by [`Strips::unpack_two`].
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "where it saves nothing"))]
     const IN_TWOS: bool = false;
     /// Unpacks two blocks of one tile each.
     ///
     /// # Safety
-    /// As [`Strips::unpack`].
+    /// As [`Strips::unpack`], for both.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "where it saves nothing"))]
     #[inline(always)]
     unsafe fn unpack_two(rows: Rows, tiles: *mut Self::Tile, half: usize) {

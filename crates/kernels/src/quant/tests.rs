@@ -312,8 +312,12 @@ fn bf16_products_round_activations_whatever_the_batch_and_wherever_the_weights_l
 
 #[test]
 fn halves_are_multiplied_in_bf16_as_if_they_had_been_rounded_before() {
-    for (n, k) in [(45, 352), (40, 35), (33, 31)] {
-        let halves: Vec<u8> = normal("w", n * k).iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+    for (n, k) in [(45, 352), (45, 346), (37, 1024), (40, 35), (33, 31)] {
+        let mut halves: Vec<u8> = normal("w", n * k).iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        // Subnormal ones, the largest, and numbers that are ties.
+        for (i, bits) in [0x0001, 0x83ff, 0x7bff, 0xfbff, 0x3c04, 0x3c0c, 0x8000].into_iter().enumerate() {
+            halves[2 * (n * k / 9 * i + 5)..][..2].copy_from_slice(&u16::to_le_bytes(bits));
+        }
         let mut rounded = vec![bf16::ZERO; n * k];
         halves_to_bf16(&mut rounded, &halves);
         let (x, shifted) = (normal("x", 70 * k), [&[0], &halves[..]].concat());

@@ -197,7 +197,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn head_half(rows: Rows) -> __m256 {
-        // SAFETY: passed on from the caller.
+        // SAFETY: passed on from the caller; no more than the two bytes are read.
         unsafe { Self::tail_half(rows, 2) }
     }
     #[inline(always)]

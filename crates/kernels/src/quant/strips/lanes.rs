@@ -162,7 +162,7 @@ pub(in crate::quant) trait Lanes: Copy + 'static {
     unsafe fn four(rows: Rows, at: usize) -> Self::I;
     /// The first four bytes of each row, behind which twelve more are readable.
     unsafe fn head(rows: Rows) -> Self::I;
-    /// The half-precision number of each row that ends at byte `end`, with up to fourteen readable ones before it.
+    /// The half-precision number of each row that ends at byte `end`, the sixteenth readable one or a later one.
     unsafe fn tail_half(rows: Rows, end: usize) -> Self::F;
     /// The half-precision number at the head of each row.
     unsafe fn head_half(rows: Rows) -> Self::F;

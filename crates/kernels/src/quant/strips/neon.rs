@@ -176,7 +176,7 @@ impl<P: Products> Lanes for Neon<P> {
     }
     #[inline(always)]
     unsafe fn head_half(rows: Rows) -> float32x4_t {
-        // SAFETY: passed on from the caller.
+        // SAFETY: passed on from the caller; no more than the two bytes are read.
         unsafe { Self::tail_half(rows, 2) }
     }
     #[inline(always)]

@@ -36,6 +36,7 @@ impl<F: Strips<Avx512, Tile = T>, T: InRegisters> Straight<F> for T {
 
     #[inline(always)]
     unsafe fn add<const M: usize>(rows: Rows, x: Block<M>, sums: &mut [__m512; M], _: &mut Ahead, _: usize) {
+        debug_assert!(F::TILES == 1, "other blocks come as tiles");
         // SAFETY: passed on from the caller; a tile is written before it is read.
         unsafe {
             let mut tile = MaybeUninit::uninit();
