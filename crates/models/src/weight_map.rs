@@ -234,20 +234,27 @@ impl Entry {
 
     /// Whether every parameter's rows lie one after the other in the tensor, so that nothing is copied.
     pub(crate) fn is_in_order(&self) -> bool {
-        let places = self.places();
-        let mut places = places.as_slice();
-        self.has_whole_rows()
-            && self.parameters.iter().all(|parameter| {
-                let (own, rest) = places.split_at(parameter.shape()[0]);
-                places = rest;
-                own.windows(2).all(|pair| pair[1] == pair[0] + 1)
-            })
+        self.has_whole_rows() && self.in_order().all(|is_in_order| is_in_order)
+    }
+
+    /// Whether rows of every parameter change places, so that all of the tensor is copied.
+    pub(crate) fn is_all_moved(&self) -> bool {
+        self.has_whole_rows() && !self.in_order().any(|is_in_order| is_in_order)
+    }
+
+    /// Of each parameter, whether its rows lie one after the other in the tensor.
+    fn in_order(&self) -> impl Iterator<Item = bool> {
+        let mut places = self.places().into_iter();
+        self.parameters.iter().map(move |parameter| {
+            let own: Vec<usize> = places.by_ref().take(parameter.shape()[0]).collect();
+            own.windows(2).all(|pair| pair[1] == pair[0] + 1)
+        })
     }
 
     /// Fills the parameters from a tensor of a GGUF file, which begins at `start` of `bytes`. Where `in_place`, they keep
     /// its element type and, unless rows change places, the file's own bytes; a row is whole blocks, so that nothing is
     /// rounded either way. But where products of bf16 are in force and take no other halves, those are rounded:
-    /// [`kept_type`]. Returns whether they were.
+    /// [`kept_type`]. Returns whether the parameters have bytes of their own, so that the file's are done with.
     pub(crate) fn import_blocks(&self, ty: GgmlType, bytes: &SharedBytes, start: usize, in_place: bool) -> bool {
         let (width, row_bytes) = (self.width(), DType::Ggml(ty).bytes(self.width()));
         let data = &bytes.as_ref().as_ref()[start..][..self.rows() * row_bytes];
@@ -278,7 +285,7 @@ impl Entry {
             };
             parameter.replace(Raw::quantised(ty, [rows, width], bytes, start));
         }
-        false
+        self.is_all_moved()
     }
 
     /// Whether the parameter can be what bitsandbytes makes of the tensor, and the other way round.

@@ -307,7 +307,7 @@ fn entry_memory(spec: &Spec, entry: &Entry, ty: GgmlType) -> WeightMemory {
     };
     let is_one = can_feed_forward([kept_type(ty); 3]) && precision() == Precision::F32;
     let is_wide = entry.feeds.iter().any(is_inside) && !is_one;
-    if is_in_place(spec, entry, ty) && kept_type(ty) != ty {
+    if is_in_place(spec, entry, ty) && (kept_type(ty) != ty || entry.is_all_moved()) {
         // The file's pages are given back, one tensor after the other.
         return WeightMemory { mapped: 0, copied: mapped, opening: mapped, is_wide };
     }
