@@ -115,15 +115,16 @@ impl Source for Halves {
     }
     #[inline(always)]
     unsafe fn transpose<S: Simd>(s: S, src: *const f16, stride: usize, dst: *mut f32, dst_stride: usize) {
-        let mut wide = [[0.0_f32; 16]; 8];
-        // SAFETY: the caller vouches for eight elements of eight lines.
-        unsafe {
-            for (i, wide) in wide.iter_mut().enumerate() {
-                let line: [f16; 8] = src.add(i * stride).cast::<[f16; 8]>().read();
-                wide.iter_mut().zip(line).for_each(|(wide, x)| *wide = f16_to_f32(x.to_bits()));
+        let mut wide = [0.0_f32; 64];
+        for (i, wide) in wide.chunks_exact_mut(8).enumerate() {
+            // SAFETY: the caller vouches for eight elements of eight lines.
+            let line: [f16; 8] = unsafe { src.add(i * stride).cast::<[f16; 8]>().read() };
+            for (wide, x) in wide.iter_mut().zip(line) {
+                *wide = f16_to_f32(x.to_bits());
             }
-            s.transpose_8x8(wide.as_ptr().cast(), 16, dst, dst_stride)
         }
+        // SAFETY: as above.
+        unsafe { s.transpose_8x8(wide.as_ptr(), 8, dst, dst_stride) }
     }
     #[inline(always)]
     unsafe fn across<S: Simd>(s: S, lines: &Mat<'_, f16>, i: usize, p: usize) -> S::V {
