@@ -5,7 +5,7 @@ mod common;
 
 use common::{command, loam, loam_with_input};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -96,30 +96,45 @@ fn settings_on_the_command_line_change_the_run() {
 #[test]
 fn a_signal_saves_the_run_and_resuming_ends_in_the_same_weights() {
     let dir = workplace();
-    let train = |run: &str, more: &[&str]| {
-        let base = ["train", "r.toml", "--set", "train.steps=300", "--dir", run];
-        loam(dir.path(), &[&base[..], more].concat())
-    };
-    assert_eq!(train("whole", &[]).code, 0);
-    let mut child = command(dir.path(), &["train", "r.toml", "--set", "train.steps=300", "--dir", "cut"])
+    let start = ["train", "r.toml", "--set", "train.steps=300"];
+    assert_eq!(loam(dir.path(), &[&start[..], &["--dir", "whole"]].concat()).code, 0);
+    let child = command(dir.path(), &[&start[..], &["--name", "cut", "--threads", "1"]].concat())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    wait_for_steps(&dir.path().join("cut/metrics.jsonl"), 5);
+    let cut = wait_for_run(&dir.path().join("runs"), "-cut");
+    wait_for_steps(&cut.join("metrics.jsonl"), 5);
     let killed = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
-    let status = child.wait().unwrap();
-    if status.code() == Some(0) {
+    let output = child.wait_with_output().unwrap();
+    if output.status.code() == Some(0) {
         // The machine was faster than the signal: there is nothing to resume, and nothing to compare.
         return;
     }
-    assert_eq!(status.code(), Some(1));
-    assert!(dir.path().join("cut/checkpoints/latest").exists() && !dir.path().join("cut/model").exists());
-    let resumed = train("cut", &["--resume"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(cut.join("checkpoints/latest").exists() && !cut.join("model").exists());
+    // What the hint says is what a person does, though the run has another name and number of threads then.
+    let said = String::from_utf8(output.stderr).unwrap();
+    let hint = said.lines().find_map(|line| line.strip_prefix("hint: go on with `loam ")).expect(&said);
+    let words: Vec<&str> = hint.trim_end_matches('`').split(' ').collect();
+    let resumed = loam(dir.path(), &words);
     assert_eq!(resumed.code, 0, "{}", resumed.stderr);
-    let weights = |run: &str| fs::read(dir.path().join(run).join("model/model.safetensors")).unwrap();
-    assert!(weights("whole") == weights("cut"), "the resumed run ended in other weights");
+    assert!(fs::read_to_string(cut.join("model/README.md")).unwrap().contains("cut"), "the run lost its name");
+    let weights = |run: &Path| fs::read(run.join("model/model.safetensors")).unwrap();
+    assert!(weights(&dir.path().join("whole")) == weights(&cut), "the resumed run ended in other weights");
+}
+
+fn wait_for_run(runs: &Path, end: &str) -> PathBuf {
+    let start = Instant::now();
+    loop {
+        let entries = fs::read_dir(runs).into_iter().flatten().flatten().map(|entry| entry.path());
+        if let Some(found) = entries.into_iter().find(|path| path.to_string_lossy().ends_with(end)) {
+            return found;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "there is no run");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 fn wait_for_steps(metrics: &Path, steps: usize) {

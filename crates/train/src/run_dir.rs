@@ -14,6 +14,9 @@ use crate::recipe::{Recipe, changed_keys};
 use crate::system::{directory_time, timestamp};
 use crate::trainer::Observer;
 
+/// The recipe of a run with every default filled in.
+const RESOLVED: &str = "resolved.toml";
+
 /// The directory of one run.
 #[derive(Clone, Debug)]
 pub struct RunDir {
@@ -87,12 +90,18 @@ impl RunDir {
         self.path.join("model")
     }
 
-    /// Writes what describes the run, before its first step. A run that is resumed must be described the same way.
+    /// The recipe that the run was started with, every default filled in; `None` before it was described.
+    pub(crate) fn earlier(&self) -> Result<Option<Recipe>> {
+        let path = self.path.join(RESOLVED);
+        path.is_file().then(|| Recipe::open(&path, &[])).transpose()
+    }
+
+    /// Writes what describes the run, before its first step. A run that is resumed must be described the same way, but for
+    /// what changes no weight: its name, and how many threads it has.
     pub fn describe(&self, recipe: &Recipe, resolved: &Recipe, environment: &Value) -> Result<()> {
-        let resolved_path = self.path.join("resolved.toml");
-        if resolved_path.is_file() {
-            let earlier = Recipe::open(&resolved_path, &[])?;
-            let changed = changed_keys(&earlier, resolved);
+        if let Some(earlier) = self.earlier()? {
+            let mut changed = changed_keys(&earlier, resolved);
+            changed.retain(|key| !["train.name", "train.threads"].contains(&key.as_str()));
             if !changed.is_empty() {
                 let keys: Vec<String> = changed.iter().map(|key| format!("`{key}`")).collect();
                 return Err(Error::RunDir {
@@ -106,7 +115,7 @@ impl RunDir {
         let write = |name: &str, text: &str| atomic::write_file(self.path.join(name), text.as_bytes());
         write("recipe.toml", &recipe.to_toml())?;
         write("environment.json", &format!("{environment:#}\n"))?;
-        write("resolved.toml", &resolved.to_toml())?;
+        write(RESOLVED, &resolved.to_toml())?;
         Ok(())
     }
 

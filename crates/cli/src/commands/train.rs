@@ -35,7 +35,7 @@ pub fn run(args: &TrainArgs, threads: Option<usize>, environment: &Environment) 
     drop(view);
     if outcome.summary.ending == Ending::Interrupted {
         output::say(&format!("stopped at step {}; nothing is lost", outcome.summary.progress.step));
-        output::complain("hint", &format!("go on with --dir {} --resume", outcome.dir.display()));
+        output::complain("hint", &format!("go on with `{}`", resuming(args, &outcome.dir)));
         return Ok(Outcome::Negative);
     }
     if let Some(row) = &outcome.summary.evaluation {
@@ -46,6 +46,20 @@ pub fn run(args: &TrainArgs, threads: Option<usize>, environment: &Environment) 
     // The one thing that a script wants to know.
     output::line(&outcome.dir.display().to_string())?;
     Ok(Outcome::Done)
+}
+
+/// The command that goes on with the run in `dir`.
+fn resuming(args: &TrainArgs, dir: &Path) -> String {
+    let mut words = vec!["loam".into(), "train".into(), args.recipe.to_string_lossy().into_owned()];
+    words.extend(args.set.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]));
+    words.extend(["--dir".into(), dir.to_string_lossy().into_owned(), "--resume".into()]);
+    words.iter().map(|word| in_shell(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell takes it.
+fn in_shell(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_=+.,:/@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 /// Where prepared data is kept for the next run: in the local store, or beside the runs where there is none.
