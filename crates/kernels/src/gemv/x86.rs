@@ -407,55 +407,57 @@ impl Columns<Sixteen> for f32 {
     }
 }
 
-/// `sum` and the products of the bf16 of two units.
-#[inline(always)]
-unsafe fn add_pairs(a: __m512, w: __m512, sum: __m512) -> __m512 {
-    // SAFETY: passed on from the caller; both types are 512 bits.
-    unsafe {
-        let (a, w) = (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(w));
-        _mm512_dpbf16_ps(sum, a, w)
-    }
+/// A number of two bytes whose neighbours are multiplied in bf16.
+trait Half: Sized {
+    /// 32 of a row, and as many of the fourth row below it, as bf16: the first sixteen of both, and the rest.
+    ///
+    /// # Safety
+    /// Both must be readable; AVX-512 with bf16 dot instructions must be available.
+    unsafe fn two_rows(row: *const Self, stride: usize) -> [__m512i; 2];
 }
 
-impl Columns<Sixteen> for Pair<bf16> {
-    type Block = [__m512; 4];
-    const COUNT: usize = 4;
+impl Half for bf16 {
     #[inline(always)]
-    unsafe fn columns(block: *const Self, stride: usize) -> [__m512; 4] {
-        // SAFETY: passed on from the caller; a pair is as long as an f32.
-        unsafe { <f32 as Columns<Sixteen>>::columns(block.cast(), stride) }
-    }
-    #[inline(always)]
-    unsafe fn add_product(a: __m512, w: __m512, sum: __m512) -> __m512 {
+    unsafe fn two_rows(row: *const bf16, stride: usize) -> [__m512i; 2] {
         // SAFETY: passed on from the caller.
-        unsafe { add_pairs(a, w, sum) }
+        unsafe {
+            let joined = |at: *const bf16| {
+                let (above, below) = (_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(4 * stride).cast()));
+                _mm512_mask_broadcast_i64x4(_mm512_castsi256_si512(above), 0b1111_0000, below)
+            };
+            [joined(row), joined(row.add(16))]
+        }
     }
 }
 
-/// 32 halves of a row, and as many of the fourth row below it, as the nearest bf16: the first sixteen of both, and the rest.
-#[inline(always)]
-unsafe fn rounded(row: *const f16, stride: usize) -> [__m512i; 2] {
-    // SAFETY: passed on from the caller; both types are 512 bits.
-    unsafe {
-        let wide = |row: *const f16| _mm512_cvtph_ps(_mm256_loadu_si256(row.cast()));
-        let below = row.add(4 * stride);
-        let (a, b, c, d) = (wide(row), wide(row.add(16)), wide(below), wide(below.add(16)));
-        let joined = |low, high| std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-        [joined(a, c), joined(b, d)]
+impl Half for f16 {
+    #[inline(always)]
+    unsafe fn two_rows(row: *const f16, stride: usize) -> [__m512i; 2] {
+        // SAFETY: passed on from the caller; both types are 512 bits.
+        unsafe {
+            let wide = |row: *const f16| _mm512_cvtph_ps(_mm256_loadu_si256(row.cast()));
+            let below = row.add(4 * stride);
+            let (a, b, c, d) = (wide(row), wide(row.add(16)), wide(below), wide(below.add(16)));
+            let joined = |low, high| std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            [joined(a, c), joined(b, d)]
+        }
     }
 }
 
-impl Columns<Sixteen> for Pair<f16> {
+impl<E: Half> Columns<Sixteen> for Pair<E>
+where
+    Pair<E>: Weight,
+{
     type Block = [__m512; 16];
     const COUNT: usize = 16;
     /// A whole line of each row at once: rows that share a place in the first-level cache push each other out. Two are
-    /// joined while they are rounded; what is left are shuffles within quarters, and then of quarters.
+    /// joined while they are loaded; what is left are shuffles within quarters, and then of quarters.
     #[inline(always)]
     unsafe fn columns(block: *const Self, stride: usize) -> [__m512; 16] {
-        // SAFETY: passed on from the caller; a pair is two halves.
+        // SAFETY: passed on from the caller; a pair is two numbers.
         unsafe {
-            let (first, stride) = (block.cast::<f16>(), 2 * stride);
-            let line = |i: usize| rounded(first.add(i * stride), stride);
+            let (first, stride) = (block.cast::<E>(), 2 * stride);
+            let line = |i: usize| E::two_rows(first.add(i * stride), stride);
             let upper = [line(0), line(1), line(2), line(3)];
             let lower = [line(8), line(9), line(10), line(11)];
             let mut columns = [_mm512_setzero_ps(); 16];
@@ -473,8 +475,11 @@ impl Columns<Sixteen> for Pair<f16> {
     }
     #[inline(always)]
     unsafe fn add_product(a: __m512, w: __m512, sum: __m512) -> __m512 {
-        // SAFETY: passed on from the caller.
-        unsafe { add_pairs(a, w, sum) }
+        // SAFETY: passed on from the caller; both types are 512 bits.
+        unsafe {
+            let (a, w) = (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(w));
+            _mm512_dpbf16_ps(sum, a, w)
+        }
     }
 }
 
