@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use loam_kernels::parallel::for_chunks;
 use loam_kernels::quant::{dequantise_rows, quantise_rows};
 use loam_tensor::{DType, GgmlType, Nf4, Parameter, Raw, SharedBytes, halves_as_bf16};
 
 use crate::quantise::kept_type;
 use crate::spec::{Spec, Task};
+
+/// Rows that a thread copies at a time.
+const ROWS_TOGETHER: usize = 64;
 
 /// How a tensor in the file relates to the parameters it feeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,9 +283,7 @@ impl Entry {
             let (bytes, start): (SharedBytes, usize) = if is_in_order {
                 (bytes.clone(), start + own[0] * row_bytes)
             } else {
-                let gathered: Vec<u8> =
-                    own.iter().flat_map(|place| &data[place * row_bytes..][..row_bytes]).copied().collect();
-                (Arc::new(gathered), 0)
+                (Arc::new(gathered(data, own, row_bytes)), 0)
             };
             parameter.replace(Raw::quantised(ty, [rows, width], bytes, start));
         }
@@ -322,4 +324,15 @@ impl Entry {
         }
         out
     }
+}
+
+/// Some rows of a tensor, one after the other. They are copied by all threads, also for the time that new memory takes.
+fn gathered(data: &[u8], rows: &[usize], row_bytes: usize) -> Vec<u8> {
+    let mut gathered = vec![0; rows.len() * row_bytes];
+    for_chunks(&mut gathered, row_bytes * ROWS_TOGETHER, |offset, piece| {
+        for (row, copy) in rows[offset / row_bytes..].iter().zip(piece.chunks_exact_mut(row_bytes)) {
+            copy.copy_from_slice(&data[row * row_bytes..][..row_bytes]);
+        }
+    });
+    gathered
 }
