@@ -4,7 +4,8 @@
 //!
 //! A request gets the start of the smallest free block that is large enough; a buffer that is dropped is joined with its
 //! free neighbours. So the space of activations, which die during backward, serves the gradients that are born meanwhile,
-//! whatever their sizes.
+//! whatever their sizes. Among blocks of half a slab or more it gets one in the slab that was there first, so that a slab
+//! that was needed once for a little is not filled as readily as another.
 
 #![allow(unsafe_code, reason = "buffers are parts of mapped slabs, which no safe type expresses")]
 
@@ -45,8 +46,8 @@ pub struct PoolStats {
 
 #[derive(Default)]
 struct Pool {
-    /// Slabs by their address.
-    slabs: BTreeMap<usize, MmapMut>,
+    /// Slabs by their address, and how many there were before.
+    slabs: BTreeMap<usize, (MmapMut, usize)>,
     /// Free blocks: length by address, and the same by length.
     free: BTreeMap<usize, usize>,
     by_length: BTreeSet<(usize, usize)>,
@@ -78,8 +79,7 @@ impl Pool {
 
     /// The address of `bytes` bytes.
     fn take(&mut self, bytes: usize) -> usize {
-        let fitting = self.by_length.range((bytes, 0)..).next().copied();
-        let (length, address) = fitting.unwrap_or_else(|| self.grow(bytes));
+        let (length, address) = self.fitting(bytes).unwrap_or_else(|| self.grow(bytes));
         self.remove_free(address, length);
         if length > bytes {
             self.add_free(address + bytes, length - bytes);
@@ -88,6 +88,16 @@ impl Pool {
         self.stats.live_bytes += bytes;
         self.stats.peak_bytes = self.stats.peak_bytes.max(self.stats.live_bytes);
         address
+    }
+
+    /// The length and address of a free block of at least so many bytes.
+    fn fitting(&self, bytes: usize) -> Option<(usize, usize)> {
+        let mut fitting = self.by_length.range((bytes, 0)..).copied();
+        let smallest = fitting.next()?;
+        let age = |&(_, address): &(usize, usize)| {
+            self.slabs.range(..=address).next_back().map(|(_, &(_, slabs_before))| slabs_before)
+        };
+        if smallest.0 < SLAB_BYTES / 2 { Some(smallest) } else { fitting.chain([smallest]).min_by_key(age) }
     }
 
     /// Takes a slab from the system: its length and address.
@@ -100,7 +110,7 @@ impl Pool {
         #[cfg(target_os = "linux")]
         let _ = slab.advise(memmap2::Advice::HugePage);
         let address = slab.as_ptr() as usize;
-        self.slabs.insert(address, slab);
+        self.slabs.insert(address, (slab, self.slabs.len()));
         self.add_free(address, length);
         self.stats.fresh_allocations += 1;
         self.stats.idle_bytes += length;
@@ -205,6 +215,16 @@ mod tests {
     }
 
     #[test]
+    fn of_two_slabs_that_are_free_the_first_is_filled_though_the_other_fits_closer() {
+        let mut pool = Pool::default();
+        let whole = [pool.take(SLAB_BYTES), pool.take(SLAB_BYTES)];
+        pool.give_back(whole[0], SLAB_BYTES);
+        pool.give_back(whole[1], SLAB_BYTES / 4 * 3);
+        let next: Vec<usize> = (0..4).map(|_| pool.take(SLAB_BYTES / 16)).collect();
+        assert_eq!(next, [0, 1, 2, 3].map(|i| whole[0] + i * (SLAB_BYTES / 16)));
+    }
+
+    #[test]
     fn blocks_are_split_and_joined_again_without_overlap() {
         let mut pool = Pool::default();
         let mut blocks: Vec<(usize, usize)> = Vec::new();
@@ -216,7 +236,7 @@ mod tests {
                 let bytes = (1 + round * 104_729 % 5000) * LINE_BYTES;
                 blocks.push((pool.take(bytes), bytes));
             }
-            let held: usize = pool.slabs.values().map(|slab| slab.len()).sum();
+            let held: usize = pool.slabs.values().map(|slab| slab.0.len()).sum();
             assert_eq!(pool.stats.live_bytes, blocks.iter().map(|(_, bytes)| bytes).sum::<usize>());
             assert_eq!(pool.stats.live_bytes + pool.stats.idle_bytes, held);
         }
