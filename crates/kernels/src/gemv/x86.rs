@@ -3,18 +3,16 @@
 use super::{Job, Pair, Weight};
 use crate::isa::Isa;
 use crate::parallel::lines;
-use crate::simd::fetch;
+use crate::simd::{fetch, fetch_near};
 use crate::simd_avx512::{four_rows, turned};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// How far ahead a row of `w` is fetched, in bytes.
-const AHEAD: usize = 512;
-/// Rows a multiple of this many bytes apart are fetched to the second-level cache, a run of lines of one after the other.
+const AHEAD: usize = 256;
+/// Rows a multiple of this many bytes apart are fetched to the second-level cache, twice as far ahead.
 const CROWDED: usize = 2048;
-/// Lines of a run.
-const RUN: usize = 8;
 
 /// A vector of chains.
 ///
@@ -178,17 +176,16 @@ unsafe fn group<L: Lanes, W: Columns<L>, const M: usize, const G: usize>(job: &J
         }
         let w = job.w.as_ptr().add(j * job.w_stride);
         // Rows this far apart share places in the first-level cache, which does not hold a line of each.
-        let is_crowded = (stride * size_of::<W>()).is_multiple_of(CROWDED) && job.k >= RUN * line;
+        let is_crowded = (stride * size_of::<W>()).is_multiple_of(CROWDED);
         let mut p = 0;
         while p + line <= job.k {
             for (g, acc) in acc.iter_mut().enumerate() {
                 let rows = w.add(g * L::ROWS * stride + p);
-                if is_crowded {
-                    fetch_run::<L, W>(w.add(g * L::ROWS * stride), stride, p);
-                } else {
-                    // Past the end of a row comes the one that is read next.
-                    let next = rows.wrapping_add(AHEAD / size_of::<W>());
-                    (0..L::ROWS).for_each(|r| _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(r * stride).cast()));
+                // Past the end of a row comes the one that is read next.
+                let next = |r: usize, ahead: usize| rows.wrapping_add(r * stride).cast::<u8>().wrapping_add(ahead);
+                match is_crowded {
+                    true => (0..L::ROWS).for_each(|r| fetch(next(r, 2 * AHEAD))),
+                    false => (0..L::ROWS).for_each(|r| fetch_near(next(r, AHEAD))),
                 }
                 for q in (0..line).step_by(W::COUNT) {
                     block::<L, W, M>(job, rows.add(q), stride, p + q, acc);
@@ -220,19 +217,6 @@ unsafe fn group<L: Lanes, W: Columns<L>, const M: usize, const G: usize>(job: &J
                     job.put(i, j + (g * L::ROWS + r) * apart, sum);
                 }
             }
-        }
-    }
-}
-
-/// Fetches what comes after the run of lines that element `p` of the rows is in: while one line of each is read, a run of a
-/// few of them. Memory gives neighbours sooner than lines in as many pages.
-#[inline(always)]
-unsafe fn fetch_run<L: Lanes, W: Weight>(rows: *const W, stride: usize, p: usize) {
-    let line = 64 / size_of::<W>();
-    let (turn, next) = (p / line % RUN, (p / line / RUN + 1) * RUN * line);
-    for row in turn * L::ROWS / RUN..(turn + 1) * L::ROWS / RUN {
-        for i in 0..RUN {
-            fetch(rows.wrapping_add(row * stride + next + i * line).cast());
         }
     }
 }
