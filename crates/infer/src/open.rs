@@ -36,7 +36,7 @@ impl OpenModel {
         }
         let dir = HfDir::open(path)?;
         let tokenizer = Tokenizer::open(dir.path())?;
-        let model = LanguageModel::open(dir.path())?;
+        let model = LanguageModel::open_to_run(dir.path())?;
         Self::new(model, tokenizer, dir.chat_template()?, dir.generation_config()?)
     }
 

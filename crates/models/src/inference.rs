@@ -1,9 +1,8 @@
 //! What running a model holds at most, predicted from its [`Spec`] and the bytes of its weights: the buffers of a pass,
 //! counted where the most of them exist at once.
 
-use loam_formats::Dtype;
 use loam_nn::KvType;
-use loam_tensor::{DType, Precision, precision};
+use loam_tensor::DType;
 
 use crate::error::Error;
 use crate::model::LanguageModel;
@@ -149,20 +148,6 @@ impl LanguageModel {
     /// Bytes of the weights of a GGUF file that `mix` makes of this model, and of the process that opens it.
     pub fn mapped_memory(&self, mix: Mix) -> Result<WeightMemory, Error> {
         self.gguf_memory(Some(mix))
-    }
-
-    /// The same of the model's own directory, whose weights become f32 in memory while the files' pages are there, too.
-    pub fn loaded_memory(&self, file_bytes: usize) -> WeightMemory {
-        let parameters = self.parameters();
-        // Products of bf16 keep a rounded copy of what they read.
-        let rounded = if precision() == Precision::Bf16 { self.product_bytes(&Plan::new()) / 2 } else { 0 };
-        let copied = rounded + 4 * parameters.iter().map(|(_, p)| p.count()).sum::<usize>();
-        let largest = parameters.iter().map(|(_, p)| p.count()).max().unwrap_or(0);
-        // One tensor is converted at a time, and laid out as it is here.
-        let own_types = if self.file_dtype().is_ok_and(|dtype| dtype == Dtype::F32) { 1 } else { 2 };
-        // It is made when they are first read, not while the model is opened.
-        let opening = (file_bytes + 4 * own_types * largest).saturating_sub(rounded);
-        WeightMemory { mapped: 0, copied, opening, is_wide: true }
     }
 
     /// Bytes of the weights that products read, the head's among them, in these types, or in f32 where there is none.

@@ -37,6 +37,7 @@ mod prompt;
 mod quantise;
 mod spec;
 mod stack;
+mod stored;
 mod weight_map;
 
 pub use error::Error;

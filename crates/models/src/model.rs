@@ -18,6 +18,7 @@ use crate::family::{self, Family};
 use crate::network::Network;
 use crate::spec::{Position, Spec, Task};
 use crate::stack::{Forward, Input};
+use crate::stored::Halves;
 use crate::weight_map::Entry;
 
 /// A language model of any family, or such a model with another head.
@@ -78,14 +79,24 @@ impl LanguageModel {
         Ok(Self { family, config, spec, network })
     }
 
-    /// Opens a Hugging Face directory, or a GGUF file.
+    /// Opens a Hugging Face directory, whose weights become f32 and can be trained, or a GGUF file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        if Gguf::is_one(&path) {
+        Self::open_with(path.as_ref(), false)
+    }
+
+    /// The same for running alone: matrices of halves stay where they lie in a directory's files, too. They give the numbers
+    /// that they give as f32.
+    pub fn open_to_run(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::open_with(path.as_ref(), true)
+    }
+
+    fn open_with(path: &Path, in_place: bool) -> Result<Self, Error> {
+        if Gguf::is_one(path) {
             return Self::from_gguf(&Gguf::open(path)?);
         }
         let dir = HfDir::open(path)?;
         let model = Self::zeros(dir.config().clone())?;
-        model.load(&dir, None)?;
+        model.load(&dir, None, in_place)?;
         Ok(model)
     }
 
@@ -104,7 +115,7 @@ impl LanguageModel {
             set_labels(&mut config, labels);
         }
         let model = Self::zeros(config)?;
-        let found = model.load(&dir, Some(seed))?;
+        let found = model.load(&dir, Some(seed), false)?;
         Ok((model, found))
     }
 
@@ -114,14 +125,25 @@ impl LanguageModel {
     }
 
     /// Fills the weights from a directory. With a seed, weights of heads may be missing or left over.
-    fn load(&self, dir: &HfDir, seed: Option<u64>) -> Result<NewHead, Error> {
+    fn load(&self, dir: &HfDir, seed: Option<u64>, in_place: bool) -> Result<NewHead, Error> {
         let (weights, entries) = (dir.weights()?, self.entries());
         let (names, report) = self.found(&weights, &entries, dir.path(), seed.is_some())?;
         for (entry, name) in entries.iter().zip(&names) {
             let Some(name) = name else { continue };
-            match bitsandbytes::read(&weights, name)? {
-                Some(packed) => entry.import_nf4(packed),
-                None => entry.import(&weights.get(name)?.to_f32()?),
+            let halves = in_place.then(|| Halves::of(&self.spec, &weights, entry, name)).flatten();
+            let is_done = match (bitsandbytes::read(&weights, name)?, halves) {
+                (Some(packed), _) => {
+                    entry.import_nf4(packed);
+                    true
+                }
+                (None, Some(Halves { ty, bytes, start })) => entry.import_blocks(ty, &bytes, start, true),
+                (None, None) => {
+                    entry.import(&weights.get(name)?.to_f32()?);
+                    true
+                }
+            };
+            if is_done {
+                weights.forget(name);
             }
         }
         if let Some(seed) = seed {
@@ -132,10 +154,10 @@ impl LanguageModel {
         Ok(report)
     }
 
-    /// Whether a directory's weights are those of this model: each is there, whole, in its shape, and none is left over.
-    /// Reads headers alone.
-    pub fn check_stored(&self, dir: &HfDir) -> Result<(), Error> {
-        self.found(&dir.weights()?, &self.entries(), dir.path(), false).map(|_| ())
+    /// The name of the tensor that each entry is read from. Refuses weights that are not those of this model: each must be
+    /// there, whole, in its shape, and none left over. Reads headers alone.
+    pub(crate) fn names_in(&self, weights: &Weights, entries: &[Entry], path: &Path) -> Result<Vec<String>, Error> {
+        self.found(weights, entries, path, false).map(|(names, _)| names.into_iter().flatten().collect())
     }
 
     /// The name of the tensor that each entry is read from. With a new head, weights of heads may be missing or left over.

@@ -231,7 +231,7 @@ impl Entry {
     }
 
     /// Whether products can read the tensor's rows where they lie.
-    fn has_whole_rows(&self) -> bool {
+    pub(crate) fn has_whole_rows(&self) -> bool {
         let is_kept = !matches!(self.transform, Transform::Transpose | Transform::AsRow | Transform::PlusOne);
         is_kept && self.parameters.iter().all(|parameter| parameter.shape().len() == 2)
     }

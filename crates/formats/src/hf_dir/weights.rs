@@ -9,6 +9,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 /// The weights of a model: one file or several, looked up by tensor name.
 #[derive(Debug)]
@@ -154,6 +155,22 @@ impl Weights {
                 let nearest = nearest(name, self.names());
                 Err(Error::NoSuchTensor { path: self.source.clone(), name: name.to_owned(), nearest })
             }
+        }
+    }
+
+    /// A tensor's bytes for as long as someone holds them: those of a whole file, and where the tensor begins. None of a
+    /// PyTorch file, where a tensor may lie in any way.
+    pub fn shared_bytes(&self, name: &str) -> Option<(Arc<dyn AsRef<[u8]> + Send + Sync>, usize)> {
+        match &self.shards[*self.by_name.get(name)?] {
+            Shard::Safe(file) => file.shared_bytes(name),
+            Shard::Torch(_) => None,
+        }
+    }
+
+    /// Lets go of the memory that the pages of a tensor take, where that can be done: they are read again when asked for.
+    pub fn forget(&self, name: &str) {
+        if let Some(Shard::Safe(file)) = self.by_name.get(name).map(|&shard| &self.shards[shard]) {
+            file.forget(name);
         }
     }
 

@@ -13,6 +13,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes of the header's length field.
 const PREFIX: usize = 8;
@@ -23,7 +24,7 @@ const MAX_HEADER: u64 = 100_000_000;
 #[derive(Debug)]
 pub struct SafeTensors {
     path: PathBuf,
-    bytes: Bytes,
+    bytes: Arc<Bytes>,
     metadata: Vec<(String, String)>,
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
@@ -65,7 +66,7 @@ impl SafeTensors {
         match parse_header(bytes.as_slice()) {
             Ok(Header { metadata, entries }) => {
                 let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
-                Ok(Self { path, bytes, metadata, entries, by_name })
+                Ok(Self { path, bytes: Arc::new(bytes), metadata, entries, by_name })
             }
             Err(reason) => Err(Error::SafeTensors { path, reason }),
         }
@@ -94,6 +95,19 @@ impl SafeTensors {
         };
         let Entry { dtype, shape, range, .. } = &self.entries[index];
         Ok(TensorView { dtype: *dtype, shape, bytes: Cow::Borrowed(&self.bytes.as_slice()[range.clone()]) })
+    }
+
+    /// A tensor's bytes for as long as someone holds them: those of the whole file, and where the tensor begins.
+    pub fn shared_bytes(&self, name: &str) -> Option<(Arc<dyn AsRef<[u8]> + Send + Sync>, usize)> {
+        let entry = &self.entries[*self.by_name.get(name)?];
+        Some((self.bytes.clone(), entry.range.start))
+    }
+
+    /// Lets go of the memory that the pages of a tensor take, where the file is mapped.
+    pub fn forget(&self, name: &str) {
+        if let (Bytes::Mapped(map), Some(&index)) = (&*self.bytes, self.by_name.get(name)) {
+            map.forget(self.entries[index].range.clone());
+        }
     }
 
     /// The file's free-form metadata, in the order of the file.

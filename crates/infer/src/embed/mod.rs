@@ -64,7 +64,7 @@ impl Embedder {
         let described = Description::read(path)?;
         let place = described.as_ref().map_or(path, |d| &d.model).to_owned();
         let tokenizer = Arc::new(Tokenizer::open(&place)?);
-        let model = Arc::new(LanguageModel::open(&place)?);
+        let model = Arc::new(LanguageModel::open_to_run(&place)?);
         Self::over(&place, described, model, tokenizer)
     }
 

@@ -9,14 +9,15 @@ use std::path::{Path, PathBuf};
 
 use loam_formats::gguf::write_split;
 use loam_formats::{Dtype, Gguf, GgufOut, GgufTensor, GgufValue, nearest};
-use loam_kernels::quant::{can_dequantise, can_feed_forward};
-use loam_tensor::{DType, GgmlType, Parameter, Precision, precision};
+use loam_kernels::quant::can_dequantise;
+use loam_tensor::{DType, GgmlType, Parameter};
 
 use crate::error::Error;
 use crate::inference::WeightMemory;
 use crate::model::LanguageModel;
 use crate::quantise::{Mix, Plan, can_be_typed, kept_type};
 use crate::spec::{Spec, Task};
+use crate::stored::{entry_memory, is_in_place, is_mixed};
 use crate::weight_map::Entry;
 use config::{Facts, config, keys, rope_factors};
 use names::{ARCHITECTURES, Architecture};
@@ -132,11 +133,7 @@ impl LanguageModel {
             }
         }
         let mut memory = WeightMemory::sum(parts);
-        // Gates and ups of different types do not meet while they are computed.
-        memory.is_wide |= types.iter().any(|(name, ty)| {
-            name.strip_suffix("gate_proj.weight")
-                .is_some_and(|of| types.get(&format!("{of}up_proj.weight")) != Some(ty))
-        });
+        memory.is_wide |= is_mixed(&types);
         Ok((memory, types))
     }
 
@@ -291,36 +288,6 @@ fn tensors_of<'a>(
         refuse_left_over(gguf, architecture, entries)?;
     }
     Ok(tensors)
-}
-
-/// Whether products read an entry where it lies in the file.
-fn is_in_place(spec: &Spec, entry: &Entry, ty: GgmlType) -> bool {
-    ty != GgmlType::F32 && entry.feeds.iter().all(|name| can_be_typed(spec, name))
-}
-
-/// What an entry of this type takes, in the file's map and beside it.
-fn entry_memory(spec: &Spec, entry: &Entry, ty: GgmlType) -> WeightMemory {
-    let count: usize = entry.file_shape().iter().product();
-    let mapped = DType::Ggml(ty).bytes(count);
-    let is_inside = |name: &String| {
-        ["gate_proj.weight", "up_proj.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end))
-    };
-    let is_one = can_feed_forward([kept_type(ty); 3]) && precision() == Precision::F32;
-    let is_wide = entry.feeds.iter().any(is_inside) && !is_one;
-    if is_in_place(spec, entry, ty) && (kept_type(ty) != ty || entry.is_all_moved()) {
-        // The file's pages are given back, one tensor after the other.
-        return WeightMemory { mapped: 0, copied: mapped, opening: mapped, is_wide };
-    }
-    let copied = match (is_in_place(spec, entry, ty), entry.is_in_order()) {
-        (true, true) => 0,
-        (true, false) => mapped,
-        (false, _) => 4 * count,
-    };
-    // Products of bf16 keep a rounded copy of f32.
-    let is_rounded = ty == GgmlType::F32 && precision() == Precision::Bf16;
-    let is_product = entry.feeds.iter().all(|name| can_be_typed(spec, name));
-    let copied = copied + if is_rounded && is_product { 2 * count } else { 0 };
-    WeightMemory { mapped, copied, opening: 0, is_wide }
 }
 
 /// Says which tensor has no place in the model, if one is left.

@@ -43,7 +43,7 @@ impl Test {
 pub fn run(name: &str, wanted: &ModelBench, json: bool, environment: &Environment) -> Result<(), Failure> {
     let started = Instant::now();
     let path = model_path(name, environment)?;
-    let model = LanguageModel::open(&path)?;
+    let model = LanguageModel::open_to_run(&path)?;
     check(&model, wanted)?;
     let load_s = started.elapsed().as_secs_f64();
     let tests = no_grad(|| tests(&model, wanted))?;

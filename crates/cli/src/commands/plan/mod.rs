@@ -320,17 +320,15 @@ fn of_file(path: &Path, outline: &LanguageModel) -> Result<Weights, Failure> {
     Ok(Weights { name, mix: None, types, memory })
 }
 
-/// The weights of a directory, which are f32 in memory. One that has none yet is planned from its `config.json`.
+/// The weights of a directory: halves where they lie, others as f32. One that has none yet is planned from its `config.json`.
 fn of_directory(path: &Path, outline: &LanguageModel) -> Result<Weights, Failure> {
     let files = [WEIGHTS, WEIGHTS_INDEX, TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX];
-    let bytes = if files.iter().any(|file| path.join(file).exists()) {
-        let dir = HfDir::open(path)?;
-        outline.check_stored(&dir)?;
-        dir.weights()?.total_bytes() as usize
+    let (memory, types) = if files.iter().any(|file| path.join(file).exists()) {
+        outline.stored_in_dir(&HfDir::open(path)?)?
     } else {
         output::say("no weights there yet: planned from config.json alone");
-        let numbers: usize = outline.parameters().iter().map(|(_, parameter)| parameter.count()).sum();
-        numbers * outline.file_dtype()?.size()
+        outline.stored_by_config()?
     };
-    Ok(Weights { name: "f32".into(), mix: None, types: Types::new(), memory: outline.loaded_memory(bytes) })
+    let name = types.values().next().map_or("f32".into(), |ty| ty.to_string().to_lowercase());
+    Ok(Weights { name, mix: None, types, memory })
 }

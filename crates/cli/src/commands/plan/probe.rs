@@ -47,7 +47,7 @@ impl FromStr for Probe {
 pub fn run(path: &Path, asked: Probe) -> Result<Outcome, Failure> {
     let Probe { context, sequences, chunk, kv } = asked;
     let before = machine::resident_bytes().unwrap_or(0);
-    let model = LanguageModel::open(path)?;
+    let model = LanguageModel::open_to_run(path)?;
     let vocab = model.spec().vocab_size as u64;
     let rng = Rng::new(0, "probe", 0);
     let draw = |at: usize| rng.below(at as u64, vocab) as u32;
