@@ -1,11 +1,12 @@
 """GGUF files of Loam run by llama.cpp, and files of llama-quantize run by Loam: the same tokens and perplexity.
 
     python scripts/check_llama_cpp.py DIR... --loam target/release/loam --bin LLAMA_CPP/build/bin --text FILE
-                                      [--types f32,f16,q8_0,q4_k_m,..] [--context 128] [--chunks 8]
+                                      [--types f32,f16,q8_0,q4_k_m,..] [--context 128] [--chunks 8] [--adapter DIR]
 
 For every model directory and type: `loam model convert` writes a file; both programs tokenise the text (llama-tokenize)
 and compute its perplexity as llama-perplexity does (chunks of the context, the second half of each is scored). For every
-quantised type llama-quantize makes a file of its own from the F32 one, which both run, too. One JSON line per file.
+quantised type llama-quantize makes a file of its own from the F32 one, which both run, too. With --adapter, a LoRA of the
+(one) model is written for llama.cpp by `loam model combine`, and both put it into the F32 file. One JSON line per file.
 Ends with 1 where token ids differ or perplexities differ by more than 0.1 %.
 """
 import argparse
@@ -35,14 +36,14 @@ def our_tokens(loam, model, text):
     return ids
 
 
-def our_perplexity(loam, model, tokens, context, chunks, bos):
+def our_perplexity(loam, model, tokens, context, chunks, bos, more=()):
     """As llama-perplexity: the first token of a chunk gives way to the start token where the model adds one."""
     loss = count = 0
     for chunk in range(chunks):
         ids = tokens[chunk * context:(chunk + 1) * context]
         if bos is not None:
             ids = [bos] + ids[1:]
-        logits = json.loads(run(loam, "model", "logits", model, "--tokens", ",".join(map(str, ids)), "--json"))["logits"]
+        logits = json.loads(run(loam, "model", "logits", model, "--tokens", ",".join(map(str, ids)), "--json", *more))["logits"]
         for place in range(context // 2, context - 1):
             row = logits[place]
             top = max(row)
@@ -51,11 +52,11 @@ def our_perplexity(loam, model, tokens, context, chunks, bos):
     return math.exp(loss / count)
 
 
-def their_perplexity(binaries, model, text, context, chunks):
+def their_perplexity(binaries, model, text, context, chunks, more=()):
     # Its last lines go missing now and then: what it logs is written by a thread that it does not wait for.
     for _ in range(5):
         said = run(binaries / "llama-perplexity", "-m", model, "-f", text, "-c", context, "-b", context, "--chunks", chunks,
-                   "-t", 2, both=True)
+                   "-t", 2, *more, both=True)
         found = re.search(r"Final estimate: PPL = ([0-9.]+)", said)
         if found:
             break
@@ -73,6 +74,7 @@ def main():
     parser.add_argument("--types", default="f32,f16,bf16,q8_0,q6_k,q5_k_m,q4_k_m,q4_k_s,q4_0,q5_1,iq4_xs,q3_k_m,q2_k")
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--chunks", type=int, default=8)
+    parser.add_argument("--adapter", help="a LoRA of the model, in PEFT's layout")
     args = parser.parse_args()
     failed = False
     for directory in args.directories:
@@ -100,9 +102,17 @@ def main():
                     other = scratch / f"llama-{kind}.gguf"
                     run(args.bin / "llama-quantize", plain, other, kind.upper(), 2)
                     files.append(("llama-quantize", kind, other))
-            for writer, kind, path in files:
-                here = our_perplexity(args.loam, path, theirs, args.context, args.chunks, bos)
-                there = their_perplexity(args.bin, path, text, args.context, args.chunks)
+            with_lora = {}
+            if args.adapter:
+                lora = scratch / "lora.gguf"
+                run(args.loam, "model", "combine", directory, lora, args.adapter, "--how", "cat")
+                files += [("loam", name, plain) for name in ("f32 with the adapter", "f32 with its GGUF file")]
+                with_lora = {files[-2]: args.adapter, files[-1]: lora}
+            for file in files:
+                writer, kind, path = file
+                ours, other = [("--adapter", with_lora[file]), ("--lora", lora)] if file in with_lora else [(), ()]
+                here = our_perplexity(args.loam, path, theirs, args.context, args.chunks, bos, ours)
+                there = their_perplexity(args.bin, path, text, args.context, args.chunks, other)
                 apart = here / there - 1
                 failed |= abs(apart) > TOLERANCE
                 print(json.dumps({"model": directory, "written_by": writer, "type": kind, "loam": round(here, 5),

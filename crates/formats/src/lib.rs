@@ -15,6 +15,6 @@ mod torch;
 pub use error::{Error, Result, nearest};
 pub use gguf::{Gguf, GgufArray, GgufOut, GgufTensor, GgufValue};
 pub use hf_dir::{HfDir, HfWriter, Weights};
-pub use map::Mapped;
+pub use map::{Mapped, SharedBytes};
 pub use safetensors::{Dtype, SafeTensors, TensorOut, TensorView};
 pub use torch::TorchFile;

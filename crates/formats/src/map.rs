@@ -7,6 +7,7 @@ use crate::{Error, Result};
 use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::Path;
+use std::sync::Arc;
 
 /// A file's bytes, read-only, loaded by the operating system as they are touched.
 #[derive(Debug)]
@@ -56,6 +57,9 @@ impl Mapped {
 /// As long as any page of memory is, or a multiple.
 #[cfg(unix)]
 const PAGE: usize = 64 * 1024;
+
+/// The bytes of a whole file, for as long as someone holds them.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// A file's content: mapped, or held in memory.
 #[derive(Debug)]

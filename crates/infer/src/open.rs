@@ -25,7 +25,8 @@ pub struct OpenModel {
 }
 
 impl OpenModel {
-    /// Opens a directory with `config.json`, weights and `tokenizer.json`, or a GGUF file.
+    /// Opens a directory with `config.json`, weights and `tokenizer.json`, or a GGUF file, to run it: see
+    /// [`LanguageModel::open_to_run`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         if Gguf::is_one(path) {

@@ -28,6 +28,13 @@ pub(crate) fn beside(name: &str) -> Option<&str> {
     SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix))
 }
 
+/// Bytes of the codes and scales of a tensor in NF4.
+pub(crate) fn bytes(weights: &Weights, name: &str) -> usize {
+    let scales = [".absmax", ".nested_absmax", ".nested_quant_map"].map(|end| format!("{name}{end}"));
+    let all = std::iter::once(name).chain(scales.iter().map(String::as_str));
+    all.filter_map(|name| weights.get(name).ok()).map(|view| view.bytes.len()).sum()
+}
+
 fn refused(weights: &Weights, name: &str, problem: impl std::fmt::Display) -> Error {
     let path = weights.file_of(name).unwrap_or("weights".as_ref()).to_path_buf();
     loam_formats::Error::Inconsistent { path, reason: format!("tensor '{name}' in NF4: {problem}") }.into()

@@ -60,8 +60,8 @@ pub(crate) struct Halves {
 impl Halves {
     /// Those of a tensor that products can read where it lies.
     pub(crate) fn of(spec: &Spec, weights: &Weights, entry: &Entry, name: &str) -> Option<Self> {
-        let ty = half_type(spec, entry, weights.get(name).ok()?.dtype)?;
         let (bytes, start) = weights.shared_bytes(name)?;
+        let ty = half_type(spec, entry, weights.get(name).ok()?.dtype)?;
         let is_aligned = bytes.as_ref().as_ref()[start..].as_ptr().addr().is_multiple_of(size_of::<u16>());
         is_aligned.then_some(Self { ty, bytes, start })
     }
@@ -83,15 +83,19 @@ impl LanguageModel {
     pub fn stored_in_dir(&self, dir: &HfDir) -> Result<(WeightMemory, Plan), Error> {
         let (weights, entries) = (dir.weights()?, self.entries());
         let names = self.names_in(&weights, &entries, dir.path())?;
-        let mut kinds = Vec::new();
-        for (entry, name) in entries.iter().zip(&names) {
+        let is_torch = names.iter().any(|name| weights.shared_bytes(name).is_none());
+        let kind = |entry: &Entry, name: &String| -> Result<_, Error> {
+            if bitsandbytes::shape(&weights, name)?.is_some() {
+                return Ok((entry.is_one_matrix().then_some(DType::Nf4), bitsandbytes::bytes(&weights, name)));
+            }
             let halves = Halves::of(self.spec(), &weights, entry, name).map(|halves| DType::Ggml(halves.ty));
-            let is_packed = bitsandbytes::shape(&weights, name)?.is_some() && entry.is_one_matrix();
-            kinds.push((halves.or(is_packed.then_some(DType::Nf4)), weights.get(name)?.bytes.len()));
-        }
+            Ok((halves, if is_torch { 0 } else { weights.get(name)?.bytes.len() }))
+        };
+        let kinds: Vec<_> =
+            entries.iter().zip(&names).map(|(entry, name)| kind(entry, name)).collect::<Result<_, Error>>()?;
         let (mut memory, types) = self.held_as(&entries, &kinds);
-        if names.iter().any(|name| weights.shared_bytes(name).is_none()) {
-            // The pages of a PyTorch file stay until all of it is read.
+        if is_torch {
+            // Its pages stay until all of it is read.
             memory.opening += weights.total_bytes() as usize;
         }
         Ok((memory, types))
@@ -116,9 +120,13 @@ impl LanguageModel {
             let plain = WeightMemory { mapped: 0, ..entry_memory(self.spec(), entry, GgmlType::F32) };
             parts.push(match ty {
                 Some(DType::Ggml(ty)) => entry_memory(self.spec(), entry, ty),
-                Some(packed) => WeightMemory { copied: packed.bytes(count), opening: bytes, ..plain },
-                // While it is converted there are the file's pages, and the numbers as the file has them.
-                None => WeightMemory { opening: bytes + 4 * count, ..plain },
+                Some(_) => WeightMemory { copied: bytes, opening: bytes, ..plain },
+                // While it is converted there are the file's pages and the numbers as the file has them, and again as they
+                // are laid out here where that is another way.
+                None => {
+                    let layouts = if entry.is_in_order() && entry.parameters.len() == 1 { 1 } else { 2 };
+                    WeightMemory { opening: bytes + 4 * layouts * count, ..plain }
+                }
             });
             let kept = ty.map(|ty| if let DType::Ggml(ty) = ty { DType::Ggml(kept_type(ty)) } else { ty });
             types.extend(kept.into_iter().flat_map(|ty| entry.feeds.iter().map(move |name| (name.clone(), ty))));

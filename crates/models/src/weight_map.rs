@@ -198,6 +198,9 @@ impl Entry {
 
     /// Fills the parameters from the tensor of the file.
     pub(crate) fn import(&self, values: &[f32]) {
+        if let ([parameter], true) = (&*self.parameters, self.is_in_order()) {
+            return parameter.set(values);
+        }
         let (rows, width, places) = (self.rows(), self.width(), self.places());
         let mut places = places.iter();
         for parameter in &self.parameters {
@@ -255,7 +258,7 @@ impl Entry {
         })
     }
 
-    /// Fills the parameters from a tensor of a GGUF file, which begins at `start` of `bytes`. Where `in_place`, they keep
+    /// Fills the parameters from a tensor of a file, which begins at `start` of `bytes`. Where `in_place`, they keep
     /// its element type and, unless rows change places, the file's own bytes; a row is whole blocks, so that nothing is
     /// rounded either way. But where products of bf16 are in force and take no other halves, those are rounded:
     /// [`kept_type`]. Returns whether the parameters have bytes of their own, so that the file's are done with.

@@ -42,6 +42,16 @@ fn a_quantised_checkpoint_is_read_as_bitsandbytes_decodes_it() {
 }
 
 #[test]
+fn what_a_plan_says_of_a_quantised_checkpoint_is_what_it_takes() {
+    let (model, dir) = (LanguageModel::open_to_run(golden()).unwrap(), HfDir::open(golden()).unwrap());
+    let (memory, types) = model.stored_in_dir(&dir).unwrap();
+    let typed = model.parameters().into_iter().filter(|(_, parameter)| parameter.dtype() != DType::F32);
+    assert_eq!(typed.map(|(name, parameter)| (name, parameter.dtype())).collect::<loam_models::Plan>(), types);
+    assert!(types.values().any(|ty| *ty == DType::Nf4));
+    assert_eq!(memory.mapped + memory.copied, model.weight_bytes());
+}
+
+#[test]
 fn a_quantised_model_is_written_as_it_was_read() {
     let (model, dir) = (LanguageModel::open(golden()).unwrap(), tempfile::tempdir().unwrap());
     model.save(&HfWriter::create(dir.path()).unwrap(), None).unwrap();

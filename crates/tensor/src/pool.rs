@@ -4,8 +4,8 @@
 //!
 //! A request gets the start of the smallest free block that is large enough; a buffer that is dropped is joined with its
 //! free neighbours. So the space of activations, which die during backward, serves the gradients that are born meanwhile,
-//! whatever their sizes. Among blocks of half a slab or more it gets one in the slab that was there first, so that a slab
-//! that was needed once for a little is not filled as readily as another.
+//! whatever their sizes. A small request that fits only into blocks of half a slab or more gets one in the slab that was
+//! there first, so that a slab that was needed once for a little is not filled as readily as another.
 
 #![allow(unsafe_code, reason = "buffers are parts of mapped slabs, which no safe type expresses")]
 
@@ -92,12 +92,13 @@ impl Pool {
 
     /// The length and address of a free block of at least so many bytes.
     fn fitting(&self, bytes: usize) -> Option<(usize, usize)> {
-        let mut fitting = self.by_length.range((bytes, 0)..).copied();
-        let smallest = fitting.next()?;
+        let fitting = self.by_length.range((bytes, 0)..).copied();
+        let smallest = fitting.clone().next()?;
         let age = |&(_, address): &(usize, usize)| {
             self.slabs.range(..=address).next_back().map(|(_, &(_, slabs_before))| slabs_before)
         };
-        if smallest.0 < SLAB_BYTES / 2 { Some(smallest) } else { fitting.chain([smallest]).min_by_key(age) }
+        let is_usual = bytes >= SLAB_BYTES / 2 || smallest.0 < SLAB_BYTES / 2;
+        if is_usual { Some(smallest) } else { fitting.min_by_key(age) }
     }
 
     /// Takes a slab from the system: its length and address.

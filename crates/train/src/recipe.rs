@@ -180,7 +180,7 @@ pub enum TokenizerKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainSection {
-    /// Name of the run, part of its directory's name. Default: the recipe file's name.
+    /// Name of the run, part of its directory's name. Default: the recipe file's name. A run that goes on keeps its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Number format of matrix products and saved activations; weights are always f32, and so is the optimizer's state but

@@ -26,7 +26,7 @@ pub struct Options<'a> {
     pub dir: Option<PathBuf>,
     /// Where new run directories are made.
     pub runs: PathBuf,
-    /// Name of the run, unless the recipe has one or the run that goes on.
+    /// Name of the run, unless the recipe has one. A run that goes on keeps its own.
     pub name: String,
     /// Go on with the run in `dir`.
     pub resume: bool,
@@ -72,7 +72,7 @@ fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome>
     let is_new = !dir.exists();
     let dir = RunDir::open(dir, options.resume)?;
     let earlier = dir.earlier()?.and_then(|earlier| earlier.train.name);
-    let name = recipe.train.name.clone().or(earlier).unwrap_or(options.name);
+    let name = earlier.or_else(|| recipe.train.name.clone()).unwrap_or(options.name);
     let mut log = Log::open(&dir, options.observer)?;
     let begun = begin(recipe, &options.cache_dir, &mut log);
     if begun.is_err() && is_new {

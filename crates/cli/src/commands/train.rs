@@ -35,7 +35,7 @@ pub fn run(args: &TrainArgs, threads: Option<usize>, environment: &Environment) 
     drop(view);
     if outcome.summary.ending == Ending::Interrupted {
         output::say(&format!("stopped at step {}; nothing is lost", outcome.summary.progress.step));
-        output::complain("hint", &format!("go on with `{}`", resuming(args, &outcome.dir)));
+        output::complain("hint", &format!("go on with `{}`", resuming(args, threads, &outcome.dir)));
         return Ok(Outcome::Negative);
     }
     if let Some(row) = &outcome.summary.evaluation {
@@ -49,8 +49,9 @@ pub fn run(args: &TrainArgs, threads: Option<usize>, environment: &Environment) 
 }
 
 /// The command that goes on with the run in `dir`.
-fn resuming(args: &TrainArgs, dir: &Path) -> String {
+fn resuming(args: &TrainArgs, threads: Option<usize>, dir: &Path) -> String {
     let mut words = vec!["loam".into(), "train".into(), args.recipe.to_string_lossy().into_owned()];
+    words.extend(threads.into_iter().flat_map(|threads| ["--threads".into(), threads.to_string()]));
     words.extend(args.set.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]));
     words.extend(["--dir".into(), dir.to_string_lossy().into_owned(), "--resume".into()]);
     words.iter().map(|word| in_shell(word)).collect::<Vec<_>>().join(" ")

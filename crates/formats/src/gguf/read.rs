@@ -4,7 +4,7 @@ use super::{
     ALIGNMENT, GgmlType, GgufValue, MAGIC, MAX_AXES, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, shard_name, shard_of,
 };
 use crate::error::nearest;
-use crate::map::Bytes;
+use crate::map::{Bytes, SharedBytes};
 use crate::{Error, Mapped, Result};
 use std::collections::HashMap;
 use std::fs::File;
@@ -292,7 +292,7 @@ impl Gguf {
     }
 
     /// A tensor's bytes for as long as someone holds them: those of the whole file, and where the tensor begins.
-    pub fn shared_bytes(&self, tensor: &GgufTensor) -> (Arc<dyn AsRef<[u8]> + Send + Sync>, usize) {
+    pub fn shared_bytes(&self, tensor: &GgufTensor) -> (SharedBytes, usize) {
         (self.files[tensor.file].clone(), tensor.range.start)
     }
 }

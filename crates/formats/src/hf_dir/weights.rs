@@ -3,13 +3,12 @@
 use super::read::parse_object;
 use super::{TORCH_WEIGHTS, TORCH_WEIGHTS_INDEX, WEIGHTS, WEIGHTS_INDEX};
 use crate::error::nearest;
-use crate::map::Bytes;
+use crate::map::{Bytes, SharedBytes};
 use crate::{Error, Mapped, Result, SafeTensors, TensorView, TorchFile};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 
 /// The weights of a model: one file or several, looked up by tensor name.
 #[derive(Debug)]
@@ -160,7 +159,7 @@ impl Weights {
 
     /// A tensor's bytes for as long as someone holds them: those of a whole file, and where the tensor begins. None of a
     /// PyTorch file, where a tensor may lie in any way.
-    pub fn shared_bytes(&self, name: &str) -> Option<(Arc<dyn AsRef<[u8]> + Send + Sync>, usize)> {
+    pub fn shared_bytes(&self, name: &str) -> Option<(SharedBytes, usize)> {
         match &self.shards[*self.by_name.get(name)?] {
             Shard::Safe(file) => file.shared_bytes(name),
             Shard::Torch(_) => None,

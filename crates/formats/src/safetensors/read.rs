@@ -2,7 +2,7 @@
 
 use super::dtype::Dtype;
 use crate::error::nearest;
-use crate::map::Bytes;
+use crate::map::{Bytes, SharedBytes};
 use crate::{Error, Mapped, Result};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -98,7 +98,7 @@ impl SafeTensors {
     }
 
     /// A tensor's bytes for as long as someone holds them: those of the whole file, and where the tensor begins.
-    pub fn shared_bytes(&self, name: &str) -> Option<(Arc<dyn AsRef<[u8]> + Send + Sync>, usize)> {
+    pub fn shared_bytes(&self, name: &str) -> Option<(SharedBytes, usize)> {
         let entry = &self.entries[*self.by_name.get(name)?];
         Some((self.bytes.clone(), entry.range.start))
     }

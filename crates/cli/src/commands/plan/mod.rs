@@ -329,6 +329,13 @@ fn of_directory(path: &Path, outline: &LanguageModel) -> Result<Weights, Failure
         output::say("no weights there yet: planned from config.json alone");
         outline.stored_by_config()?
     };
-    let name = types.values().next().map_or("f32".into(), |ty| ty.to_string().to_lowercase());
+    let name = match types.values().next() {
+        None => "f32".into(),
+        // Only what is all of one type is what `--quant` of that type would make.
+        Some(ty) => {
+            let mix = ty.to_string().parse::<Mix>().ok();
+            mix.filter(|&mix| types == outline.plan(mix)).map_or("as they are", Mix::name).to_owned()
+        }
+    };
     Ok(Weights { name, mix: None, types, memory })
 }
