@@ -32,7 +32,9 @@ pub(crate) fn beside(name: &str) -> Option<&str> {
 pub(crate) fn bytes(weights: &Weights, name: &str) -> usize {
     let scales = [".absmax", ".nested_absmax", ".nested_quant_map"].map(|end| format!("{name}{end}"));
     let all = std::iter::once(name).chain(scales.iter().map(String::as_str));
-    all.filter_map(|name| weights.get(name).ok()).map(|view| view.bytes.len()).sum()
+    let stored: usize = all.filter_map(|name| weights.get(name).ok()).map(|view| view.bytes.len()).sum();
+    // The mean of scales that are quantised themselves is in the tensor's state.
+    stored + if weights.contains(&scales[1]) { size_of::<f32>() } else { 0 }
 }
 
 fn refused(weights: &Weights, name: &str, problem: impl std::fmt::Display) -> Error {
