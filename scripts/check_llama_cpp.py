@@ -56,7 +56,7 @@ def their_perplexity(binaries, model, text, context, chunks, more=()):
     # Its last lines go missing now and then: what it logs is written by a thread that it does not wait for.
     for _ in range(5):
         said = run(binaries / "llama-perplexity", "-m", model, "-f", text, "-c", context, "-b", context, "--chunks", chunks,
-                   "-t", 2, *more, both=True)
+                   "-t", 2, "--no-escape", *more, both=True)
         found = re.search(r"Final estimate: PPL = ([0-9.]+)", said)
         if found:
             break
@@ -85,7 +85,7 @@ def main():
             text.write_text(" ".join(Path(args.text).read_text()[:20000].split()))
             plain = scratch / "plain.gguf"
             run(args.loam, "model", "convert", directory, plain, "--dtype", "float32")
-            listed = run(args.bin / "llama-tokenize", "-m", plain, "-f", text, "--ids", "--log-disable")
+            listed = run(args.bin / "llama-tokenize", "-m", plain, "-f", text, "--ids", "--no-escape", "--log-disable")
             theirs = json.loads(listed[listed.index("["):])
             ours = our_tokens(args.loam, plain, text)[0]
             same_tokens = ours == theirs
