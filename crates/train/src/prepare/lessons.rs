@@ -44,7 +44,7 @@ fn teacher(recipe: &Recipe, start: &Start, observer: &mut dyn Observer) -> Resul
     let path = Path::new(recipe.distill.teacher.as_deref().unwrap_or_default());
     let refuse =
         |problem: &str, hint: &str| Error::RunDir { path: path.into(), problem: problem.into(), hint: hint.into() };
-    let teacher = LanguageModel::open(path)?;
+    let teacher = LanguageModel::open_to_run(path)?;
     let spec = teacher.spec();
     if spec.encoder.is_some() || !spec.is_causal() || spec.head.task != loam_models::Task::LanguageModel {
         let problem = "a teacher writes from left to right, this model does not";

@@ -94,7 +94,7 @@ impl StageData for Prompts {
         let reward = crate::reward::open(reward, &start.tokenizer, settings.precision)?;
         // A second copy of the weights, only where it is looked at.
         let path = recipe.model.path.as_deref().map(Path::new);
-        let reference = path.filter(|_| settings.beta > 0.0).map(LanguageModel::open).transpose()?;
+        let reference = path.filter(|_| settings.beta > 0.0).map(LanguageModel::open_to_run).transpose()?;
         let value_head = (stage == Stage::Ppo).then(|| Parameter::zeros([1, run.model.spec().hidden_size]));
         let rollouts = Rollouts::new(
             (run.model, reference.as_ref()),

@@ -51,7 +51,7 @@ pub(super) fn log_probs<L: Clone>(
         }
         _ => {
             observer.on_message(&format!("scoring {count} answers with the reference model"));
-            let opened = other.map(LanguageModel::open).transpose()?;
+            let opened = other.map(LanguageModel::open_to_run).transpose()?;
             let model = opened.as_ref().unwrap_or(&start.model);
             let values = with_precision(precision, || no_grad(|| score(model, examples)))?;
             let bytes: Vec<u8> = values.iter().flat_map(|value: &f32| value.to_le_bytes()).collect();
