@@ -132,20 +132,16 @@ impl LanguageModel {
         for (entry, name) in entries.iter().zip(&names) {
             let Some(name) = name else { continue };
             let halves = in_place.then(|| Halves::of(&self.spec, &weights, entry, name)).flatten();
-            let is_done = match (bitsandbytes::read(&weights, name)?, halves) {
-                (Some(packed), _) => {
-                    entry.import_nf4(packed);
-                    true
+            if let Some(packed) = bitsandbytes::read(&weights, name)? {
+                entry.import_nf4(packed);
+            } else if let Some(Halves { ty, bytes, start }) = halves {
+                if !entry.import_blocks(ty, &bytes, start, true) {
+                    continue;
                 }
-                (None, Some(Halves { ty, bytes, start })) => entry.import_blocks(ty, &bytes, start, true),
-                (None, None) => {
-                    entry.import(&weights.get(name)?.to_f32()?);
-                    true
-                }
-            };
-            if is_done {
-                weights.forget(name);
+            } else {
+                entry.import(&weights.get(name)?.to_f32()?);
             }
+            weights.forget(name);
         }
         if let Some(seed) = seed {
             let is_new =

@@ -254,7 +254,7 @@ impl Entry {
         let mut places = self.places().into_iter();
         self.parameters.iter().map(move |parameter| {
             let own: Vec<usize> = places.by_ref().take(parameter.shape()[0]).collect();
-            own.windows(2).all(|pair| pair[1] == pair[0] + 1)
+            follow_each_other(&own)
         })
     }
 
@@ -282,8 +282,7 @@ impl Entry {
             let rows = parameter.shape()[0];
             let own;
             (own, places) = places.split_at(rows);
-            let is_in_order = own.windows(2).all(|pair| pair[1] == pair[0] + 1);
-            let (bytes, start): (SharedBytes, usize) = if is_in_order {
+            let (bytes, start): (SharedBytes, usize) = if follow_each_other(own) {
                 (bytes.clone(), start + own[0] * row_bytes)
             } else {
                 (Arc::new(gathered(data, own, row_bytes)), 0)
@@ -327,6 +326,11 @@ impl Entry {
         }
         out
     }
+}
+
+/// Whether rows lie one after the other.
+fn follow_each_other(rows: &[usize]) -> bool {
+    rows.windows(2).all(|pair| pair[1] == pair[0] + 1)
 }
 
 /// Some rows of a tensor, one after the other. They are copied by all threads, also for the time that new memory takes.
