@@ -7,6 +7,7 @@
 //! NF4 is no type of GGUF: its blocks know nothing of rows, and it stands beside the others (`nf4`).
 
 mod activations;
+mod backward;
 mod decode;
 mod decode_iq;
 mod encode;
@@ -24,6 +25,7 @@ mod tests;
 mod types;
 mod unpack;
 
+pub use backward::{matmul_nf4_backward, matmul_quantised_backward};
 pub use decode::{can_dequantise, dequantise, dequantise_rows, halves_to_bf16};
 pub(crate) use half_bits::f16_to_f32;
 

@@ -147,8 +147,16 @@ pub trait Backend: Send + Sync {
     fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>, precision: Precision);
 
     /// `x weight^T + bias` for `x` `[rows, in]` and a weight `[out, in]` made by [`Raw::quantised`] or [`Raw::nf4`]:
-    /// `[rows, out]`. A row's result does not depend on the others. The precision matters to weights in BF16 and F16 alone.
-    fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>, precision: Precision) -> Raw;
+    /// `[rows, out]`. A row's result does not depend on the others. Weights that are [multiplied in
+    /// bf16](Backend::multiplies_in) take `x` in bf16, too.
+    fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>) -> Raw;
+
+    /// The gradient of the input of [`Backend::linear_quantised`]: `dx = start + dy weight`, for `dy` `[rows, out]`.
+    fn linear_quantised_backward(&self, dx: &mut Raw, dy: &Raw, weight: &Raw, start: Start<'_>, precision: Precision);
+
+    /// The precision of products with a weight of this type where one is in force: bf16 is for those that are read as fast
+    /// as in it, halves.
+    fn multiplies_in(&self, weight: DType, precision: Precision) -> Precision;
 
     /// A gated feed-forward in f32, gate, up and down each a weight and a bias: to the bit what
     /// [`Backend::linear_quantised`] and [`Backend::gated`] give; none where that is not one operation.

@@ -21,6 +21,9 @@ pub struct TrainArgs {
     /// Continue from the last checkpoint in the run directory
     #[arg(long, requires = "dir")]
     pub resume: bool,
+    /// Also say where the time went, operation by operation, beside what the machine could do
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// Verbs of `loam config`.

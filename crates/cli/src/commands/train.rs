@@ -1,5 +1,6 @@
 //! `loam train`: a recipe becomes a model.
 
+use super::bench::{Operations, Roof};
 use crate::Outcome;
 use crate::args::TrainArgs;
 use crate::failure::Failure;
@@ -7,8 +8,12 @@ use crate::output;
 use crate::setup::Environment;
 use crate::signals::Signals;
 use crate::view::View;
+use loam_tensor::{Precision, profile};
 use loam_train::{Ending, Options, Recipe};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Instant;
 
 /// Where run directories go by default.
 const RUNS: &str = "runs";
@@ -19,20 +24,26 @@ pub fn run(args: &TrainArgs, threads: Option<usize>, environment: &Environment) 
     let stem = args.recipe.file_stem().map_or("run".into(), |stem| stem.to_string_lossy().into_owned());
     let signals = Signals::listen()?;
     let mut view = View::new("training", true);
-    let outcome = loam_train::train(
-        &recipe,
-        &args.recipe,
-        Options {
-            dir: args.dir.clone(),
-            runs: PathBuf::from(RUNS),
-            name: args.name.clone().unwrap_or(stem),
-            resume: args.resume,
-            cache_dir: cache_dir(environment, Path::new(RUNS)),
-            stop: signals.stop_flag(),
-            observer: &mut view,
-        },
-    )?;
+    let options = Options {
+        dir: args.dir.clone(),
+        runs: PathBuf::from(RUNS),
+        name: args.name.clone().unwrap_or(stem),
+        resume: args.resume,
+        cache_dir: cache_dir(environment, Path::new(RUNS)),
+        stop: signals.stop_flag(),
+        observer: &mut view,
+    };
+    let train = || loam_train::train(&recipe, &args.recipe, options);
+    let start = Instant::now();
+    let (outcome, costs) = if args.profile { profile::recorded(train) } else { (train(), BTreeMap::new()) };
+    let (outcome, seconds) = (outcome?, start.elapsed().as_secs_f64());
     drop(view);
+    if args.profile {
+        let precision = Precision::from_str(outcome.resolved.train.precision.name()).unwrap_or_default();
+        let (steps, roof) = (outcome.summary.progress.step.max(1) as f64, Roof::measured().of(precision));
+        output::say("where the time went, per step (with evaluation, samples and checkpoints)");
+        Operations::of(&costs, steps, seconds, &roof).lines().iter().for_each(|line| output::say(line));
+    }
     if outcome.summary.ending == Ending::Interrupted {
         output::say(&format!("stopped at step {}; nothing is lost", outcome.summary.progress.step));
         output::complain("hint", &format!("go on with `{}`", resuming(args, threads, &outcome.dir)));

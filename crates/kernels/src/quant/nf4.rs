@@ -11,6 +11,7 @@
 use super::product::by_widening;
 use crate::gemm::Mat;
 use crate::parallel::{CHUNK, for_chunks};
+use std::ops::Range;
 use std::sync::LazyLock;
 
 /// Numbers that share a size.
@@ -137,6 +138,11 @@ impl Nf4 {
         self.codes.len() + scales
     }
 
+    /// Decodes some rows of a matrix of so many columns.
+    pub(super) fn decode_rows(&self, rows: Range<usize>, cols: usize, out: &mut [f32]) {
+        for_chunks(out, CHUNK, |at, out| self.decode(rows.start * cols + at, out));
+    }
+
     fn scale(&self, block: usize) -> f32 {
         match &self.scales {
             Nf4Scales::Plain(sizes) => sizes[block],
@@ -239,9 +245,7 @@ pub fn matmul_nf4(out: &mut [f32], x: &[f32], w: &Nf4, cols: usize, bias: Option
     if out.is_empty() {
         return;
     }
-    by_widening(out, Mat::rows(x, m, cols), rows, bias, |rows, wide| {
-        for_chunks(wide, CHUNK, |at, wide| w.decode(rows.start * cols + at, wide));
-    });
+    by_widening(out, Mat::rows(x, m, cols), rows, bias, |rows, wide| w.decode_rows(rows, cols, wide));
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ const PIECE_BYTES: usize = 32 * 1024;
 /// Pieces per thread: more even out what else the machine does, fewer cost less to hand out.
 const PIECES: usize = 4;
 /// Numbers that are widened at a time: 4 MiB.
-const WIDENED: usize = 1 << 20;
+pub(super) const WIDENED: usize = 1 << 20;
 
 /// Numbers of gate and of up that wait to meet: 128 KiB each, an eighth or less of a second-level cache; four times as many
 /// where a block of the activations that they become has 256.
@@ -86,9 +86,9 @@ pub fn matmul_quantised(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Opti
     matmul_quantised_on(isa(), out, x, w, bias);
 }
 
-/// [`matmul_quantised`] of weights in BF16, or of halves that are rounded to it, with activations rounded to bf16:
-/// [`gemm_bf16`]. Panics where they are of another type.
-pub fn matmul_bf16(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
+/// [`matmul_quantised`] of weights in BF16, or of halves that are rounded to it, with activations in bf16: [`gemm_bf16`].
+/// Panics where they are of another type.
+pub fn matmul_bf16(out: &mut [f32], x: &[bf16], w: Quantised<'_>, bias: Option<&[f32]>) {
     let (k, n) = (w.cols, w.rows);
     let m = x.len().checked_div(k).unwrap_or(0);
     let Some(weights) = (match w.ty {
@@ -101,7 +101,7 @@ pub fn matmul_bf16(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[
         return matmul_bf16(out, x, Quantised { bytes: bytemuck::cast_slice(&own), ..w }, bias);
     };
     let start = bias.map_or(Start::Zero, Start::Bias);
-    gemm_bf16(MatMut::rows(out, m, n), Operand::F32(Mat::rows(x, m, k)), weights, start);
+    gemm_bf16(MatMut::rows(out, m, n), Operand::Bf16(Mat::rows(x, m, k)), weights, start);
 }
 
 /// Whether [`matmul_bf16`] reads halves at the speed of BF16: with a dot instruction they are rounded in registers.

@@ -3,6 +3,7 @@
 use super::product::{feed_forward_on, matmul_quantised_on};
 use super::*;
 use crate::elementwise::{Unary, gated_on};
+use crate::gemm::{Mat, MatMut, Operand, Start, gemm_bf16, gemm_f32};
 use crate::isa::{Isa, testable};
 use crate::parallel::with_threads;
 use crate::rng::Rng;
@@ -281,11 +282,15 @@ fn a_feed_forward_of_sizes_that_do_not_agree_is_refused() {
     feed_forward(Unary::Silu, &mut [0.0; 32], &[0.0; 32], weights, [None; 3]);
 }
 
+fn rounded(x: &[f32]) -> Vec<bf16> {
+    x.iter().map(|&x| bf16::from_f32(x)).collect()
+}
+
 #[test]
-fn bf16_products_round_activations_whatever_the_batch_and_wherever_the_weights_lie() {
+fn bf16_products_are_the_same_whatever_the_batch_and_wherever_the_weights_lie() {
     let (n, k) = (45, 352);
     let w: Vec<u8> = normal("w", n * k).iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
-    let (x, bias) = (normal("x", 70 * k), normal("bias", n));
+    let (x, bias) = (rounded(&normal("x", 70 * k)), normal("bias", n));
     let run = |w: &[u8], rows: std::ops::Range<usize>, threads| {
         let mut out = vec![f32::NAN; rows.len() * n];
         let (x, w) = (&x[rows.start * k..rows.end * k], Quantised::new(GgmlType::Bf16, w, n, k));
@@ -294,11 +299,10 @@ fn bf16_products_round_activations_whatever_the_batch_and_wherever_the_weights_l
     };
     let all = run(&w, 0..70, 1);
     // Both factors have eight bits: products are exact, and sums as exact as f32 has them.
-    let (wide, mut rounded) = (dequantised(GgmlType::Bf16, &w, n * k), x.clone());
-    rounded.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+    let wide = dequantised(GgmlType::Bf16, &w, n * k);
     for (i, y) in all.iter().enumerate() {
-        let pairs = rounded[i / n * k..][..k].iter().zip(&wide[i % n * k..][..k]);
-        let exact: f64 = pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+        let pairs = x[i / n * k..][..k].iter().zip(&wide[i % n * k..][..k]);
+        let exact: f64 = pairs.map(|(x, w)| x.to_f64() * f64::from(*w)).sum();
         assert!((f64::from(*y) - exact - f64::from(bias[i % n])).abs() < 1e-4, "{y} for {exact}");
     }
     let shifted: Vec<u8> = std::iter::once(0).chain(w.iter().copied()).collect();
@@ -320,7 +324,7 @@ fn halves_are_multiplied_in_bf16_as_if_they_had_been_rounded_before() {
         }
         let mut rounded = vec![bf16::ZERO; n * k];
         halves_to_bf16(&mut rounded, &halves);
-        let (x, shifted) = (normal("x", 70 * k), [&[0], &halves[..]].concat());
+        let (x, shifted) = (self::rounded(&normal("x", 70 * k)), [&[0], &halves[..]].concat());
         for rows in [1, 2, 7, 70] {
             let run = |ty, w: &[u8]| {
                 let mut out = vec![f32::NAN; rows * n];
@@ -343,6 +347,52 @@ fn halves_become_the_nearest_bf16() {
         let half = f16::from_bits(bits);
         assert!(own == bf16::from_f32(half.to_f32()) || own.is_nan() && half.is_nan(), "{bits:#06x}");
     }
+}
+
+#[test]
+fn gradients_flow_back_through_weights_of_a_file_as_through_what_they_decode_to() {
+    // More rows than are decoded at a time, and no whole number of pieces.
+    let (n, k) = (1100, 2048);
+    for rows in [1, 70] {
+        let (dy, before) = (normal("dy", rows * n), normal("before", rows * k));
+        for ty in [GgmlType::F16, GgmlType::Bf16, GgmlType::Q4_0, GgmlType::Q4K] {
+            let w = quantised(ty, &normal("w", n * k), k, None);
+            let wide = dequantised(ty, &w, n * k);
+            let (a, b) = (Mat::rows(&dy, rows, n), Mat::rows(&wide, n, k));
+            let mut wanted = [before.clone(), before.clone()];
+            gemm_f32(MatMut::rows(&mut wanted[0], rows, k), a, b, Start::Sum);
+            gemm_bf16(MatMut::rows(&mut wanted[1], rows, k), Operand::F32(a), Operand::F32(b), Start::Sum);
+            let shifted = [&[0], &w[..]].concat();
+            for (in_bf16, wanted) in [false, true].into_iter().zip(&wanted) {
+                for (w, threads) in [(&w[..], 1), (&w[..], 2), (&shifted[1..], 2)] {
+                    let mut out = before.clone();
+                    let w = Quantised::new(ty, w, n, k);
+                    with_threads(threads, || matmul_quantised_backward(&mut out, &dy, w, Start::Sum, in_bf16));
+                    assert!(out == *wanted, "{} {rows} rows, bf16 {in_bf16}, {threads} threads", ty.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_flow_back_through_nf4_as_through_what_it_decodes_to() {
+    let (rows, n, k) = (9, 1100, 2000);
+    let dy = normal("dy", rows * n);
+    let w = Nf4::encode(&normal("w", n * k), true);
+    let mut wide = vec![0.0; n * k];
+    w.decode_all(&mut wide);
+    let (mut out, mut wanted) = (vec![f32::NAN; rows * k], vec![0.0; rows * k]);
+    gemm_f32(MatMut::rows(&mut wanted, rows, k), Mat::rows(&dy, rows, n), Mat::rows(&wide, n, k), Start::Zero);
+    matmul_nf4_backward(&mut out, &dy, &w, k, Start::Zero, false);
+    assert!(out == wanted);
+}
+
+#[test]
+#[should_panic(expected = "matmul_quantised_backward: 3 gradients for weights [2, 32] into 32")]
+fn gradients_of_another_size_are_refused() {
+    let w = Quantised::new(GgmlType::Q8_0, &[0; 68], 2, 32);
+    matmul_quantised_backward(&mut [0.0; 32], &[0.0; 3], w, Start::Zero, false);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use loam_kernels::gemm::{self, Mat, MatMut, Operand, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
 use loam_kernels::quant::{
     GgmlType, Nf4, Quantised, can_feed_forward, dequantise, dequantise_rows, feed_forward, matmul_bf16, matmul_nf4,
-    matmul_quantised, reads_halves_as_bf16,
+    matmul_nf4_backward, matmul_quantised, matmul_quantised_backward, reads_halves_as_bf16,
 };
 use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
 
@@ -80,6 +80,15 @@ fn operand(x: &Raw, index: usize) -> Operand<'_> {
     match x.dtype() {
         DType::F32 => Operand::F32(matrix(x.strided_f32(), x, index)),
         _ => Operand::Bf16(matrix(x.strided_bf16(), x, index)),
+    }
+}
+
+/// What the sums of a product start from.
+fn started(start: Start<'_>) -> gemm::Start<'_> {
+    match start {
+        Start::Zero => gemm::Start::Zero,
+        Start::Sum => gemm::Start::Sum,
+        Start::Bias(bias) => gemm::Start::Bias(bias.f32()),
     }
 }
 
@@ -231,11 +240,7 @@ impl Backend for Cpu {
     }
 
     fn matmul(&self, dst: &mut Raw, a: &Raw, b: &Raw, start: Start<'_>, precision: Precision) {
-        let start = match start {
-            Start::Zero => gemm::Start::Zero,
-            Start::Sum => gemm::Start::Sum,
-            Start::Bias(bias) => gemm::Start::Bias(bias.f32()),
-        };
+        let start = started(start);
         let rank = a.shape().len();
         let batch = if rank == 3 { a.shape()[0] } else { 1 };
         let shape = dst.shape();
@@ -255,19 +260,38 @@ impl Backend for Cpu {
         }
     }
 
-    fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>, precision: Precision) -> Raw {
+    fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>) -> Raw {
         let mut out = Raw::empty(DType::F32, [x.rows(), weight.shape()[0]]);
         let flop = 2.0 * (x.rows() * weight.count()) as f64;
         let _op = profile::op("linear_quantised", &[x, weight, &out]).with_flop(flop);
-        let is_bf16 = |ty| ty == GgmlType::Bf16 || ty == GgmlType::F16 && reads_halves_as_bf16();
-        match weight.dtype() {
-            DType::Nf4 => matmul_nf4(out.f32_mut(), x.f32(), nf4(weight), weight.shape()[1], bias.map(Raw::f32)),
-            DType::Ggml(ty) if precision == Precision::Bf16 && is_bf16(ty) => {
-                matmul_bf16(out.f32_mut(), x.f32(), quantised(weight), bias.map(Raw::f32));
-            }
-            _ => matmul_quantised(out.f32_mut(), x.f32(), quantised(weight), bias.map(Raw::f32)),
+        let bias = bias.map(Raw::f32);
+        match (weight.dtype(), x.dtype()) {
+            (DType::Nf4, _) => matmul_nf4(out.f32_mut(), x.f32(), nf4(weight), weight.shape()[1], bias),
+            (_, DType::Bf16) => matmul_bf16(out.f32_mut(), x.bf16(), quantised(weight), bias),
+            _ => matmul_quantised(out.f32_mut(), x.f32(), quantised(weight), bias),
         }
         out
+    }
+
+    fn linear_quantised_backward(&self, dx: &mut Raw, dy: &Raw, weight: &Raw, start: Start<'_>, precision: Precision) {
+        let flop = 2.0 * (dy.rows() * weight.count()) as f64;
+        let _op = profile::op("linear_quantised_backward", &[dy, weight, dx]).with_flop(flop);
+        let (start, in_bf16) = (started(start), precision == Precision::Bf16);
+        match weight.dtype() {
+            DType::Nf4 => {
+                let cols = weight.shape()[1];
+                matmul_nf4_backward(dx.f32_mut(), dy.f32(), nf4(weight), cols, start, in_bf16);
+            }
+            _ => matmul_quantised_backward(dx.f32_mut(), dy.f32(), quantised(weight), start, in_bf16),
+        }
+    }
+
+    fn multiplies_in(&self, weight: DType, precision: Precision) -> Precision {
+        match weight {
+            DType::Ggml(GgmlType::Bf16) => precision,
+            DType::Ggml(GgmlType::F16) if reads_halves_as_bf16() => precision,
+            _ => Precision::F32,
+        }
     }
 
     fn feed_forward(&self, act: Unary, x: &Raw, layers: [(&Raw, Option<&Raw>); 3]) -> Option<Raw> {

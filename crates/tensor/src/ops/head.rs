@@ -5,7 +5,7 @@ use loam_kernels::elementwise::Unary;
 use crate::autograd::is_recording;
 use crate::backend::Start;
 use crate::dims::Dims;
-use crate::ops::linear::as_matrix;
+use crate::ops::linear::{as_matrix, beside};
 use crate::precision::{Precision, precision};
 use crate::raw::{DType, Raw};
 use crate::tensor::{Tensor, backend};
@@ -27,6 +27,7 @@ pub(super) struct Head {
     softcap: Option<f32>,
     hidden_shape: Dims,
     bias_shape: Option<Dims>,
+    weight_wants_grad: bool,
     bias_wants_grad: bool,
     /// Whether gradients flow back through it.
     pub(super) wants_grad: bool,
@@ -53,9 +54,8 @@ impl Head {
         softcap: Option<f32>,
     ) -> Self {
         let precision = precision();
-        let rows = as_matrix(&hidden.dense());
         assert_eq!(
-            rows.shape().width(),
+            hidden.shape().width(),
             weight.size(1),
             "{name}: head {:?} on hidden {:?}",
             weight.shape(),
@@ -65,14 +65,10 @@ impl Head {
         if let Some(bias) = &bias_values {
             assert_eq!(bias.count(), weight.size(0), "{name}: head {:?}, bias {:?}", weight.shape(), bias.shape());
         }
-        // A quantised head is multiplied as it is, unless gradients flow back through it.
         let wants_grad = is_recording() && [hidden, weight].into_iter().chain(bias).any(Tensor::wants_grad);
-        let is_quantised = weight.raw().dtype().is_packed();
-        let (rows, matrix) = match precision {
-            _ if is_quantised && !wants_grad => (rows, weight.raw().clone()),
-            Precision::F32 if is_quantised => (rows, backend().cast(weight.raw(), DType::F32)),
-            Precision::F32 => (rows, weight.dense()),
-            Precision::Bf16 => (as_matrix(&hidden.operand(precision)), weight.operand(precision)),
+        let (rows, matrix) = match weight.raw().dtype().is_packed() {
+            true => (beside(hidden, weight.raw(), precision), weight.raw().clone()),
+            false => (as_matrix(&hidden.operand(precision)), weight.operand(precision)),
         };
         Self {
             hidden: rows,
@@ -82,6 +78,7 @@ impl Head {
             softcap,
             hidden_shape: hidden.shape(),
             bias_shape: bias.map(Tensor::shape),
+            weight_wants_grad: is_recording() && weight.wants_grad(),
             bias_wants_grad: is_recording() && bias.is_some_and(Tensor::wants_grad),
             wants_grad,
         }
@@ -102,7 +99,7 @@ impl Head {
     fn chunk(&self, start: usize, len: usize) -> Chunk {
         let rows = self.hidden.narrowed(0, start, len);
         let mut logits = match self.weight.dtype().is_packed() {
-            true => backend().linear_quantised(&rows, &self.weight, self.bias.as_ref(), self.precision),
+            true => backend().linear_quantised(&rows, &self.weight, self.bias.as_ref()),
             false => {
                 let mut logits = Raw::empty(DType::F32, [len, self.weight.shape()[0]]);
                 let from = self.bias.as_ref().map_or(Start::Zero, Start::Bias);
@@ -119,10 +116,10 @@ impl Head {
 
     /// Where the gradients of the operands are collected; without room where none flow back.
     pub(super) fn gradients(&self) -> HeadGrads {
-        let shape = |full: Dims| if self.wants_grad { full } else { [0, 0].into() };
+        let hidden = if self.wants_grad { self.hidden.shape() } else { [0, 0].into() };
         HeadGrads {
-            hidden: Raw::empty(DType::F32, shape(self.hidden.shape())),
-            weight: Raw::empty(DType::F32, shape(self.weight.shape())),
+            hidden: Raw::empty(DType::F32, hidden),
+            weight: self.weight_wants_grad.then(|| Raw::empty(DType::F32, self.weight.shape())),
             bias: self.bias_wants_grad.then(|| Raw::full([self.weight.shape()[0]], 0.0)),
             hidden_shape: self.hidden_shape,
             bias_shape: self.bias_shape,
@@ -140,17 +137,24 @@ impl Head {
             backend().add_column_sums(bias, &slope);
         }
         let mut dh = Raw::empty(DType::F32, [slope.rows(), self.weight.shape().width()]);
-        backend().matmul(&mut dh, &slope, &self.weight, Start::Zero, self.precision);
+        match self.weight.dtype().is_packed() {
+            true => {
+                backend().linear_quantised_backward(&mut dh, &slope, &self.weight, Start::Zero, self.precision);
+            }
+            false => backend().matmul(&mut dh, &slope, &self.weight, Start::Zero, self.precision),
+        }
         backend().write_region(&mut sums.hidden, 0, start, &dh);
-        let sum = if start == 0 { Start::Zero } else { Start::Sum };
-        backend().matmul(&mut sums.weight, &slope.transposed(0, 1), &rows, sum, self.precision);
+        if let Some(weight) = &mut sums.weight {
+            let sum = if start == 0 { Start::Zero } else { Start::Sum };
+            backend().matmul(weight, &slope.transposed(0, 1), &rows, sum, self.precision);
+        }
     }
 }
 
 /// Gradients of a head's operands.
 pub(super) struct HeadGrads {
     hidden: Raw,
-    weight: Raw,
+    weight: Option<Raw>,
     bias: Option<Raw>,
     hidden_shape: Dims,
     bias_shape: Option<Dims>,
@@ -163,8 +167,8 @@ impl HeadGrads {
         if grads.wants(0) {
             grads.add(0, scaled(self.hidden).reshaped(self.hidden_shape));
         }
-        if grads.wants(1) {
-            grads.add(1, scaled(self.weight));
+        if let Some(weight) = self.weight {
+            grads.add(1, scaled(weight));
         }
         if let (Some(shape), Some(bias)) = (self.bias_shape, self.bias) {
             grads.add(2, scaled(bias).reshaped(shape));

@@ -12,6 +12,17 @@ pub(crate) fn as_matrix(x: &Raw) -> Raw {
     x.reshaped([x.rows(), x.shape().width()])
 }
 
+/// A tensor as the matrix that products with a weight of a file take.
+pub(crate) fn beside(x: &Tensor, weight: &Raw, precision: Precision) -> Raw {
+    let precision = backend().multiplies_in(weight.dtype(), precision);
+    let x = as_matrix(&x.operand(precision));
+    match precision {
+        Precision::F32 => x,
+        // A parameter that is being trained stays f32 elsewhere.
+        Precision::Bf16 => backend().cast(&x, DType::Bf16),
+    }
+}
+
 /// What backward needs of an input: the data, or how to make it again.
 enum Saved {
     Kept(Raw),
@@ -61,7 +72,9 @@ impl Tensor {
                 grads.add_into(2, |slot| backend().add_column_sums(slot, &dy));
             }
             if grads.wants(0) {
-                grads.accumulate(0, |slot, start| matmul_into(slot, [rows, in_features], &dy, &w, start, precision));
+                grads.accumulate(0, |slot, start| {
+                    as_rows(slot, [rows, in_features], |slot| backend().matmul(slot, &dy, &w, start, precision));
+                });
             }
             if let Some(x) = saved.as_ref().map(Saved::matrix) {
                 grads.accumulate(1, |slot, start| backend().matmul(slot, &dy.transposed(0, 1), &x, start, precision));
@@ -69,11 +82,11 @@ impl Tensor {
         })
     }
 
-    /// [`Tensor::linear`] with a weight that is quantised and so has no gradient; that of the input decodes it.
+    /// [`Tensor::linear`] with a weight that is quantised and so has no gradient.
     fn linear_quantised(&self, weight: &Self, bias: Option<&Self>) -> Self {
-        let (shape, w) = (self.shape(), weight.raw().clone());
+        let (precision, shape, w) = (precision(), self.shape(), weight.raw().clone());
         let bias_values = bias.map(Tensor::dense);
-        let y = backend().linear_quantised(&as_matrix(&self.dense()), &w, bias_values.as_ref(), precision());
+        let y = backend().linear_quantised(&beside(self, &w, precision), &w, bias_values.as_ref());
         let (rows, inputs) = (y.rows(), w.shape()[1]);
         let parents: Vec<&Self> = [self].into_iter().chain(bias).collect();
         Self::from_op(y.reshaped(shape.with(shape.len() - 1, w.shape()[0])), &parents, move |dy, grads| {
@@ -82,8 +95,11 @@ impl Tensor {
                 grads.add_into(1, |slot| backend().add_column_sums(slot, &dy));
             }
             if grads.wants(0) {
-                let w = backend().cast(&w, DType::F32);
-                grads.accumulate(0, |slot, start| matmul_into(slot, [rows, inputs], &dy, &w, start, Precision::F32));
+                grads.accumulate(0, |slot, start| {
+                    as_rows(slot, [rows, inputs], |slot| {
+                        backend().linear_quantised_backward(slot, &dy, &w, start, precision);
+                    });
+                });
             }
         })
     }
@@ -124,10 +140,10 @@ impl Tensor {
     }
 }
 
-/// A matrix product into a slot of another shape with as many elements.
-fn matmul_into(slot: &mut Raw, matrix: [usize; 2], a: &Raw, b: &Raw, start: Start<'_>, precision: Precision) {
+/// Writes to a slot as to a matrix with as many elements.
+fn as_rows(slot: &mut Raw, matrix: [usize; 2], write: impl FnOnce(&mut Raw)) {
     let shape = slot.shape();
     slot.reshape_in_place(matrix);
-    backend().matmul(slot, a, b, start, precision);
+    write(slot);
     slot.reshape_in_place(shape);
 }

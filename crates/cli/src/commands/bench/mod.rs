@@ -1,5 +1,6 @@
 //! `loam bench`: how fast this machine is at what Loam does, and how fast it could be.
 
+mod costs;
 mod infer;
 mod kernels;
 mod model;
@@ -12,6 +13,7 @@ use crate::args::{BenchVerb, PrecisionArg};
 use crate::commands::set_precision;
 use crate::failure::Failure;
 use crate::setup::Environment;
+pub(super) use costs::Operations;
 use loam_kernels::roofline;
 use loam_tensor::Precision;
 
@@ -34,7 +36,7 @@ pub fn run(verb: BenchVerb, environment: &Environment) -> Result<Outcome, Failur
 }
 
 /// What the machine can do at most.
-struct Roof {
+pub(super) struct Roof {
     flop_per_s: f64,
     bf16_flop_per_s: f64,
     bytes_per_s: f64,
@@ -42,14 +44,14 @@ struct Roof {
 
 impl Roof {
     /// In f32.
-    fn measured() -> Self {
+    pub(super) fn measured() -> Self {
         let flop_per_s = roofline::peak_flop_per_s();
         let bf16_flop_per_s = roofline::peak_bf16_flop_per_s(flop_per_s);
         Self { flop_per_s, bf16_flop_per_s, bytes_per_s: roofline::read_bytes_per_s() }
     }
 
     /// The f32 roof as another precision has it.
-    fn of(&self, precision: Precision) -> Self {
+    pub(super) fn of(&self, precision: Precision) -> Self {
         let flop_per_s = match precision {
             Precision::F32 => self.flop_per_s,
             Precision::Bf16 => self.bf16_flop_per_s,

@@ -1,18 +1,18 @@
 //! `loam bench train`: steps of training, and where their time goes.
 
+use super::costs::Operations;
 use super::shape::Shape;
 use super::{Roof, round};
 use crate::args::{BenchConfig, PrecisionArg};
 use crate::commands::precision_of;
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::table::Table;
 use crate::{output, table};
 use loam_models::{Forward, Input, StepShape, step_memory};
-use loam_tensor::profile::{self, OpCost};
+use loam_tensor::profile;
 use loam_tensor::{pool_stats, with_precision};
 use loam_train::{Optimizer, OptimizerSettings, peak_rss_mib, predicted_rss_mib};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -85,7 +85,11 @@ pub fn run(
         let roof = Roof::measured().of(precision);
         report["peak_gflop_per_s"] = json!(round(roof.flop_per_s / 1e9, 1));
         report["read_gb_per_s"] = json!(round(roof.bytes_per_s / 1e9, 1));
-        report["operations"] = operations(&costs, &times, &roof, json)?;
+        let operations = Operations::of(&costs, times.len() as f64, times.iter().sum(), &roof);
+        if !json {
+            operations.lines().iter().try_for_each(|line| output::line(line))?;
+        }
+        report["operations"] = operations.rows;
     }
     if json { output::json(&report) } else { Ok(()) }
 }
@@ -96,48 +100,4 @@ fn median(times: &[f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     let middle = times.len() / 2;
     if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 }
-}
-
-/// The operations of an average step, most expensive first: as a table on stdout, or as JSON.
-fn operations(
-    costs: &BTreeMap<&'static str, OpCost>,
-    times: &[f64],
-    roof: &Roof,
-    json: bool,
-) -> Result<Value, Failure> {
-    let (steps, total) = (times.len() as f64, times.iter().sum::<f64>());
-    let mut costs: Vec<(&str, OpCost)> = costs.iter().map(|(name, cost)| (*name, *cost)).collect();
-    costs.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
-    let accounted: f64 = costs.iter().map(|(_, cost)| cost.seconds).sum();
-    costs.push(("(everything else)", OpCost { seconds: total - accounted, ..OpCost::default() }));
-    let mut table = Table::new(&["operation", "calls", "ms", "share", "GFLOP/s", "GB/s", "of roof"]);
-    let mut rows = Vec::new();
-    for (name, cost) in &costs {
-        let rate = |amount: f64| if cost.seconds > 0.0 { amount / cost.seconds / 1e9 } else { 0.0 };
-        let (gflop, gb, of_roof) =
-            (rate(cost.flop), rate(cost.bytes), roof.share(cost.flop, cost.bytes, cost.seconds.max(1e-9)));
-        let (ms, share) = (cost.seconds / steps * 1e3, cost.seconds / total);
-        rows.push(json!({
-            "operation": name, "calls": cost.calls as f64 / steps, "ms": round(ms, 3), "share": round(share, 4),
-            "gflop_per_s": round(gflop, 1), "gb_per_s": round(gb, 1), "of_roof": round(of_roof, 3),
-        }));
-        table.row(vec![
-            (*name).to_owned(),
-            format!("{:.0}", cost.calls as f64 / steps),
-            format!("{ms:.2}"),
-            format!("{:.1} %", 100.0 * share),
-            if cost.flop > 0.0 { format!("{gflop:.1}") } else { "-".into() },
-            if cost.bytes > 0.0 { format!("{gb:.1}") } else { "-".into() },
-            if cost.bytes > 0.0 { format!("{:.0} %", 100.0 * of_roof) } else { "-".into() },
-        ]);
-    }
-    if !json {
-        output::line(&format!(
-            "roof: {:.1} GFLOP/s, {:.1} GB/s read from memory (more from a cache)",
-            roof.flop_per_s / 1e9,
-            roof.bytes_per_s / 1e9
-        ))?;
-        table.lines().iter().try_for_each(|line| output::line(line))?;
-    }
-    Ok(Value::Array(rows))
 }
