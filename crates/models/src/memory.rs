@@ -16,6 +16,8 @@ pub struct StepShape {
     pub recompute: bool,
     /// Whether each gradient is consumed as soon as it is complete.
     pub at_once: bool,
+    /// The bytes of the weights where all of them are frozen, as under an adapter.
+    pub frozen: Option<usize>,
 }
 
 impl StepShape {
@@ -26,10 +28,10 @@ impl StepShape {
     }
 }
 
-/// Bytes of a training step with AdamW, all weights being trained.
+/// Bytes of a training step with AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct StepMemory {
-    /// Weights in f32.
+    /// Weights: in f32 where they are trained.
     pub weights: usize,
     /// What the optimizer remembers: AdamW its two moments.
     pub optimizer: usize,
@@ -42,14 +44,18 @@ pub struct StepMemory {
     pub peak: usize,
 }
 
-/// Predicts what a step of training holds. Buffers below a memory page are left out.
+/// Predicts what a step of training holds. Buffers below a memory page are left out. Where weights are frozen, what an
+/// adapter's own take is not counted, but what its sums hold for a moment is.
 pub fn step_memory(spec: &Spec, step: &StepShape) -> StepMemory {
     let counts = footprint(spec);
     let (parameters, tokens, hidden) = (counts.parameters, step.tokens, spec.hidden_size);
     let half = step.precision == Precision::Bf16;
-    let weights = 4 * parameters;
-    let optimizer = 8 * parameters;
-    let head = 4 * spec.vocab_size * hidden;
+    let is_trained = step.frozen.is_none();
+    // What gradients of weights take.
+    let slope = |bytes: usize| if is_trained { bytes } else { 0 };
+    let weights = step.frozen.unwrap_or(4 * parameters);
+    let optimizer = slope(8 * parameters);
+    let head = slope(4 * spec.vocab_size * hidden);
     let stream = 4 * tokens * hidden;
     let layers: Vec<Layer> = spec.all_layers().map(|layer| Layer::of(layer, hidden, step)).collect();
     let kept = |layer: &Layer| if step.recompute { stream } else { layer.kept };
@@ -78,9 +84,9 @@ pub fn step_memory(spec: &Spec, step: &StepShape) -> StepMemory {
         Position::Learned { offset } => 4 * (spec.max_position_embeddings + offset) * hidden,
         Position::Sinusoidal { .. } | Position::InAttention => 0,
     };
-    let embeddings = tables + if spec.tie_word_embeddings { 0 } else { head };
+    let embeddings = slope(tables) + if spec.tie_word_embeddings { 0 } else { head };
     peak = peak.max(held + gradients + embeddings + stream);
-    let gradients = if step.at_once { head } else { 4 * parameters };
+    let gradients = if step.at_once { head } else { slope(4 * parameters) };
     StepMemory { weights, optimizer, gradients, activations, peak: weights + optimizer + peak }
 }
 
@@ -112,19 +118,20 @@ impl Layer {
         let attention_kept = tokens * (4 * (hidden + a.num_attention_heads) + size * (2 * inner + 2 * kv)) + normed;
         let stream = 4 * tokens * hidden;
         let one_wide = 4 * tokens * wide;
-        let down = 4 * hidden * wide;
+        let slope = |bytes: usize| if step.frozen.is_none() { bytes } else { 0 };
+        let down = slope(4 * hidden * wide);
         // The last product's backward: its input made again, its weight's gradient. Then the activation's: its input was
         // freed, its own inputs' gradients come.
         let last_product = if activated == 0 { size * tokens * wide } else { 0 } + down;
         let activation =
             (ways * one_wide + if step.frees_within_blocks() { 0 } else { down }).saturating_sub(activated);
-        let feed_forward_gradients = 4 * hidden * wide * (1 + ways);
-        let attention_gradients = 4 * hidden * (2 * inner + 2 * kv);
+        let feed_forward_gradients = slope(4 * hidden * wide * (1 + ways));
+        let attention_gradients = slope(4 * hidden * (2 * inner + 2 * kv));
         Self {
             kept: attention_kept + feed_forward_kept,
             feed_forward_kept,
             feed_forward_backward: stream + one_wide + last_product.max(activation),
-            attention_backward: 2 * stream + 4 * tokens * (2 * inner + 2 * kv) + 4 * hidden * inner,
+            attention_backward: 2 * stream + 4 * tokens * (2 * inner + 2 * kv) + slope(4 * hidden * inner),
             gradients: feed_forward_gradients + attention_gradients,
             feed_forward_gradients,
         }

@@ -84,8 +84,8 @@ impl LanguageModel {
         Self::open_with(path.as_ref(), false)
     }
 
-    /// The same for running alone: matrices of halves stay where they lie in a directory's files, too, which must not be
-    /// overwritten meanwhile. They give the numbers that they give as f32; but where products of bf16 are in force and read
+    /// The same for running alone, or under an adapter that is trained: matrices of halves stay where they lie in a
+    /// directory's files, too, which must not be overwritten meanwhile, and are frozen. They give the numbers that they give as f32; but where products of bf16 are in force and read
     /// no other halves, F16 is rounded, for lookups, too: [`kept_type`](crate::kept_type).
     pub fn open_to_run(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::open_with(path.as_ref(), true)
@@ -102,12 +102,13 @@ impl LanguageModel {
     }
 
     /// Opens a Hugging Face directory for another task than its own: what the checkpoint lacks of the new head is drawn
-    /// from `seed`. `labels` names the classes of a classifier.
+    /// from `seed`. `labels` names the classes of a classifier. With `in_place` as [`LanguageModel::open_to_run`].
     pub fn open_for(
         path: impl AsRef<Path>,
         task: Task,
         labels: &[String],
         seed: u64,
+        in_place: bool,
     ) -> Result<(Self, NewHead), Error> {
         let dir = HfDir::open(path)?;
         let mut config = dir.config().clone();
@@ -116,7 +117,7 @@ impl LanguageModel {
             set_labels(&mut config, labels);
         }
         let model = Self::zeros(config)?;
-        let found = model.load(&dir, Some(seed), false)?;
+        let found = model.load(&dir, Some(seed), in_place)?;
         Ok((model, found))
     }
 

@@ -2,7 +2,7 @@
 
 use loam_formats::{Dtype, HfDir, Weights};
 use loam_kernels::quant::can_feed_forward;
-use loam_tensor::{DType, GgmlType, Precision, SharedBytes, precision};
+use loam_tensor::{DType, GgmlType, Parameter, Precision, SharedBytes, precision};
 
 use crate::bitsandbytes;
 use crate::error::Error;
@@ -78,6 +78,15 @@ fn half_type(spec: &Spec, entry: &Entry, dtype: Dtype) -> Option<GgmlType> {
 }
 
 impl LanguageModel {
+    /// What the weights take as they are while none is trained: those in f32 that products of bf16 read have a rounded copy.
+    pub fn frozen_bytes(&self, precision: Precision) -> usize {
+        let is_rounded = |name: &str, parameter: &Parameter| {
+            precision == Precision::Bf16 && parameter.dtype() == DType::F32 && can_be_typed(self.spec(), name)
+        };
+        let copies = self.parameters().into_iter().filter(|(name, parameter)| is_rounded(name, parameter));
+        self.weight_bytes() + copies.map(|(_, parameter)| 2 * parameter.count()).sum::<usize>()
+    }
+
     /// What a directory takes in the process that opens it by [`LanguageModel::open_to_run`], and the element type of every
     /// weight that is not f32. Refuses a directory that does not hold this model, as opening it would. Reads headers alone.
     pub fn stored_in_dir(&self, dir: &HfDir) -> Result<(WeightMemory, Plan), Error> {

@@ -14,6 +14,7 @@ mod resolve;
 mod stage;
 
 use loam_models::{Fan, Init};
+use loam_tensor::Precision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -366,6 +367,11 @@ impl PrecisionChoice {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
         }
+    }
+
+    /// What it comes to on this machine.
+    pub fn settled(self) -> Precision {
+        self.name().parse().unwrap_or_default()
     }
 }
 

@@ -80,8 +80,14 @@ fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome>
     }
     let (start, data) = begun?;
     let spec = start.model.spec();
-    let facts =
-        Facts { spec, config: start.model.config(), sequences: data.sequences(), available_mib: available_mib() };
+    let precision = recipe.train.precision.settled();
+    let facts = Facts {
+        spec,
+        config: start.model.config(),
+        sequences: data.sequences(),
+        frozen: recipe.peft.as_ref().map(|_| start.model.frozen_bytes(precision)),
+        available_mib: available_mib(),
+    };
     let mut resolved =
         Recipe { train: crate::recipe::TrainSection { name: Some(name), ..recipe.train.clone() }, ..recipe.clone() }
             .resolved(&facts);
@@ -92,7 +98,7 @@ fn run(recipe: &Recipe, options: Options<'_>, threads: usize) -> Result<Outcome>
     }
     let adapter = adapter?;
     dir.describe(recipe, &resolved, &environment(threads, &data.description(), &start.base))?;
-    announce(&start, &resolved, &mut log);
+    announce(&start, &resolved, adapter.as_ref(), &mut log);
     if let Some(adapter) = &adapter {
         let (trained, all) = (adapter.adapter().num_parameters(), start.model.num_parameters());
         let share = 100.0 * trained as f64 / all.max(1) as f64;
@@ -143,9 +149,12 @@ fn begin(recipe: &Recipe, cache_dir: &Path, log: &mut Log<'_>) -> Result<(Start,
     Ok((start, data))
 }
 
-fn announce(start: &Start, resolved: &Recipe, log: &mut Log<'_>) {
+fn announce(start: &Start, resolved: &Recipe, adapter: Option<&AdapterRun>, log: &mut Log<'_>) {
     let counts = footprint(start.model.spec());
     let train = &resolved.train;
+    // The adapter's own: values, gradients and two moments.
+    let frozen =
+        adapter.map(|own| start.model.frozen_bytes(train.precision.settled()) + 16 * own.adapter().num_parameters());
     log.on_message(&format!("model: {}, {} parameters", start.model.spec().summary(), counts.parameters));
     log.on_message(&format!(
         "training: {} steps of {} sequences of {} tokens, precision {}, about {} MiB of memory{}",
@@ -153,7 +162,7 @@ fn announce(start: &Start, resolved: &Recipe, log: &mut Log<'_>) {
         train.batch.unwrap_or(0),
         resolved.data.seq_len.unwrap_or(0),
         train.precision.name(),
-        predicted_rss_mib(&resolved.step_memory(start.model.spec())),
+        predicted_rss_mib(&resolved.step_memory(start.model.spec(), frozen)),
         if train.recompute == Recompute::Block { " (activations are made again for backward)" } else { "" },
     ));
 }

@@ -8,11 +8,10 @@ use crate::output;
 use crate::setup::Environment;
 use crate::signals::Signals;
 use crate::view::View;
-use loam_tensor::{Precision, profile};
-use loam_train::{Ending, Options, Recipe};
+use loam_tensor::{pool_stats, profile};
+use loam_train::{Ending, Options, Recipe, peak_rss_mib};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Instant;
 
 /// Where run directories go by default.
@@ -39,10 +38,12 @@ pub fn run(args: &TrainArgs, threads: Option<usize>, environment: &Environment) 
     let (outcome, seconds) = (outcome?, start.elapsed().as_secs_f64());
     drop(view);
     if args.profile {
-        let precision = Precision::from_str(outcome.resolved.train.precision.name()).unwrap_or_default();
-        let (steps, roof) = (outcome.summary.progress.step.max(1) as f64, Roof::measured().of(precision));
+        let roof = Roof::measured().of(outcome.resolved.train.precision.settled());
+        let steps = outcome.summary.progress.step.max(1) as f64;
         output::say("where the time went, per step (with evaluation, samples and checkpoints)");
         Operations::of(&costs, steps, seconds, &roof).lines().iter().for_each(|line| output::say(line));
+        let (all, buffers) = (peak_rss_mib(), pool_stats().peak_bytes >> 20);
+        output::say(&format!("memory: {all} MiB at most, the buffers of tensors {buffers} MiB"));
     }
     if outcome.summary.ending == Ending::Interrupted {
         output::say(&format!("stopped at step {}; nothing is lost", outcome.summary.progress.step));

@@ -3,6 +3,7 @@
 use loam_kernels::elementwise::Unary;
 
 use crate::backend::Dropout;
+use crate::ops::linear::Saved;
 use crate::raw::DType;
 use crate::tensor::{Tensor, backend};
 
@@ -35,9 +36,12 @@ impl Tensor {
     /// Inverted dropout: zero with probability `p`, else divide by `1 - p` (Srivastava et al. 2014).
     pub fn dropout(&self, dropout: Dropout) -> Self {
         assert!((0.0..1.0).contains(&dropout.p), "dropout probability {} is outside 0..1", dropout.p);
+        let x = Saved::of(self, &self.dense_as_kept());
+        let again = move || backend().dropout(&backend().cast(&x.raw(), DType::F32), dropout);
         Self::from_op(backend().dropout(&self.dense(), dropout), &[self], move |dy, grads| {
             grads.add(0, backend().dropout(dy, dropout));
         })
+        .remade_by(again)
     }
 
     /// Softmax over the last axis.

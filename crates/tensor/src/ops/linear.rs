@@ -24,20 +24,20 @@ pub(crate) fn beside(x: &Tensor, weight: &Raw, precision: Precision) -> Raw {
 }
 
 /// What backward needs of an input: the data, or how to make it again.
-enum Saved {
+pub(crate) enum Saved {
     Kept(Raw),
     Again(Again),
 }
 
 impl Saved {
-    fn of(x: &Tensor, operand: &Raw) -> Self {
+    pub(crate) fn of(x: &Tensor, operand: &Raw) -> Self {
         x.again().map_or_else(|| Self::Kept(operand.clone()), Self::Again)
     }
 
-    fn matrix(&self) -> Raw {
+    pub(crate) fn raw(&self) -> Raw {
         match self {
             Self::Kept(x) => x.clone(),
-            Self::Again(again) => as_matrix(&again()),
+            Self::Again(again) => again(),
         }
     }
 }
@@ -76,7 +76,7 @@ impl Tensor {
                     as_rows(slot, [rows, in_features], |slot| backend().matmul(slot, &dy, &w, start, precision));
                 });
             }
-            if let Some(x) = saved.as_ref().map(Saved::matrix) {
+            if let Some(x) = saved.as_ref().map(|saved| as_matrix(&saved.raw())) {
                 grads.accumulate(1, |slot, start| backend().matmul(slot, &dy.transposed(0, 1), &x, start, precision));
             }
         })

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use loam_formats::HfDir;
 use loam_models::{LanguageModel, Task, set_labels};
+use loam_tensor::with_precision;
 use loam_tokenizer::{ChatTemplate, Progress, Tokenizer, TrainConfig, TrainKind, save_directory};
 use serde_json::{Value, json};
 
@@ -39,7 +40,9 @@ impl Start {
 
     fn open(path: &Path, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Self> {
         let dir = HfDir::open(path)?;
-        let (mut model, labels) = with_head(path, &dir, recipe, observer)?;
+        // Halves are kept as products in the run's precision read them.
+        let precision = recipe.train.precision.settled();
+        let (mut model, labels) = with_precision(precision, || with_head(path, &dir, recipe, observer))?;
         let tokenizer = Tokenizer::open(path)?;
         // transformers finds the last token of a padded row by it.
         if recipe.stage == Stage::Reward
@@ -100,10 +103,13 @@ fn with_head(
     observer: &mut dyn Observer,
 ) -> Result<(LanguageModel, Vec<String>)> {
     let (task, wanted) = (recipe.stage.task(), labels(recipe)?);
+    // Under an adapter nothing of it is trained: halves stay where they lie.
+    let in_place = recipe.peft.is_some();
     let own = LanguageModel::task_of(dir.config())?;
     let known = known_labels(dir.config());
     if own == task && wanted.iter().all(|label| known.contains(label)) {
-        return Ok((LanguageModel::open(path)?, known));
+        let open = if in_place { LanguageModel::open_to_run } else { LanguageModel::open };
+        return Ok((open(path)?, known));
     }
     // Nothing but hidden states is wanted, and every model of one stack has these.
     // And a reward model's head is what its stage is for.
@@ -122,7 +128,7 @@ fn with_head(
             hint: "set `model.new_head = true`, and one is drawn anew".into(),
         });
     }
-    let (model, report) = LanguageModel::open_for(path, task, &wanted, recipe.seed)?;
+    let (model, report) = LanguageModel::open_for(path, task, &wanted, recipe.seed, in_place)?;
     if !report.initialised.is_empty() {
         observer.on_message(&format!("drawn anew: {}", report.initialised.join(", ")));
     }

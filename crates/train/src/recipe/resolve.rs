@@ -1,7 +1,5 @@
 //! Filling in every default: from the recipe as written to one that says everything.
 
-use std::str::FromStr;
-
 use loam_models::{Spec, StepMemory, StepShape, footprint, step_memory};
 use loam_tensor::Precision;
 use serde_json::{Value, json};
@@ -18,23 +16,17 @@ use crate::system::predicted_rss_mib;
 /// Most tokens of a forward pass, unless the recipe says otherwise.
 const MICRO_BATCH_TOKENS: usize = 8192;
 
-/// A step's memory where the model is frozen: next to no gradients of weights and no state of theirs.
-fn frozen(memory: StepMemory, is_frozen: bool) -> StepMemory {
-    if !is_frozen {
-        return memory;
-    }
-    let peak = memory.peak.saturating_sub(memory.optimizer + memory.gradients);
-    StepMemory { optimizer: 0, gradients: 0, peak: peak.max(memory.weights + memory.activations), ..memory }
-}
-
 impl TrainSection {
-    /// Memory of a step, once batch and precision are settled.
-    fn step_memory(&self, spec: &Spec, seq_len: usize) -> StepMemory {
+    /// Memory of a step, once batch and precision are settled. `frozen` as in [`Recipe::step_memory`].
+    fn step_memory(&self, spec: &Spec, seq_len: usize, frozen: Option<usize>) -> StepMemory {
         let (batch, rows) = (self.batch.unwrap_or(1), self.micro_batch.unwrap_or(1));
-        let precision = Precision::from_str(self.precision.name()).unwrap_or_default();
+        let precision = self.precision.settled();
         let recompute = self.recompute == Recompute::Block;
         let at_once = self.clip == 0.0 && rows >= batch;
-        let memory = step_memory(spec, &StepShape { tokens: rows * seq_len, precision, recompute, at_once });
+        let memory = step_memory(spec, &StepShape { tokens: rows * seq_len, precision, recompute, at_once, frozen });
+        if frozen.is_some() {
+            return memory;
+        }
         let mean = if self.ema_decay.is_some() { 4 * footprint(spec).parameters } else { 0 };
         let optimizer = state_bytes(self.optimizer, spec) + mean;
         StepMemory { optimizer, peak: memory.peak - memory.optimizer + optimizer, ..memory }
@@ -63,6 +55,8 @@ pub struct Facts<'a> {
     pub config: &'a Value,
     /// Training sequences in one pass over the data, at a sequence length.
     pub sequences: u64,
+    /// Bytes of the model's weights where an adapter alone is trained.
+    pub frozen: Option<usize>,
     /// Memory that the system could give, in MiB.
     pub available_mib: Option<u64>,
 }
@@ -98,7 +92,7 @@ impl Recipe {
             recipe.data.mode.get_or_insert(DataMode::Packed);
         }
         (recipe.data.validation_fraction, recipe.data.validation_tail) = self.held_out_shares();
-        let precision = Precision::from_str(self.train.precision.name()).unwrap_or_default();
+        let precision = self.train.precision.settled();
         let tokens = self.depth_tokens(facts.spec);
         let adapter = self.peft.as_ref();
         let train = &mut recipe.train;
@@ -125,7 +119,7 @@ impl Recipe {
         train.micro_batch = Some(train.micro_batch.unwrap_or((MICRO_BATCH_TOKENS / seq_len).max(1)).min(batch));
         if train.recompute == Recompute::Auto {
             train.recompute = Recompute::None;
-            let needed = predicted_rss_mib(&frozen(train.step_memory(facts.spec, seq_len), adapter.is_some()));
+            let needed = predicted_rss_mib(&train.step_memory(facts.spec, seq_len, facts.frozen));
             if facts.available_mib.is_some_and(|available| needed > available / 10 * 9) {
                 train.recompute = Recompute::Block;
             }
@@ -142,9 +136,10 @@ impl Recipe {
         recipe
     }
 
-    /// What a step of the resolved recipe takes.
-    pub fn step_memory(&self, spec: &Spec) -> StepMemory {
-        frozen(self.train.step_memory(spec, self.seq_len(spec)), self.peft.is_some())
+    /// What a step of the resolved recipe takes. `frozen` are the bytes of all that a step of an adapter holds besides
+    /// activations: the weights, and what is the adapter's own.
+    pub fn step_memory(&self, spec: &Spec, frozen: Option<usize>) -> StepMemory {
+        self.train.step_memory(spec, self.seq_len(spec), frozen)
     }
 
     /// Shares that are held out: of the documents, or of the text's end; both `None` where there are files for it.
@@ -261,16 +256,16 @@ mod tests {
         let recipe =
             Recipe::parse("stage = \"pretrain\"\n[train]\nbatch = 32\n", std::path::Path::new("test")).unwrap();
         let resolved = |available_mib| {
-            let facts = Facts { spec: model.spec(), config: model.config(), sequences: 100, available_mib };
+            let facts = Facts { spec: model.spec(), config: model.config(), sequences: 100, frozen: None, available_mib };
             recipe.resolved(&facts)
         };
         let whole = resolved(None);
         assert_eq!(whole.train.recompute, Recompute::None);
-        let needed = predicted_rss_mib(&whole.step_memory(model.spec()));
+        let needed = predicted_rss_mib(&whole.step_memory(model.spec(), None));
         assert_eq!(resolved(Some(2 * needed)).train.recompute, Recompute::None);
         let tight = resolved(Some(needed));
         assert_eq!(tight.train.recompute, Recompute::Block);
-        assert!(predicted_rss_mib(&tight.step_memory(model.spec())) < needed / 2);
+        assert!(predicted_rss_mib(&tight.step_memory(model.spec(), None)) < needed / 2);
     }
 
     #[test]
@@ -280,7 +275,7 @@ mod tests {
         let model = LanguageModel::new(&config, 0).unwrap();
         let memory = |line: &str| {
             let text = format!("stage = \"pretrain\"\n[train]\n{line}\n");
-            Recipe::parse(&text, std::path::Path::new("test")).unwrap().step_memory(model.spec())
+            Recipe::parse(&text, std::path::Path::new("test")).unwrap().step_memory(model.spec(), None)
         };
         let (plain, with_mean) = (memory(""), memory("ema_decay = 0.99"));
         let copy = 4 * footprint(model.spec()).parameters;

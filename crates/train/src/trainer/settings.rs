@@ -3,7 +3,7 @@
 use loam_tensor::{CrossEntropyTerms, Precision};
 
 use crate::optim::OptimizerSettings;
-use crate::recipe::{EarlyStop, PrecisionChoice, Recipe, Recompute};
+use crate::recipe::{EarlyStop, Recipe, Recompute};
 use crate::schedule::Schedule;
 
 /// Numbers that govern the loop.
@@ -54,11 +54,7 @@ impl Settings {
             schedule: recipe.schedule(train.steps.unwrap_or(1)),
             optimizer: train.optimizer_settings(),
             clip: train.clip,
-            precision: match train.precision {
-                PrecisionChoice::Bf16 => Precision::Bf16,
-                PrecisionChoice::F32 => Precision::F32,
-                PrecisionChoice::Auto => "auto".parse().unwrap_or_default(),
-            },
+            precision: train.precision.settled(),
             dropout: train.dropout,
             neftune_alpha: train.neftune_alpha,
             recompute: train.recompute == Recompute::Block,

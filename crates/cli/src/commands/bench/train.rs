@@ -65,7 +65,7 @@ pub fn run(
     let step_s = median(&times);
     let (tokens_per_s, gflop_per_s) = (shape.tokens() as f64 / step_s, shape.flop() / step_s / 1e9);
     let peak_rss_mib = peak_rss_mib();
-    let step = StepShape { tokens: shape.tokens(), precision, recompute, at_once: true };
+    let step = StepShape { tokens: shape.tokens(), precision, recompute, at_once: true, frozen: None };
     let predicted_rss_mib = predicted_rss_mib(&step_memory(model.spec(), &step));
     let mut report = json!({
         "config": shape.name, "precision": precision.to_string(),
