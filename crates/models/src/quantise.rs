@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use loam_kernels::quant::{can_quantise, quantise_rows, reads_halves_as_bf16};
+use loam_kernels::quant::{can_quantise, dequantise_rows, quantise_rows, reads_halves_as_bf16};
 use loam_tensor::{DType, GgmlType, Nf4, Parameter, Precision, Raw, SharedBytes, precision};
 
 use crate::error::Error;
@@ -292,13 +292,30 @@ fn can_encode(ty: DType, width: usize) -> bool {
     }
 }
 
+/// Numbers that are decoded at a time to be rounded anew: 4 MiB.
+const DECODED: usize = 1 << 20;
+
 fn encoded(parameter: &Parameter, ty: DType, importance: Option<&[f32]>) -> Raw {
-    let (shape, values) = (parameter.shape(), parameter.to_vec());
-    let DType::Ggml(ty) = ty else { return Raw::nf4(Nf4::encode(&values, true), [shape[0], shape[1]]) };
-    let mut bytes = vec![0; DType::Ggml(ty).bytes(values.len())];
-    quantise_rows(ty, &values, shape[1], importance, &mut bytes);
+    let (shape, value) = (parameter.shape(), parameter.value());
+    let [rows, width] = [shape[0], shape[1]];
+    let DType::Ggml(ty) = ty else { return Raw::nf4(Nf4::encode(&parameter.to_vec(), true), [rows, width]) };
+    let mut bytes = vec![0; DType::Ggml(ty).bytes(value.count())];
+    match value.as_quantised() {
+        Some(from) => {
+            let (row, to_row) = (from.bytes.len() / rows.max(1), bytes.len() / rows.max(1));
+            let together = (DECODED / width.max(1)).max(1);
+            let mut wide = vec![0.0; together.min(rows) * width];
+            for (from_rows, out) in from.bytes.chunks((together * row).max(1)).zip(bytes.chunks_mut(together * to_row)) {
+                let wide = &mut wide[..from_rows.len() / row * width];
+                dequantise_rows(from.ty, from_rows, wide);
+                quantise_rows(ty, wide, width, importance, out);
+            }
+        }
+        None if value.dtype() == DType::F32 => quantise_rows(ty, value.f32(), width, importance, &mut bytes),
+        None => quantise_rows(ty, &parameter.to_vec(), width, importance, &mut bytes),
+    }
     let bytes: SharedBytes = Arc::new(bytes);
-    Raw::quantised(ty, [shape[0], shape[1]], bytes, 0)
+    Raw::quantised(ty, [rows, width], bytes, 0)
 }
 
 #[cfg(test)]
@@ -371,6 +388,26 @@ mod tests {
         assert_eq!(plan["embed_tokens.weight"], DType::Ggml(GgmlType::Q8_0));
         model.quantise(&plan, None).expect("a plan of its own");
         assert!(model.weight_bytes() * 4 < model.num_parameters() * 4);
+    }
+
+    #[test]
+    fn halves_are_rounded_anew_as_the_same_numbers_in_f32_are() {
+        // More numbers than are decoded at a time, and no whole number of pieces.
+        let config = json!({
+            "model_type": "gpt2", "vocab_size": 4500, "n_embd": 256, "n_layer": 1, "n_head": 4, "n_positions": 16,
+        });
+        let [halves, wide] = [model(config.clone()), model(config)];
+        halves.quantise(&halves.plan(mix("bf16")), None).expect("any width fits");
+        for ((_, narrow), (_, wide)) in halves.parameters().iter().zip(wide.parameters()) {
+            wide.replace(Raw::from_f32(&narrow.to_vec(), narrow.shape()));
+        }
+        let plan = halves.plan(mix("q8_0"));
+        for model in [&halves, &wide] {
+            model.quantise(&plan, None).expect("a plan of its own");
+        }
+        let table = |model: &LanguageModel| model.parameters()[0].1.clone();
+        assert_eq!(table(&halves).dtype(), DType::Ggml(GgmlType::Q8_0));
+        assert!(table(&halves).count() > DECODED && table(&halves).to_vec() == table(&wide).to_vec());
     }
 
     #[test]

@@ -12,10 +12,12 @@ use std::sync::{Arc, LazyLock};
 use common::Witness;
 use loam_data::Garden;
 use loam_data::garden::Sizes;
+use loam_formats::HfWriter;
 use loam_models::{Forward, Hooks, Input, LanguageModel};
 use loam_peft::{Adapter, AdapterSet, Config, Method};
 use loam_tensor::no_grad;
 use loam_train::{Ending, Options, Outcome, Recipe, Result, Row, read_rows, train};
+use serde_json::json;
 use tempfile::TempDir;
 
 /// The garden's files and a tiny model of its language, made once.
@@ -160,6 +162,46 @@ fn adalora_saves_the_ranks_that_are_left_and_other_stages_train_adapters_too() {
     assert_eq!((adalora.rank_pattern.len(), left), (4, 4), "one of three ranks on average in each of four layers");
     let card = fs::read_to_string(outcome.model.unwrap().join("README.md")).unwrap();
     assert!(card.contains("AdaLoRA") && card.contains("library_name: peft"), "{card}");
+}
+
+/// Writes the model in `from` to `to` in an element type, with its tokenizer.
+fn rewrite(from: &Path, to: &Path, dtype: &str) {
+    let mut model = LanguageModel::open(from).unwrap();
+    model.set_config("dtype", json!(dtype));
+    model.save(&HfWriter::create(to).unwrap(), None).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(from.join(name), to.join(name)).unwrap();
+    }
+}
+
+#[test]
+fn an_adapter_on_halves_that_stay_in_their_file_is_the_one_on_the_same_numbers_in_f32() {
+    let (_, base) = &*GARDEN;
+    let dir = tempfile::tempdir().unwrap();
+    for dtype in ["bfloat16", "float16"] {
+        let [halves, wide] = ["halves", "wide"].map(|name| dir.path().join(format!("{name}-{dtype}")));
+        rewrite(base, &halves, dtype);
+        rewrite(&halves, &wide, "float32");
+        for peft in [
+            "method = \"lora\"\nr = 4\ntargets = [\"all-linear\"]\ndropout = 0.1",
+            "method = \"lora\"\nr = 2\ntrainable_tokens = [\"<|im_start|>\"]",
+            "method = \"lora\"\nr = 2\nquant = \"q8_0\"",
+            "method = \"dora\"\nr = 2",
+            "method = \"pissa\"\nr = 2",
+            "method = \"prefix\"\nvirtual_tokens = 4",
+            "method = \"parallel\"\nreduction = 4.0",
+        ] {
+            let [held, converted] = [&halves, &wide].map(|model| {
+                let mut recipe = recipe("sft", peft, "lr = 1e-2\n");
+                recipe.model.path = Some(model.display().to_string());
+                recipe.train.steps = Some(4);
+                let to = tempfile::tempdir().unwrap();
+                let outcome = run(&recipe, to.path(), "run", false, &mut Witness::default()).unwrap();
+                (losses(&outcome), weights(&outcome.model.unwrap()))
+            });
+            assert!(held == converted, "{dtype} {peft}: {:?} and {:?}", held.0, converted.0);
+        }
+    }
 }
 
 #[test]

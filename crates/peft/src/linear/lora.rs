@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use loam_kernels::rng::Rng;
 use loam_models::{LanguageModel, LinearSite};
 use loam_nn::{Init, LayerContext, Linear};
-use loam_tensor::{DType, Parameter, Precision, Raw, Tensor, no_grad, with_precision};
+use loam_tensor::{DType, GgmlType, Parameter, Precision, Raw, Tensor, no_grad, with_precision};
 
 use super::{Attached, LinearAdapter, Named, Rows, dropout_place, file_name, outer, plus};
 use crate::config::{Lora, LoraInit};
@@ -66,12 +66,13 @@ impl LoraPart {
         });
         let (a, b) = (self.a.to_vec(), no_grad(|| self.rows.of_matrix(&Tensor::parameter(&self.b)).to_vec()));
         let r = self.a.shape()[0];
-        // In full, whatever the run's products are taken in: the lengths' ratio is near one.
-        let weight = match linear.weight.dtype() {
-            DType::F32 => linear.weight.value(),
-            _ => Raw::from_f32(&linear.weight.to_vec(), linear.weight.shape()),
+        // In full, whatever the run's products are taken in: the lengths' ratio is near one. Products with halves are those of
+        // f32 then, those with other types would round A.
+        let weight = || match linear.weight.dtype() {
+            DType::F32 | DType::Ggml(GgmlType::Bf16 | GgmlType::F16) => Tensor::parameter(&linear.weight),
+            _ => Tensor::from_slice(&linear.weight.to_vec(), linear.weight.shape()),
         };
-        let product = || Tensor::constant(weight).linear(&Tensor::parameter(&self.a), None).to_vec();
+        let product = || Tensor::parameter(&self.a).linear(&weight(), None).transpose(0, 1).to_vec();
         let crossed = with_precision(Precision::F32, || no_grad(product));
         let mut gram = vec![0.0; r * r];
         for i in 0..r {
