@@ -24,12 +24,15 @@ mod strips;
 mod tests;
 mod types;
 mod unpack;
+mod widened;
 
-pub use backward::{matmul_nf4_backward, matmul_quantised_backward};
+pub use backward::matmul_quantised_backward;
 pub use decode::{can_dequantise, dequantise, dequantise_rows, halves_to_bf16};
 pub(crate) use half_bits::f16_to_f32;
 
 pub use encode::{can_quantise, quantise, quantise_rows};
-pub use nf4::{NF4_BLOCK, NF4_NESTED_BLOCK, NF4_VALUES, Nf4, Nf4Scales, matmul_nf4};
+pub use nf4::{
+    NF4_BLOCK, NF4_NESTED_BLOCK, NF4_VALUES, Nf4, Nf4Scales, matmul_nf4, matmul_nf4_backward, matmul_nf4_bf16,
+};
 pub use product::{Quantised, can_feed_forward, feed_forward, matmul_bf16, matmul_quantised, reads_halves_as_bf16};
 pub use types::GgmlType;

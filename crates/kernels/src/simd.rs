@@ -115,6 +115,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
         self.load(&wide)
     }
+    /// `LANES` numbers of a table, which half bytes stand for: the upper one of each byte first.
+    #[inline(always)]
+    fn look_up(self, table: &[f32; 16], codes: &[u8]) -> Self::V {
+        let mut numbers = [0.0; MAX_LANES];
+        for (pair, &code) in numbers[..Self::LANES].chunks_exact_mut(2).zip(codes) {
+            pair.copy_from_slice(&[table[usize::from(code >> 4)], table[usize::from(code & 15)]]);
+        }
+        self.load(&numbers)
+    }
     /// Stores `LANES` values rounded to the nearest bf16, ties to even; NaN stays NaN.
     fn store_bf16(self, dst: &mut [bf16], v: Self::V);
     /// Loads `min(src.len(), LANES)` bf16 values, the other lanes are zero.

@@ -107,6 +107,18 @@ impl Simd for Avx2 {
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(src.cast())) }
     }
     #[inline(always)]
+    fn look_up(self, table: &[f32; 16], codes: &[u8]) -> __m256 {
+        assert!(codes.len() >= 4);
+        // SAFETY: four bytes are inside the slice, sixteen numbers in the table.
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(codes.as_ptr().cast::<i32>().read_unaligned()));
+            let order = _mm256_or_si256(_mm256_srli_epi64::<4>(bytes), _mm256_slli_epi64::<32>(bytes));
+            // Three bits of a lane choose; the fourth says from which half.
+            let half = |at: usize| _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr().add(at)), order);
+            _mm256_blendv_ps(half(0), half(8), _mm256_castsi256_ps(_mm256_slli_epi32::<28>(order)))
+        }
+    }
+    #[inline(always)]
     fn store_bf16(self, dst: &mut [bf16], v: __m256) {
         assert!(dst.len() >= 8);
         // SAFETY: sixteen bytes are inside the slice; every bit pattern is a bf16.

@@ -153,6 +153,17 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(src.cast())) }
     }
     #[inline(always)]
+    fn look_up(self, table: &[f32; 16], codes: &[u8]) -> __m512 {
+        assert!(codes.len() >= 8);
+        // SAFETY: eight bytes are inside the slice, sixteen numbers in the table.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64(codes.as_ptr().cast()));
+            // Four bits of a lane choose.
+            let order = _mm512_or_si512(_mm512_srli_epi64::<4>(bytes), _mm512_slli_epi64::<32>(bytes));
+            _mm512_permutexvar_ps(order, _mm512_loadu_ps(table.as_ptr()))
+        }
+    }
+    #[inline(always)]
     fn store_bf16(self, dst: &mut [bf16], v: __m512) {
         assert!(dst.len() >= 16);
         // SAFETY: thirty-two bytes are inside the slice; every bit pattern is a bf16.

@@ -45,6 +45,8 @@ fn check_arithmetic<S: Simd>(s: S, a: &[f32], b: &[f32], c: &[f32]) {
     same(s, "round", s.add(s.round(va), s.zero()), |i| a[i].round_ties_even() + 0.0);
     same(s, "splat", s.splat(2.5), |_| 2.5);
     same(s, "scale_pow2", s.scale_pow2(va, s.round(vb)), |i| a[i] * b[i].round_ties_even().exp2());
+    let (table, codes) = (a.first_chunk().expect("sixteen"), [0x0f, 0x1e, 0xd2, 0xc3, 0xb4, 0x5a, 0x69, 0x78]);
+    same(s, "look_up", s.look_up(table, &codes), |i| table[usize::from(codes[i / 2] >> (4 * ((i + 1) % 2)) & 15)]);
     let pick = |m: bool| if m { 1.0 } else { 2.0 };
     let mask = |m: S::M| s.select(m, s.splat(1.0), s.splat(2.0));
     same(s, "lt", mask(s.lt(va, vb)), |i| pick(a[i] < b[i]));

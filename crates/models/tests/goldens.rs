@@ -162,7 +162,8 @@ fn making_activations_again_gives_the_same_gradients_to_the_bit() {
 #[test]
 fn a_new_head_is_drawn_where_the_checkpoint_has_another_and_both_are_reported() {
     let labels = ["plant", "animal", "thing"].map(str::to_owned);
-    let open = || LanguageModel::open_for(golden_dir("bert"), Task::SequenceClassification, &labels, 7, false).expect("opens");
+    let open =
+        || LanguageModel::open_for(golden_dir("bert"), Task::SequenceClassification, &labels, 7, false).expect("opens");
     let (model, report) = open();
     assert_eq!(report.initialised.len(), 4, "{report:?}");
     assert!(report.initialised.contains(&"bert.pooler.dense.weight".to_owned()), "{report:?}");

@@ -154,8 +154,8 @@ pub trait Backend: Send + Sync {
     /// The gradient of the input of [`Backend::linear_quantised`]: `dx = start + dy weight`, for `dy` `[rows, out]`.
     fn linear_quantised_backward(&self, dx: &mut Raw, dy: &Raw, weight: &Raw, start: Start<'_>, precision: Precision);
 
-    /// The precision of products with a weight of this type where one is in force: bf16 is for those that are read as fast
-    /// as in it, halves.
+    /// The precision of products with a weight of this type where one is in force: bf16 is for those that are read in it,
+    /// halves and NF4.
     fn multiplies_in(&self, weight: DType, precision: Precision) -> Precision;
 
     /// A gated feed-forward in f32, gate, up and down each a weight and a bias: to the bit what

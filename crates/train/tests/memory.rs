@@ -55,7 +55,11 @@ fn the_peak_of_a_training_step_is_predicted_within_five_percent() {
     ] {
         for precision in [Precision::F32, Precision::Bf16] {
             for (recompute, at_once) in [(false, false), (true, false), (false, true), (true, true)] {
-                cases.push((config.clone(), rows, StepShape { tokens: rows * 64, precision, recompute, at_once, frozen: None }));
+                cases.push((
+                    config.clone(),
+                    rows,
+                    StepShape { tokens: rows * 64, precision, recompute, at_once, frozen: None },
+                ));
             }
         }
     }

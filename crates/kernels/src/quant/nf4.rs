@@ -8,10 +8,13 @@
 //! Decoding gives what bitsandbytes decodes to f32. A checkpoint says that it was made of bf16 or f16, to which
 //! bitsandbytes then rounds; here nothing is rounded.
 
-use super::product::by_widening;
-use crate::gemm::Mat;
+use super::backward::gradients;
+use super::widened::Packed;
+use crate::gemm::{Mat, Operand, Start, gemm_bf16, gemm_f32};
+use crate::isa::isa;
 use crate::parallel::{CHUNK, for_chunks};
-use std::ops::Range;
+use crate::simd::{Kernel, Simd, dispatch_on};
+use half::bf16;
 use std::sync::LazyLock;
 
 /// Numbers that share a size.
@@ -37,17 +40,6 @@ pub const NF4_VALUES: [f32; 16] = [
     0.722_956_84,
     1.0,
 ];
-
-/// The two numbers of each byte.
-static PAIRS: [[f32; 2]; 256] = {
-    let mut pairs = [[0.0; 2]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        pairs[byte] = [NF4_VALUES[byte >> 4], NF4_VALUES[byte & 15]];
-        byte += 1;
-    }
-    pairs
-};
 
 /// The sizes of the blocks: the largest absolute value of each.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,9 +130,21 @@ impl Nf4 {
         self.codes.len() + scales
     }
 
-    /// Decodes some rows of a matrix of so many columns.
-    pub(super) fn decode_rows(&self, rows: Range<usize>, cols: usize, out: &mut [f32]) {
-        for_chunks(out, CHUNK, |at, out| self.decode(rows.start * cols + at, out));
+    /// As a matrix of so many columns, which is decoded some rows at a time.
+    fn rows_of<T: Decoded>(&self, cols: usize) -> Packed<impl Fn(usize, &mut [T]) + Sync + '_> {
+        Packed { rows: self.count / cols, cols, decode: move |row, out: &mut [T]| self.decode_as(row * cols, out) }
+    }
+
+    /// How many rows of inputs there are. Panics where sizes do not agree.
+    fn check(&self, op: &str, out: &[f32], inputs: usize, cols: usize) -> usize {
+        let (rows, m) = (self.count.checked_div(cols).unwrap_or(0), inputs.checked_div(cols).unwrap_or(0));
+        assert!(
+            rows * cols == self.count && m * cols == inputs && m * rows == out.len(),
+            "{op}: {} weights, {inputs} inputs, {} outputs, {cols} columns",
+            self.count,
+            out.len()
+        );
+        if rows == 0 { 0 } else { m }
     }
 
     fn scale(&self, block: usize) -> f32 {
@@ -154,27 +158,12 @@ impl Nf4 {
 
     /// The numbers from `start` on, on the caller's thread.
     pub fn decode(&self, start: usize, out: &mut [f32]) {
-        assert!(start + out.len() <= self.count, "nf4: {} numbers from {start} of {}", out.len(), self.count);
-        let (mut at, mut rest) = (start, out);
-        while !rest.is_empty() {
-            let block = at / NF4_BLOCK;
-            let (now, later) = rest.split_at_mut(rest.len().min((block + 1) * NF4_BLOCK - at));
-            self.decode_part(at, now, self.scale(block));
-            (at, rest) = (at + now.len(), later);
-        }
+        self.decode_as(start, out);
     }
 
-    /// Numbers of one block.
-    fn decode_part(&self, at: usize, out: &mut [f32], scale: f32) {
-        let is_odd = at % 2;
-        let (first, pairs) = out.split_at_mut(is_odd.min(out.len()));
-        if let [first] = first {
-            *first = PAIRS[usize::from(self.codes[at / 2])][1] * scale;
-        }
-        for (out, &byte) in pairs.chunks_mut(2).zip(&self.codes[at.div_ceil(2)..]) {
-            let pair = &PAIRS[usize::from(byte)];
-            out.iter_mut().zip(pair).for_each(|(out, value)| *out = value * scale);
-        }
+    fn decode_as<T: Decoded>(&self, start: usize, out: &mut [T]) {
+        assert!(start + out.len() <= self.count, "nf4: {} numbers from {start} of {}", out.len(), self.count);
+        dispatch_on(isa(), Decode { w: self, start, out });
     }
 
     /// All numbers, on all threads.
@@ -234,18 +223,100 @@ fn dynamic_code(x: f32) -> u8 {
 /// `out[i][j] = sum over p of x[i][p] w[j][p] + bias[j]`: `x` is `[m, cols]`, `out` is `[m, rows]`, `w` holds
 /// `[rows, cols]`. Weights are decoded some rows at a time, and multiplied in f32.
 pub fn matmul_nf4(out: &mut [f32], x: &[f32], w: &Nf4, cols: usize, bias: Option<&[f32]>) {
-    let (rows, m) = (w.count().checked_div(cols).unwrap_or(0), x.len().checked_div(cols).unwrap_or(0));
-    assert!(
-        rows * cols == w.count() && m * cols == x.len() && m * rows == out.len(),
-        "matmul_nf4: {} weights, {} inputs, {} outputs, {cols} columns",
-        w.count(),
-        x.len(),
-        out.len()
-    );
-    if out.is_empty() {
-        return;
+    let m = w.check("matmul_nf4", out, x.len(), cols);
+    if m > 0 {
+        let x = Mat::rows(x, m, cols);
+        w.rows_of(cols).forward(out, m, bias, |c, wide: Mat<'_, f32>, start| gemm_f32(c, x, wide, start));
     }
-    by_widening(out, Mat::rows(x, m, cols), rows, bias, |rows, wide| w.decode_rows(rows, cols, wide));
+}
+
+/// The same with weights rounded to bf16 as they are decoded: [`gemm_bf16`].
+pub fn matmul_nf4_bf16(out: &mut [f32], x: &[bf16], w: &Nf4, cols: usize, bias: Option<&[f32]>) {
+    let m = w.check("matmul_nf4_bf16", out, x.len(), cols);
+    if m > 0 {
+        let x = Operand::Bf16(Mat::rows(x, m, cols));
+        w.rows_of(cols).forward(out, m, bias, |c, wide: Mat<'_, bf16>, start| {
+            gemm_bf16(c, x, Operand::Bf16(wide), start);
+        });
+    }
+}
+
+/// The gradient of the inputs from that of the outputs: `out[i][j] = start + sum over o of dy[i][o] w[o][j]`. `dy` is
+/// `[m, rows]`, `out` is `[m, cols]`. Products are those of f32, or with `in_bf16` of operands rounded to bf16.
+pub fn matmul_nf4_backward(out: &mut [f32], dy: &[f32], w: &Nf4, cols: usize, start: Start<'_>, in_bf16: bool) {
+    let rows = w.count.checked_div(cols).unwrap_or(0);
+    assert_eq!(rows * cols, w.count, "matmul_nf4_backward: {} weights, {cols} columns", w.count);
+    let dy = gradients("matmul_nf4_backward", out, dy, [rows, cols]);
+    if in_bf16 {
+        w.rows_of(cols).backward(out, dy, start, |c, dy, wide: Mat<'_, bf16>, start| {
+            gemm_bf16(c, Operand::F32(dy), Operand::Bf16(wide), start);
+        });
+    } else {
+        w.rows_of(cols).backward(out, dy, start, |c, dy, wide: Mat<'_, f32>, start| gemm_f32(c, dy, wide, start));
+    }
+}
+
+/// What numbers are decoded to.
+pub(super) trait Decoded: Copy + Send {
+    /// The nearest one.
+    fn of(x: f32) -> Self;
+    /// Writes as many as there are lanes.
+    fn store<S: Simd>(s: S, out: &mut [Self], v: S::V);
+}
+
+impl Decoded for f32 {
+    #[inline(always)]
+    fn of(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn store<S: Simd>(s: S, out: &mut [Self], v: S::V) {
+        s.store(out, v);
+    }
+}
+
+impl Decoded for bf16 {
+    #[inline(always)]
+    fn of(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(s: S, out: &mut [Self], v: S::V) {
+        s.store_bf16(out, v);
+    }
+}
+
+/// Decodes the numbers from one on.
+struct Decode<'a, T> {
+    w: &'a Nf4,
+    start: usize,
+    out: &'a mut [T],
+}
+
+impl<T: Decoded> Kernel for Decode<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (mut at, mut rest) = (self.start, self.out);
+        while !rest.is_empty() {
+            let block = at / NF4_BLOCK;
+            let (now, later) = rest.split_at_mut(rest.len().min((block + 1) * NF4_BLOCK - at));
+            let (scale, len) = (self.w.scale(block), now.len());
+            // Two numbers share a byte: vectors begin with the first of them.
+            let whole = if at.is_multiple_of(2) { len / S::LANES * S::LANES } else { 0 };
+            let (vectors, numbers) = now.split_at_mut(whole);
+            let codes = &self.w.codes[at / 2..];
+            for (out, codes) in vectors.chunks_exact_mut(S::LANES).zip(codes.chunks_exact(S::LANES / 2)) {
+                T::store(s, out, s.mul(s.look_up(&NF4_VALUES, codes), s.splat(scale)));
+            }
+            for (at, out) in (at + whole..).zip(numbers) {
+                let codes = self.w.codes[at / 2];
+                let code = if at.is_multiple_of(2) { codes >> 4 } else { codes & 15 };
+                *out = T::of(NF4_VALUES[usize::from(code)] * scale);
+            }
+            (at, rest) = (at + len, later);
+        }
+    }
 }
 
 #[cfg(test)]

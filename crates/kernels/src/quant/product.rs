@@ -13,7 +13,6 @@
 //! plain numbers, are widened to f32 a few rows at a time and go through the f32 product, which promises the same.
 
 use super::activations::{Activations, LINE, Layout, Rounding};
-use super::decode::dequantise_rows;
 use super::plain::{self, plain32, plain256};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::strips::{OnVectors, on_vectors, signed_layout};
@@ -66,8 +65,6 @@ pub(super) const STRIP: usize = 16;
 const PIECE_BYTES: usize = 32 * 1024;
 /// Pieces per thread: more even out what else the machine does, fewer cost less to hand out.
 const PIECES: usize = 4;
-/// Numbers that are widened at a time: 4 MiB.
-pub(super) const WIDENED: usize = 1 << 20;
 
 /// Numbers of gate and of up that wait to meet: 128 KiB each, an eighth or less of a second-level cache; four times as many
 /// where a block of the activations that they become has 256.
@@ -456,27 +453,5 @@ fn widened(out: &mut [f32], x: &[f32], w: Quantised<'_>, bias: Option<&[f32]>) {
     if let (GgmlType::F32, Ok(w)) = (w.ty, bytemuck::try_cast_slice::<u8, f32>(w.bytes)) {
         return gemm_f32(MatMut::rows(out, m, n), x, Mat::rows(w, n, k).t(), whole);
     }
-    by_widening(out, x, n, bias, |rows, wide| dequantise_rows(w.ty, w.part(rows), wide));
-}
-
-/// The f32 product with a matrix of `n` rows, of which `widen` writes some at a time.
-pub(super) fn by_widening(
-    out: &mut [f32],
-    x: Mat<'_, f32>,
-    n: usize,
-    bias: Option<&[f32]>,
-    widen: impl Fn(Range<usize>, &mut [f32]),
-) {
-    let (m, k) = (x.rows, x.cols);
-    let per_tile = (WIDENED / k).max(1).min(n);
-    with_scratch(per_tile * k, |wide: &mut [f32]| {
-        for first in (0..n).step_by(per_tile) {
-            let columns = first..n.min(first + per_tile);
-            let wide = &mut wide[..columns.len() * k];
-            widen(columns.clone(), wide);
-            let start = bias.map_or(Start::Zero, |bias| Start::Bias(&bias[columns.clone()]));
-            let c = MatMut::strided(&mut out[first..], m, columns.len(), n, 1);
-            gemm_f32(c, x, Mat::rows(wide, columns.len(), k).t(), start);
-        }
-    });
+    w.packed().forward(out, m, bias, |c, wide: Mat<'_, f32>, start| gemm_f32(c, x, wide, start));
 }

@@ -376,16 +376,35 @@ fn gradients_flow_back_through_weights_of_a_file_as_through_what_they_decode_to(
 }
 
 #[test]
-fn gradients_flow_back_through_nf4_as_through_what_it_decodes_to() {
-    let (rows, n, k) = (9, 1100, 2000);
-    let dy = normal("dy", rows * n);
-    let w = Nf4::encode(&normal("w", n * k), true);
-    let mut wide = vec![0.0; n * k];
-    w.decode_all(&mut wide);
-    let (mut out, mut wanted) = (vec![f32::NAN; rows * k], vec![0.0; rows * k]);
-    gemm_f32(MatMut::rows(&mut wanted, rows, k), Mat::rows(&dy, rows, n), Mat::rows(&wide, n, k), Start::Zero);
-    matmul_nf4_backward(&mut out, &dy, &w, k, Start::Zero, false);
-    assert!(out == wanted);
+fn nf4_is_multiplied_forward_and_backward_as_what_it_decodes_to() {
+    // More numbers than are decoded at a time; rows that begin within blocks, and within bytes.
+    for (n, k) in [(1100, 2000), (37, 51)] {
+        let w = Nf4::encode(&normal("w", n * k), true);
+        let mut wide = vec![0.0; n * k];
+        w.decode_all(&mut wide);
+        let (narrow, bias) = (rounded(&wide), normal("bias", n));
+        for rows in [1, 5, 70] {
+            let (x, dy) = (normal("x", rows * k), normal("dy", rows * n));
+            let (half, mut out) = (rounded(&x), vec![f32::NAN; rows * n]);
+            let (b, b_half) = (Mat::rows(&wide, n, k), Mat::rows(&narrow, n, k));
+            let mut wanted = vec![0.0; rows * n];
+            gemm_f32(MatMut::rows(&mut wanted, rows, n), Mat::rows(&x, rows, k), b.t(), Start::Bias(&bias));
+            with_threads(2, || matmul_nf4(&mut out, &x, &w, k, Some(&bias)));
+            assert!(out == wanted, "{rows} rows of {n} x {k}");
+            let (a, c) = (Operand::Bf16(Mat::rows(&half, rows, k)), MatMut::rows(&mut wanted, rows, n));
+            gemm_bf16(c, a, Operand::Bf16(b_half.t()), Start::Zero);
+            with_threads(2, || matmul_nf4_bf16(&mut out, &half, &w, k, None));
+            assert!(out == wanted, "{rows} rows of {n} x {k} in bf16");
+            let (mut out, mut wanted) = (normal("before", rows * k), normal("before", rows * k));
+            gemm_f32(MatMut::rows(&mut wanted, rows, k), Mat::rows(&dy, rows, n), b, Start::Sum);
+            matmul_nf4_backward(&mut out, &dy, &w, k, Start::Sum, false);
+            assert!(out == wanted, "back through {rows} rows of {n} x {k}");
+            let (a, c) = (Operand::F32(Mat::rows(&dy, rows, n)), MatMut::rows(&mut wanted, rows, k));
+            gemm_bf16(c, a, Operand::Bf16(b_half), Start::Zero);
+            matmul_nf4_backward(&mut out, &dy, &w, k, Start::Zero, true);
+            assert!(out == wanted, "back through {rows} rows of {n} x {k} in bf16");
+        }
+    }
 }
 
 #[test]

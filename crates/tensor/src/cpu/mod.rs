@@ -8,7 +8,7 @@ use loam_kernels::gemm::{self, Mat, MatMut, Operand, gemm_bf16, gemm_f32};
 use loam_kernels::optim::{AdamW, adamw_step};
 use loam_kernels::quant::{
     GgmlType, Nf4, Quantised, can_feed_forward, dequantise, dequantise_rows, feed_forward, matmul_bf16, matmul_nf4,
-    matmul_nf4_backward, matmul_quantised, matmul_quantised_backward, reads_halves_as_bf16,
+    matmul_nf4_backward, matmul_nf4_bf16, matmul_quantised, matmul_quantised_backward, reads_halves_as_bf16,
 };
 use loam_kernels::{convert, cross_entropy, embedding, norm, rope, softmax};
 
@@ -266,6 +266,9 @@ impl Backend for Cpu {
         let _op = profile::op("linear_quantised", &[x, weight, &out]).with_flop(flop);
         let bias = bias.map(Raw::f32);
         match (weight.dtype(), x.dtype()) {
+            (DType::Nf4, DType::Bf16) => {
+                matmul_nf4_bf16(out.f32_mut(), x.bf16(), nf4(weight), weight.shape()[1], bias);
+            }
             (DType::Nf4, _) => matmul_nf4(out.f32_mut(), x.f32(), nf4(weight), weight.shape()[1], bias),
             (_, DType::Bf16) => matmul_bf16(out.f32_mut(), x.bf16(), quantised(weight), bias),
             _ => matmul_quantised(out.f32_mut(), x.f32(), quantised(weight), bias),
@@ -288,7 +291,7 @@ impl Backend for Cpu {
 
     fn multiplies_in(&self, weight: DType, precision: Precision) -> Precision {
         match weight {
-            DType::Ggml(GgmlType::Bf16) => precision,
+            DType::Nf4 | DType::Ggml(GgmlType::Bf16) => precision,
             DType::Ggml(GgmlType::F16) if reads_halves_as_bf16() => precision,
             _ => Precision::F32,
         }

@@ -256,7 +256,8 @@ mod tests {
         let recipe =
             Recipe::parse("stage = \"pretrain\"\n[train]\nbatch = 32\n", std::path::Path::new("test")).unwrap();
         let resolved = |available_mib| {
-            let facts = Facts { spec: model.spec(), config: model.config(), sequences: 100, frozen: None, available_mib };
+            let facts =
+                Facts { spec: model.spec(), config: model.config(), sequences: 100, frozen: None, available_mib };
             recipe.resolved(&facts)
         };
         let whole = resolved(None);

@@ -1,0 +1,140 @@
+//! Products with weights that are decoded some rows at a time, forward and backward.
+
+use crate::gemm::{Mat, MatMut, Start};
+use crate::gemv;
+use crate::parallel::{CHUNK, for_chunks, for_pieces};
+use crate::scratch::with_scratch;
+use bytemuck::Pod;
+use std::ops::Range;
+
+/// Numbers that are decoded at a time: 4 MiB of f32.
+const WIDENED: usize = 1 << 20;
+/// The same beside few rows, on each thread: what is decoded is still in the second-level cache when it is multiplied.
+const BESIDE_FEW: usize = 1 << 16;
+/// Rows that are decoded together are a multiple of this: as many as any product adds up or puts side by side at once.
+const STEP: usize = 32;
+
+/// A matrix of weights `[rows, cols]` that can be decoded.
+#[derive(Clone, Copy)]
+pub(super) struct Packed<D> {
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    /// Decodes rows, as many as there is room for, from one on, on the caller's thread.
+    pub(super) decode: D,
+}
+
+impl<D> Packed<D> {
+    /// How many rows are decoded together, if so many numbers should be.
+    fn together(&self, numbers: usize) -> usize {
+        ((numbers / self.cols / STEP).max(1) * STEP).min(self.rows)
+    }
+
+    /// Decodes rows on all threads.
+    fn decode_all<T: Send>(&self, rows: Range<usize>, out: &mut [T])
+    where
+        D: Fn(usize, &mut [T]) + Sync,
+    {
+        let chunk = (CHUNK / self.cols).max(1) * self.cols;
+        for_chunks(out, chunk, |at, out| (self.decode)(rows.start + at / self.cols, out));
+    }
+
+    /// `out = x w^T + bias` for `m` rows: `multiply` is the product with some of the decoded rows, turned.
+    pub(super) fn forward<T: Pod + Send>(
+        &self,
+        out: &mut [f32],
+        m: usize,
+        bias: Option<&[f32]>,
+        multiply: impl Fn(MatMut<'_, f32>, Mat<'_, T>, Start<'_>) + Sync,
+    ) where
+        D: Fn(usize, &mut [T]) + Sync,
+    {
+        let (n, k) = (self.rows, self.cols);
+        let start = |rows: &Range<usize>| bias.map_or(Start::Zero, |bias| Start::Bias(&bias[rows.clone()]));
+        if m <= gemv::MAX_ROWS {
+            return self.beside_few(out, m, |c, wide, rows| multiply(c, wide, start(rows)));
+        }
+        let together = self.together(WIDENED);
+        with_words(together * k, |wide: &mut [T]| {
+            for first in (0..n).step_by(together) {
+                let rows = first..n.min(first + together);
+                let wide = &mut wide[..rows.len() * k];
+                self.decode_all(rows.clone(), wide);
+                let c = MatMut::strided(&mut out[first..], m, rows.len(), n, 1);
+                multiply(c, Mat::rows(wide, rows.len(), k).t(), start(&rows));
+            }
+        });
+    }
+
+    /// The same for few rows: each thread decodes what it multiplies.
+    fn beside_few<T: Pod + Send>(
+        &self,
+        out: &mut [f32],
+        m: usize,
+        multiply: impl Fn(MatMut<'_, f32>, Mat<'_, T>, &Range<usize>) + Sync,
+    ) where
+        D: Fn(usize, &mut [T]) + Sync,
+    {
+        let (n, k) = (self.rows, self.cols);
+        let (together, out) = (self.together(BESIDE_FEW), Outputs(out.as_mut_ptr()));
+        for_pieces(n.div_ceil(together), |piece| {
+            let rows = piece * together..n.min((piece + 1) * together);
+            with_words(rows.len() * k, |wide: &mut [T]| {
+                (self.decode)(rows.start, wide);
+                with_words(m * rows.len(), |sums: &mut [f32]| {
+                    multiply(MatMut::rows(sums, m, rows.len()), Mat::rows(wide, rows.len(), k).t(), &rows);
+                    for (i, sums) in sums.chunks_exact(rows.len()).enumerate() {
+                        // SAFETY: these columns of the `m` rows of `n` outputs are this piece's own.
+                        unsafe { out.put(i * n + rows.start, sums) };
+                    }
+                });
+            });
+        });
+    }
+
+    /// `out = start + dy w` for the `m` rows of `dy`: `multiply` is the product of some columns of `dy` with as many decoded
+    /// rows. Sums continue from one piece to the next.
+    pub(super) fn backward<T: Pod + Send>(
+        &self,
+        out: &mut [f32],
+        dy: Mat<'_, f32>,
+        start: Start<'_>,
+        multiply: impl Fn(MatMut<'_, f32>, Mat<'_, f32>, Mat<'_, T>, Start<'_>),
+    ) where
+        D: Fn(usize, &mut [T]) + Sync,
+    {
+        let (m, n, k) = (dy.rows, self.rows, self.cols);
+        let together = self.together(WIDENED);
+        with_words(together * k, |wide: &mut [T]| {
+            for first in (0..n).step_by(together) {
+                let rows = first..n.min(first + together);
+                let wide = &mut wide[..rows.len() * k];
+                self.decode_all(rows.clone(), wide);
+                let columns = Mat::strided(&dy.data[first..], m, rows.len(), n, 1);
+                let start = if first == 0 { start } else { Start::Sum };
+                multiply(MatMut::rows(out, m, k), columns, Mat::rows(wide, rows.len(), k), start);
+            }
+        });
+    }
+}
+
+/// Lends memory for `len` numbers that products do not ask for themselves.
+fn with_words<T: Pod, R>(len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
+    with_scratch((len * size_of::<T>()).div_ceil(size_of::<i32>()), |words: &mut [i32]| {
+        work(&mut bytemuck::cast_slice_mut(words)[..len])
+    })
+}
+
+/// Outputs that several threads write.
+struct Outputs(*mut f32);
+
+// SAFETY: every piece writes its own columns.
+unsafe impl Sync for Outputs {}
+
+impl Outputs {
+    /// # Safety
+    /// So many outputs must be there, and no other thread at them.
+    unsafe fn put(&self, at: usize, sums: &[f32]) {
+        // SAFETY: passed on from the caller.
+        unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), self.0.add(at), sums.len()) };
+    }
+}
