@@ -44,8 +44,8 @@ pub struct StepMemory {
     pub peak: usize,
 }
 
-/// Predicts what a step of training holds. Buffers below a memory page are left out. Where weights are frozen, what an
-/// adapter's own take is not counted, but what its sums hold for a moment is.
+/// Predicts what a step of training holds. Buffers below a memory page are left out. Of an adapter nothing is counted,
+/// but its inputs, which are those of the frozen products.
 pub fn step_memory(spec: &Spec, step: &StepShape) -> StepMemory {
     let counts = footprint(spec);
     let (parameters, tokens, hidden) = (counts.parameters, step.tokens, spec.hidden_size);

@@ -85,8 +85,9 @@ impl LanguageModel {
     }
 
     /// The same for running alone, or under an adapter that is trained: matrices of halves stay where they lie in a
-    /// directory's files, too, which must not be overwritten meanwhile, and are frozen. They give the numbers that they give as f32; but where products of bf16 are in force and read
-    /// no other halves, F16 is rounded, for lookups, too: [`kept_type`](crate::kept_type).
+    /// directory's files, too, which must not be overwritten meanwhile, and are frozen. They give the numbers that they give
+    /// as f32; but where products of bf16 are in force and read no other halves, F16 is rounded, for lookups, too:
+    /// [`kept_type`](crate::kept_type).
     pub fn open_to_run(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::open_with(path.as_ref(), true)
     }

@@ -305,7 +305,8 @@ fn encoded(parameter: &Parameter, ty: DType, importance: Option<&[f32]>) -> Raw 
             let (row, to_row) = (from.bytes.len() / rows.max(1), bytes.len() / rows.max(1));
             let together = (DECODED / width.max(1)).max(1);
             let mut wide = vec![0.0; together.min(rows) * width];
-            for (from_rows, out) in from.bytes.chunks((together * row).max(1)).zip(bytes.chunks_mut(together * to_row))
+            for (from_rows, out) in
+                from.bytes.chunks((together * row).max(1)).zip(bytes.chunks_mut((together * to_row).max(1)))
             {
                 let wide = &mut wide[..from_rows.len() / row * width];
                 dequantise_rows(from.ty, from_rows, wide);

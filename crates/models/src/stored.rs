@@ -17,6 +17,11 @@ pub(crate) fn is_in_place(spec: &Spec, entry: &Entry, ty: GgmlType) -> bool {
     ty != GgmlType::F32 && entry.feeds.iter().all(|name| can_be_typed(spec, name))
 }
 
+/// Whether products read a parameter: a token table that is no head is only looked up.
+fn is_multiplied(spec: &Spec, name: &str) -> bool {
+    can_be_typed(spec, name) && (spec.tie_word_embeddings || !name.ends_with("embed_tokens.weight"))
+}
+
 /// What an entry of this type takes, in the file's map and beside it.
 pub(crate) fn entry_memory(spec: &Spec, entry: &Entry, ty: GgmlType) -> WeightMemory {
     let count: usize = entry.file_shape().iter().product();
@@ -37,7 +42,7 @@ pub(crate) fn entry_memory(spec: &Spec, entry: &Entry, ty: GgmlType) -> WeightMe
     };
     // Products of bf16 keep a rounded copy of f32.
     let is_rounded = ty == GgmlType::F32 && precision() == Precision::Bf16;
-    let is_product = entry.feeds.iter().all(|name| can_be_typed(spec, name));
+    let is_product = entry.feeds.iter().all(|name| is_multiplied(spec, name));
     let copied = copied + if is_rounded && is_product { 2 * count } else { 0 };
     WeightMemory { mapped, copied, opening: 0, is_wide }
 }
@@ -81,7 +86,7 @@ impl LanguageModel {
     /// What the weights take as they are while none is trained: those in f32 that products of bf16 read have a rounded copy.
     pub fn frozen_bytes(&self, precision: Precision) -> usize {
         let is_rounded = |name: &str, parameter: &Parameter| {
-            precision == Precision::Bf16 && parameter.dtype() == DType::F32 && can_be_typed(self.spec(), name)
+            precision == Precision::Bf16 && parameter.dtype() == DType::F32 && is_multiplied(self.spec(), name)
         };
         let copies = self.parameters().into_iter().filter(|(name, parameter)| is_rounded(name, parameter));
         self.weight_bytes() + copies.map(|(_, parameter)| 2 * parameter.count()).sum::<usize>()

@@ -70,3 +70,20 @@ fn halves_are_not_copied_but_rounded_to_bf16_where_products_want_that() {
     let trainable = LanguageModel::open(dir.path()).expect("just written");
     with_precision(Precision::Bf16, || assert!(bits(&held, 1, 5) == bits(&trainable, 1, 5), "products of bf16"));
 }
+
+#[test]
+fn a_new_head_over_halves_that_stay_in_their_file_is_the_one_over_a_converted_model() {
+    let dir = tempfile::tempdir().expect("a directory");
+    written(LanguageModel::open(golden_dir("llama-gqa")).expect("a golden model"), "bfloat16", dir.path());
+    let labels = ["no".to_owned(), "yes".to_owned()];
+    let [(held, drawn), (wide, _)] = [true, false].map(|in_place| {
+        LanguageModel::open_for(dir.path(), Task::SequenceClassification, &labels, 7, in_place).expect("just written")
+    });
+    assert_eq!(drawn.initialised.len(), 1, "{drawn:?}");
+    for ((name, held), (_, wide)) in held.parameters().into_iter().zip(wide.parameters()) {
+        assert!(held.to_vec() == wide.to_vec(), "{name}");
+        // What is new is no part of the file, and can be trained.
+        let is_matrix = held.shape().len() == 2;
+        assert_eq!(held.dtype() == DType::F32, !is_matrix || held.shape()[0] == labels.len(), "{name}");
+    }
+}

@@ -151,7 +151,8 @@ pub trait Backend: Send + Sync {
     /// bf16](Backend::multiplies_in) take `x` in bf16, too.
     fn linear_quantised(&self, x: &Raw, weight: &Raw, bias: Option<&Raw>) -> Raw;
 
-    /// The gradient of the input of [`Backend::linear_quantised`]: `dx = start + dy weight`, for `dy` `[rows, out]`.
+    /// The gradient of the input of [`Backend::linear_quantised`]: `dx = start + dy weight`, for `dy` `[rows, out]`. In bf16
+    /// `dy` and what weights of any type decode to are rounded.
     fn linear_quantised_backward(&self, dx: &mut Raw, dy: &Raw, weight: &Raw, start: Start<'_>, precision: Precision);
 
     /// The precision of products with a weight of this type where one is in force: bf16 is for those that are read in it,

@@ -24,14 +24,9 @@ pub struct AdapterRun {
 }
 
 impl AdapterRun {
-    /// Freezes the model, rounds it where the section says so, and attaches the adapter of a resolved recipe; `None` without
-    /// the section.
+    /// Attaches the adapter of a resolved recipe to a model that was [frozen](freeze); `None` without the section.
     pub fn begin(recipe: &Recipe, model: &LanguageModel, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let Some(section) = &recipe.peft else { return Ok(None) };
-        model.parameters().iter().for_each(|(_, parameter)| parameter.set_trainable(false));
-        if let Some(quant) = &section.quant {
-            model.quantise(&model.plan(quant.parse()?), None)?;
-        }
         let mut adapter = match &section.path {
             Some(path) => Adapter::open(model, Path::new(path))?,
             None => fresh(recipe, section, model, tokenizer)?,
@@ -93,6 +88,15 @@ impl AdapterRun {
         })?;
         Ok(path.to_owned())
     }
+}
+
+/// Freezes a model under the adapter that a recipe trains, and rounds it where the section says so.
+pub(crate) fn freeze(section: &PeftSection, model: &LanguageModel) -> Result<()> {
+    model.parameters().iter().for_each(|(_, parameter)| parameter.set_trainable(false));
+    if let Some(quant) = &section.quant {
+        model.quantise(&model.plan(quant.parse()?), None)?;
+    }
+    Ok(())
 }
 
 fn fresh(recipe: &Recipe, section: &PeftSection, model: &LanguageModel, tokenizer: &Tokenizer) -> Result<Adapter> {

@@ -94,7 +94,7 @@ impl ModelReward {
     /// Opens a directory. Its tokenizer must be the policy's.
     pub fn open(path: &Path, tokenizer: &Tokenizer, precision: Precision) -> Result<Self> {
         let refuse = |problem: String, hint: &str| Error::RunDir { path: path.into(), problem, hint: hint.into() };
-        let model = LanguageModel::open_to_run(path)?;
+        let model = with_precision(precision, || LanguageModel::open_to_run(path))?;
         let head = model.spec().head;
         if head.task != Task::SequenceClassification || head.num_labels != 1 {
             let problem = format!("a reward model gives one score, this one is for {}", head.task);

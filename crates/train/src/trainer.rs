@@ -59,6 +59,8 @@ pub enum Ending {
 pub struct Summary {
     /// How it ended.
     pub ending: Ending,
+    /// The steps that were done before: none, unless it was resumed.
+    pub begun: u64,
     /// Where it stands.
     pub progress: Progress,
     /// Its last step; `None` where a resumed run had none left to do.
@@ -152,7 +154,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
 
     /// Runs to the end, or until the stop flag is up.
     pub fn run(mut self, hooks: &mut Hooks<'_>) -> Result<Summary> {
-        let steps = self.settings.schedule.steps;
+        let (begun, steps) = (self.progress.step, self.settings.schedule.steps);
         let mut last_step = None;
         // What an interrupted run had still to do after its last step.
         self.after_step(hooks)?;
@@ -166,6 +168,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
                 self.save_checkpoint(hooks)?;
                 return Ok(Summary {
                     ending: Ending::Interrupted,
+                    begun,
                     progress: self.progress,
                     last_step,
                     evaluation: None,
@@ -180,7 +183,7 @@ impl<'a, O: Objective> Trainer<'a, O> {
         // What the run leaves is the mean of the weights, where one was kept; the checkpoints have both.
         self.optimizer.swap_ema();
         let evaluation = self.final_evaluation(hooks)?;
-        Ok(Summary { ending, progress: self.progress, last_step, evaluation })
+        Ok(Summary { ending, begun, progress: self.progress, last_step, evaluation })
     }
 
     fn step(&mut self) -> Result<MetricRow> {

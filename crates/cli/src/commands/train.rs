@@ -38,11 +38,13 @@ pub fn run(args: &TrainArgs, threads: Option<usize>, environment: &Environment) 
     let (outcome, seconds) = (outcome?, start.elapsed().as_secs_f64());
     drop(view);
     if args.profile {
-        let roof = Roof::measured().of(outcome.resolved.train.precision.settled());
-        let steps = outcome.summary.progress.step.max(1) as f64;
-        output::say("where the time went, per step (with evaluation, samples and checkpoints)");
-        Operations::of(&costs, steps, seconds, &roof).lines().iter().for_each(|line| output::say(line));
+        // Before the roof is measured, which takes memory, too.
         let (all, buffers) = (peak_rss_mib(), pool_stats().peak_bytes >> 20);
+        let train = &outcome.resolved.train;
+        let roof = loam_train::with_threads(train.threads, |_| Ok(Roof::measured().of(train.precision.settled())))?;
+        let steps = (outcome.summary.progress.step - outcome.summary.begun).max(1) as f64;
+        output::say("where the time went, per step (opening, evaluation, samples and checkpoints included)");
+        Operations::of(&costs, steps, seconds, &roof).lines().iter().for_each(|line| output::say(line));
         output::say(&format!("memory: {all} MiB at most, the buffers of tensors {buffers} MiB"));
     }
     if outcome.summary.ending == Ending::Interrupted {

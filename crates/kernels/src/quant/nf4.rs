@@ -6,7 +6,7 @@
 //! 4.127 bits per number instead of 4.5. Blocks run on over the ends of rows.
 //!
 //! Decoding gives what bitsandbytes decodes to f32. A checkpoint says that it was made of bf16 or f16, to which
-//! bitsandbytes then rounds; here nothing is rounded.
+//! bitsandbytes then rounds; here numbers are rounded to bf16 where products of bf16 are asked for, and nowhere else.
 
 use super::backward::gradients;
 use super::widened::Packed;

@@ -78,15 +78,17 @@ impl<D> Packed<D> {
         let (together, out) = (self.together(BESIDE_FEW), Outputs(out.as_mut_ptr()));
         for_pieces(n.div_ceil(together), |piece| {
             let rows = piece * together..n.min((piece + 1) * together);
-            with_words(rows.len() * k, |wide: &mut [T]| {
+            let sums = m * rows.len();
+            with_scratch(sums + words::<T>(rows.len() * k), |memory: &mut [i32]| {
+                let (sums, wide) = memory.split_at_mut(sums);
+                let sums: &mut [f32] = bytemuck::cast_slice_mut(sums);
+                let wide: &mut [T] = &mut bytemuck::cast_slice_mut(wide)[..rows.len() * k];
                 (self.decode)(rows.start, wide);
-                with_words(m * rows.len(), |sums: &mut [f32]| {
-                    multiply(MatMut::rows(sums, m, rows.len()), Mat::rows(wide, rows.len(), k).t(), &rows);
-                    for (i, sums) in sums.chunks_exact(rows.len()).enumerate() {
-                        // SAFETY: these columns of the `m` rows of `n` outputs are this piece's own.
-                        unsafe { out.put(i * n + rows.start, sums) };
-                    }
-                });
+                multiply(MatMut::rows(sums, m, rows.len()), Mat::rows(wide, rows.len(), k).t(), &rows);
+                for (i, sums) in sums.chunks_exact(rows.len()).enumerate() {
+                    // SAFETY: these columns of the `m` rows of `n` outputs are this piece's own.
+                    unsafe { out.put(i * n + rows.start, sums) };
+                }
             });
         });
     }
@@ -103,6 +105,9 @@ impl<D> Packed<D> {
         D: Fn(usize, &mut [T]) + Sync,
     {
         let (m, n, k) = (dy.rows, self.rows, self.cols);
+        if m == 0 {
+            return;
+        }
         let together = self.together(WIDENED);
         with_words(together * k, |wide: &mut [T]| {
             for first in (0..n).step_by(together) {
@@ -119,9 +124,12 @@ impl<D> Packed<D> {
 
 /// Lends memory for `len` numbers that products do not ask for themselves.
 fn with_words<T: Pod, R>(len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
-    with_scratch((len * size_of::<T>()).div_ceil(size_of::<i32>()), |words: &mut [i32]| {
-        work(&mut bytemuck::cast_slice_mut(words)[..len])
-    })
+    with_scratch(words::<T>(len), |words: &mut [i32]| work(&mut bytemuck::cast_slice_mut(words)[..len]))
+}
+
+/// Words of 32 bits that so many numbers take.
+fn words<T>(len: usize) -> usize {
+    (len * size_of::<T>()).div_ceil(size_of::<i32>())
 }
 
 /// Outputs that several threads write.

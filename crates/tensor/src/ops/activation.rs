@@ -4,7 +4,7 @@ use loam_kernels::elementwise::Unary;
 
 use crate::backend::Dropout;
 use crate::ops::linear::Saved;
-use crate::raw::DType;
+use crate::raw::{DType, Raw};
 use crate::tensor::{Tensor, backend};
 
 impl Tensor {
@@ -36,12 +36,10 @@ impl Tensor {
     /// Inverted dropout: zero with probability `p`, else divide by `1 - p` (Srivastava et al. 2014).
     pub fn dropout(&self, dropout: Dropout) -> Self {
         assert!((0.0..1.0).contains(&dropout.p), "dropout probability {} is outside 0..1", dropout.p);
-        let x = Saved::of(self, &self.dense_as_kept());
-        let again = move || backend().dropout(&backend().cast(&x.raw(), DType::F32), dropout);
-        Self::from_op(backend().dropout(&self.dense(), dropout), &[self], move |dy, grads| {
-            grads.add(0, backend().dropout(dy, dropout));
-        })
-        .remade_by(again)
+        let kept = self.dense_as_kept();
+        let drop = move |x: &Raw| backend().dropout(&backend().cast(x, DType::F32), dropout);
+        let (y, x) = (drop(&kept), Saved::of(self, &kept));
+        Self::from_op(y, &[self], move |dy, grads| grads.add(0, drop(dy))).remade_by(move || drop(&x.raw()))
     }
 
     /// Softmax over the last axis.

@@ -9,6 +9,7 @@ use loam_data::dialogue::Dialogue;
 use loam_data::preference::{AnswerBatch, AnswerLoader, Answers, Whole, micro_batches};
 use loam_kernels::rng::Stream;
 use loam_models::LanguageModel;
+use loam_tensor::with_precision;
 use loam_tokenizer::Tokenizer;
 use serde_json::Value;
 
@@ -44,7 +45,7 @@ fn teacher(recipe: &Recipe, start: &Start, observer: &mut dyn Observer) -> Resul
     let path = Path::new(recipe.distill.teacher.as_deref().unwrap_or_default());
     let refuse =
         |problem: &str, hint: &str| Error::RunDir { path: path.into(), problem: problem.into(), hint: hint.into() };
-    let teacher = LanguageModel::open_to_run(path)?;
+    let teacher = with_precision(recipe.train.precision.settled(), || LanguageModel::open_to_run(path))?;
     let spec = teacher.spec();
     if spec.encoder.is_some() || !spec.is_causal() || spec.head.task != loam_models::Task::LanguageModel {
         let problem = "a teacher writes from left to right, this model does not";

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use loam_data::preference::{Encoder, Prompt, read_prompts};
 use loam_models::LanguageModel;
-use loam_tensor::Parameter;
+use loam_tensor::{Parameter, with_precision};
 use serde_json::Value;
 
 use super::records::Split;
@@ -94,7 +94,8 @@ impl StageData for Prompts {
         let reward = crate::reward::open(reward, &start.tokenizer, settings.precision)?;
         // A second copy of the weights, only where it is looked at.
         let path = recipe.model.path.as_deref().map(Path::new);
-        let reference = path.filter(|_| settings.beta > 0.0).map(LanguageModel::open_to_run).transpose()?;
+        let path = path.filter(|_| settings.beta > 0.0);
+        let reference = with_precision(settings.precision, || path.map(LanguageModel::open_to_run).transpose())?;
         let value_head = (stage == Stage::Ppo).then(|| Parameter::zeros([1, run.model.spec().hidden_size]));
         let rollouts = Rollouts::new(
             (run.model, reference.as_ref()),

@@ -37,8 +37,11 @@ pub(super) fn log_probs<L: Clone>(
     let hashes: Vec<_> = weights.as_array().into_iter().flatten().map(|file| file["xxh3"].clone()).collect();
     let texts: Vec<_> =
         examples.iter().map(|e| e.texts.iter().map(|t| (&t.ids, &t.trained)).collect::<Vec<_>>()).collect();
+    // Under an adapter the model that is scored with is the one that is frozen.
+    let frozen = recipe.peft.as_ref().filter(|_| other.is_none()).map(|section| &section.quant);
     let identity = json!({
-        "weights": hashes, "precision": format!("{precision:?}"), "texts": texts, "version": env!("CARGO_PKG_VERSION"),
+        "weights": hashes, "frozen": frozen, "precision": format!("{precision:?}"), "texts": texts,
+        "version": env!("CARGO_PKG_VERSION"),
     });
     let key = format!("{:032x}", XxHash3_128::oneshot(identity.to_string().as_bytes()));
     let path = cache_dir.join("reference").join(format!("{key}.f32"));
@@ -51,9 +54,10 @@ pub(super) fn log_probs<L: Clone>(
         }
         _ => {
             observer.on_message(&format!("scoring {count} answers with the reference model"));
-            let opened = other.map(LanguageModel::open_to_run).transpose()?;
-            let model = opened.as_ref().unwrap_or(&start.model);
-            let values = with_precision(precision, || no_grad(|| score(model, examples)))?;
+            let values = with_precision(precision, || {
+                let opened = other.map(LanguageModel::open_to_run).transpose()?;
+                no_grad(|| score(opened.as_ref().unwrap_or(&start.model), examples))
+            })?;
             let bytes: Vec<u8> = values.iter().flat_map(|value: &f32| value.to_le_bytes()).collect();
             atomic::write_file(&path, &bytes)?;
             values

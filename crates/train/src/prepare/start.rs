@@ -43,6 +43,9 @@ impl Start {
         // Halves are kept as products in the run's precision read them.
         let precision = recipe.train.precision.settled();
         let (mut model, labels) = with_precision(precision, || with_head(path, &dir, recipe, observer))?;
+        if let Some(section) = &recipe.peft {
+            crate::adapter::freeze(section, &model)?;
+        }
         let tokenizer = Tokenizer::open(path)?;
         // transformers finds the last token of a padded row by it.
         if recipe.stage == Stage::Reward
