@@ -24,7 +24,7 @@ pub struct AdapterRun {
 }
 
 impl AdapterRun {
-    /// Attaches the adapter of a resolved recipe to a model that was [frozen](freeze); `None` without the section.
+    /// Attaches the adapter of a resolved recipe to a model that is frozen; `None` without the section.
     pub fn begin(recipe: &Recipe, model: &LanguageModel, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let Some(section) = &recipe.peft else { return Ok(None) };
         let mut adapter = match &section.path {
