@@ -29,13 +29,22 @@ impl<D> Packed<D> {
         ((numbers / self.cols / STEP).max(1) * STEP).min(self.rows)
     }
 
-    /// Decodes rows on all threads.
-    fn decode_all<T: Send>(&self, rows: Range<usize>, out: &mut [T])
+    /// Decodes some rows after the other, on all threads, and hands them to `work`.
+    fn by_pieces<T: Pod + Send>(&self, mut work: impl FnMut(Range<usize>, Mat<'_, T>))
     where
         D: Fn(usize, &mut [T]) + Sync,
     {
-        let chunk = (CHUNK / self.cols).max(1) * self.cols;
-        for_chunks(out, chunk, |at, out| (self.decode)(rows.start + at / self.cols, out));
+        let (n, k, together) = (self.rows, self.cols, self.together(WIDENED));
+        let chunk = (CHUNK / k).max(1) * k;
+        with_scratch(words::<T>(together * k), |memory: &mut [i32]| {
+            let wide: &mut [T] = bytemuck::cast_slice_mut(memory);
+            for first in (0..n).step_by(together) {
+                let rows = first..n.min(first + together);
+                let wide = &mut wide[..rows.len() * k];
+                for_chunks(wide, chunk, |at, out| (self.decode)(first + at / k, out));
+                work(rows.clone(), Mat::rows(wide, rows.len(), k));
+            }
+        });
     }
 
     /// `out = x w^T + bias` for `m` rows: `multiply` is the product with some of the decoded rows, turned.
@@ -48,20 +57,14 @@ impl<D> Packed<D> {
     ) where
         D: Fn(usize, &mut [T]) + Sync,
     {
-        let (n, k) = (self.rows, self.cols);
+        let n = self.rows;
         let start = |rows: &Range<usize>| bias.map_or(Start::Zero, |bias| Start::Bias(&bias[rows.clone()]));
         if m <= gemv::MAX_ROWS {
             return self.beside_few(out, m, |c, wide, rows| multiply(c, wide, start(rows)));
         }
-        let together = self.together(WIDENED);
-        with_words(together * k, |wide: &mut [T]| {
-            for first in (0..n).step_by(together) {
-                let rows = first..n.min(first + together);
-                let wide = &mut wide[..rows.len() * k];
-                self.decode_all(rows.clone(), wide);
-                let c = MatMut::strided(&mut out[first..], m, rows.len(), n, 1);
-                multiply(c, Mat::rows(wide, rows.len(), k).t(), start(&rows));
-            }
+        self.by_pieces(|rows, wide| {
+            let c = MatMut::strided(&mut out[rows.start..], m, rows.len(), n, 1);
+            multiply(c, wide.t(), start(&rows));
         });
     }
 
@@ -108,26 +111,15 @@ impl<D> Packed<D> {
         if m == 0 {
             return;
         }
-        let together = self.together(WIDENED);
-        with_words(together * k, |wide: &mut [T]| {
-            for first in (0..n).step_by(together) {
-                let rows = first..n.min(first + together);
-                let wide = &mut wide[..rows.len() * k];
-                self.decode_all(rows.clone(), wide);
-                let columns = Mat::strided(&dy.data[first..], m, rows.len(), n, 1);
-                let start = if first == 0 { start } else { Start::Sum };
-                multiply(MatMut::rows(out, m, k), columns, Mat::rows(wide, rows.len(), k), start);
-            }
+        self.by_pieces(|rows, wide| {
+            let columns = Mat::strided(&dy.data[rows.start..], m, rows.len(), n, 1);
+            let start = if rows.start == 0 { start } else { Start::Sum };
+            multiply(MatMut::rows(out, m, k), columns, wide, start);
         });
     }
 }
 
-/// Lends memory for `len` numbers that products do not ask for themselves.
-fn with_words<T: Pod, R>(len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
-    with_scratch(words::<T>(len), |words: &mut [i32]| work(&mut bytemuck::cast_slice_mut(words)[..len]))
-}
-
-/// Words of 32 bits that so many numbers take.
+/// Words of 32 bits that so many numbers take: memory of a kind that products do not ask for themselves.
 fn words<T>(len: usize) -> usize {
     (len * size_of::<T>()).div_ceil(size_of::<i32>())
 }
