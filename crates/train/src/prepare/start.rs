@@ -32,10 +32,14 @@ pub(crate) struct Start {
 impl Start {
     /// Opens or makes what the recipe says.
     pub(crate) fn of(recipe: &Recipe, cache_dir: &Path, observer: &mut dyn Observer) -> Result<Self> {
-        match &recipe.model.path {
+        let start = match &recipe.model.path {
             Some(path) => Self::open(Path::new(path), recipe, observer),
             None => Self::new(recipe, cache_dir, observer),
+        }?;
+        if let Some(section) = &recipe.peft {
+            crate::adapter::freeze(section, &start.model)?;
         }
+        Ok(start)
     }
 
     fn open(path: &Path, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Self> {
@@ -43,9 +47,6 @@ impl Start {
         // Halves are kept as products in the run's precision read them.
         let precision = recipe.train.precision.settled();
         let (mut model, labels) = with_precision(precision, || with_head(path, &dir, recipe, observer))?;
-        if let Some(section) = &recipe.peft {
-            crate::adapter::freeze(section, &model)?;
-        }
         let tokenizer = Tokenizer::open(path)?;
         // transformers finds the last token of a padded row by it.
         if recipe.stage == Stage::Reward
